@@ -1,0 +1,105 @@
+# Two targets matter to a user: `make demo` and `make test`. Each installs what it lacks, into .venv.
+# Every step leaves a stamp, so a second run only does what changed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= $(shell nproc)
+MODEL ?=
+TP ?= 1
+PYTEST_ARGS ?=
+export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
+
+py := $(abspath $(VENV))/bin/python
+pip := $(py) -m pip --disable-pip-version-check
+stamps := $(VENV)/.stamps
+cpp_files := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name CMakeLists.txt 2>/dev/null)
+cpp_tests := $(shell find tests/cpp -name '*.cc' -o -name '*.h' 2>/dev/null)
+say = @printf '\033[1m[%s]\033[0m %s\n' $(1) $(2)
+
+.PHONY: help demo test bench lint format stubs sanitize build clean pytest cpp-test
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@echo; echo "Variables: MODEL=path (demo), TP=ranks (demo), JOBS=n, PYTEST_ARGS='-k name', TORCH_INDEX=url, VENV=folder"
+
+demo: $(stamps)/build $(stamps)/sglang  ## Serve with the real SGLang and show pages coming back; writes demo.json
+	$(py) -m bench.demo --json demo.json --tp $(TP) $(if $(MODEL),--model "$(MODEL)")
+
+test: cpp-test pytest  ## Run all tests: C++, Python, and the real server
+
+pytest: $(stamps)/build $(stamps)/sglang
+	$(call say,pytest,"unit tests first, then those that start the real server")
+	$(py) -m pytest $(PYTEST_ARGS)
+
+cpp-test: build/cpp/.built
+	$(call say,ctest,"C++ tests")
+	ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS) --progress
+
+bench: $(stamps)/build $(stamps)/sglang  ## Run the benchmarks; writes bench/results/*.json and *.png
+	@mkdir -p bench/results
+	$(py) -m bench pages --json bench/results/pages.json --plot bench/results/pages.png
+	$(py) -m bench hits --json bench/results/hits.json --plot bench/results/hits.png
+
+lint: $(stamps)/build  ## Check style and types
+	$(call say,lint,"ruff, mypy, clang-format")
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(filter %.cc %.h,$(cpp_files) $(cpp_tests))
+
+format: $(stamps)/dev  ## Rewrite the sources in the project's style
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(filter %.cc %.h,$(cpp_files) $(cpp_tests))
+
+build: $(stamps)/build  ## Build the core and install the package, editable, into .venv
+
+stubs: $(stamps)/build  ## Write mooncake_hicache/_core.pyi anew
+	$(py) tools/stubs.py mooncake_hicache/_core.pyi
+
+sanitize:  ## Run the C++ tests under the address, undefined and thread sanitizers
+	@tools/system_packages.sh $(PYTHON)
+	$(MAKE) --no-print-directory build/address/.run build/thread/.run
+
+clean:  ## Remove what was built (.venv stays; remove it by hand)
+	rm -rf build $(stamps)/build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# ---- steps
+
+$(stamps)/dev: pyproject.toml system-packages.txt
+	@tools/system_packages.sh $(PYTHON)
+	$(call say,venv,"$(VENV) with the tools of pyproject.toml's group dev (about a minute)")
+	@test -x $(py) || $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(stamps) build
+	@$(py) tools/requirements.py > build/requirements.txt
+	$(pip) install --quiet -c tests/serving/constraints.txt -r build/requirements.txt
+	@touch $@
+
+$(stamps)/build: $(stamps)/dev $(cpp_files)
+	$(call say,build,"the C++ core with $(JOBS) jobs")
+	$(pip) install --quiet --no-build-isolation --no-deps --config-settings=build.verbose=false -e .
+	@touch $@
+
+$(stamps)/sglang: $(stamps)/dev tests/serving/requirements.txt tests/serving/constraints.txt
+	@tools/install_sglang.sh $(py)
+	@touch $@
+
+build/cpp/.built: $(stamps)/dev $(cpp_files) $(cpp_tests)
+	$(call say,build,"the C++ tests with $(JOBS) jobs")
+	@cmake -S csrc -B build/cpp -G Ninja -DHICACHE_MODULE=OFF -DHICACHE_TESTS=ON > build/cpp-configure.log \
+	  || { cat build/cpp-configure.log; exit 1; }
+	cmake --build build/cpp
+	@touch $@
+
+build/address/.run: sanitizer = address,undefined
+build/thread/.run: sanitizer = thread
+build/address/.run build/thread/.run: $(cpp_files) $(cpp_tests)
+	$(call say,sanitize,"$(sanitizer)")
+	@mkdir -p $(@D)
+	@cmake -S csrc -B $(@D) -G Ninja -DHICACHE_MODULE=OFF -DHICACHE_TESTS=ON -DHICACHE_SANITIZE=$(sanitizer) \
+	  > $(@D)/configure.log || { cat $(@D)/configure.log; exit 1; }
+	cmake --build $(@D)
+	ctest --test-dir $(@D) --output-on-failure
+	@touch $@
