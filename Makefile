@@ -79,7 +79,11 @@ $(stamps)/dev: pyproject.toml system-packages.txt
 
 $(stamps)/build: $(stamps)/dev $(cpp_files)
 	$(call say,build,"the C++ core with $(JOBS) jobs")
-	$(pip) install --quiet --no-build-isolation --no-deps --config-settings=build.verbose=false -e .
+	@mkdir -p build
+	@set -o pipefail; $(pip) install -v --no-build-isolation --no-deps -e . 2>&1 | tee build/install.log \
+	  | grep --line-buffered -oE '(\[[0-9]+/[0-9]+\] .*|[^ ]*(error|warning): .*)$$' \
+	  || { $(pip) show -q mooncake-hicache && tail -1 build/install.log | grep -q Successfully; } \
+	  || { tail -60 build/install.log; exit 1; }
 	@touch $@
 
 $(stamps)/sglang: $(stamps)/dev tests/serving/requirements.txt tests/serving/constraints.txt
