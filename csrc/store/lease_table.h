@@ -40,14 +40,14 @@ class LeaseTable {
   /// they may have expired. Returns true if the page has fewer leases than before.
   bool release(LeaseKind kind, SessionIndex session, LeaseIndex* head);
 
-  /// Ends leases that expired. `head_of(page)` gives a page's list, `on_end(page)` is told.
+  /// Ends leases that expired. `head_of(page)` gives a page's list, `on_end(page, kind)` is told.
   template <typename HeadOf, typename OnEnd>
   void expire(uint64_t now_ms, HeadOf head_of, OnEnd on_end) {
     for (List& list : by_kind_) {
       while (list.first != kNoLease && leases_[list.first].expires_ms <= now_ms) {
-        const PageIndex page = leases_[list.first].page;
-        end(list.first, head_of(page));
-        on_end(page);
+        const Lease ended = leases_[list.first];
+        end(list.first, head_of(ended.page));
+        on_end(ended.page, ended.kind);
       }
     }
   }
@@ -57,9 +57,9 @@ class LeaseTable {
   void end_session(SessionIndex session, HeadOf head_of, OnEnd on_end) {
     while (session < by_session_.size() && by_session_[session].first != kNoLease) {
       const LeaseIndex lease = by_session_[session].first;
-      const PageIndex page = leases_[lease].page;
-      end(lease, head_of(page));
-      on_end(page);
+      const Lease ended = leases_[lease];
+      end(lease, head_of(ended.page));
+      on_end(ended.page, ended.kind);
     }
   }
 

@@ -6,7 +6,7 @@
 namespace hicache {
 
 KeyTable::KeyTable(size_t expected_count)
-    : entries_(std::bit_ceil(std::max<size_t>(64, expected_count / 7 * 8))),
+    : entries_(std::bit_ceil(std::max<size_t>(64, expected_count / 3 * 4))),
       mask_(entries_.size() - 1) {}
 
 void KeyTable::insert(uint64_t hash, PageIndex page) {

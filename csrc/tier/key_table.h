@@ -1,7 +1,7 @@
 // Hash table from a 64-bit hash to page indexes: 8 bytes an entry, the records stay elsewhere.
 //
 // Open addressing with linear probing, backward-shift deletion (no tombstones, so look-up time does
-// not decay) and a load of at most 7/8. The caller compares records; the table stores 32 bits of the
+// not decay) and a load of at most 3/4. The caller compares records; the table stores 32 bits of the
 // hash to make that comparison almost always the last one.
 //
 // Pure. Threads: one owner.
@@ -62,7 +62,7 @@ class KeyTable {
   /// Rebuilds with twice the room when the next insert would pass the load limit.
   template <typename HashOf>
   void reserve_one(HashOf hash_of) {
-    if (count_ + 1 > entries_.size() / 8 * 7) grow(hash_of);
+    if (count_ + 1 > entries_.size() / 4 * 3) grow(hash_of);
   }
 
   size_t count() const { return count_; }

@@ -1,0 +1,137 @@
+#include "io/memory.h"
+
+#include <fcntl.h>
+#include <linux/mempolicy.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "base/bytes.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+namespace hicache {
+namespace {
+
+constexpr uint64_t kHugePageSize = 2 * kMiB;
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+/// Free huge pages of 2 MiB, from the kernel's counters; 0 when there are none or no sysfs.
+uint64_t free_huge_pages() {
+  uint64_t count = 0;
+  if (std::FILE* file =
+          std::fopen("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "re")) {
+    if (std::fscanf(file, "%lu", &count) != 1) count = 0;
+    std::fclose(file);
+  }
+  return count;
+}
+
+std::string huge_page_remedy(uint64_t size_bytes) {
+  const uint64_t wanted = round_up(size_bytes, kHugePageSize) / kHugePageSize;
+  return "the pool wants " + std::to_string(wanted) + " huge pages of 2 MiB and the system has " +
+         std::to_string(free_huge_pages()) + " free; reserve them with `sysctl vm.nr_hugepages=" +
+         std::to_string(wanted) + "`";
+}
+
+Result<Fd> create_memfd(const SharedMemory::Options& options, bool huge, uint64_t* size_bytes) {
+  const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB : 0);
+  Fd fd(memfd_create("mooncake-hicache-pool", flags));
+  if (!fd.valid()) return io_error("creating the pool's memory (memfd_create)", errno);
+  *size_bytes = round_up(options.size_bytes, huge ? kHugePageSize : kMiB);
+  if (ftruncate(fd.get(), static_cast<off_t>(*size_bytes)) != 0) {
+    return io_error("sizing the pool to " + std::to_string(*size_bytes) + " bytes", errno);
+  }
+  if (fcntl(fd.get(), F_ADD_SEALS, kSeals) != 0) {
+    return io_error("sealing the pool's memory", errno);
+  }
+  return fd;
+}
+
+void bind_to_numa_node(uint8_t* address, uint64_t size, int node,
+                       std::vector<std::string>& notices) {
+  if (node < 0) return;
+  unsigned long mask[16] = {};
+  constexpr int kNodesMax = static_cast<int>(sizeof(mask)) * 8;
+  if (node < kNodesMax) mask[node / 64] = 1UL << (node % 64);
+  // The system call itself: libnuma would be one more library for this one line.
+  if (node >= kNodesMax ||
+      syscall(SYS_mbind, address, size, MPOL_BIND, mask, kNodesMax, 0) != 0) {
+    notices.push_back("the pool is not bound to NUMA node " + std::to_string(node) + " (" +
+                      std::strerror(node >= kNodesMax ? EINVAL : errno) +
+                      "); see /sys/devices/system/node for the nodes of this machine");
+  }
+}
+
+}  // namespace
+
+SharedMemory::SharedMemory(Fd fd, uint8_t* address, uint64_t size_bytes)
+    : fd_(std::move(fd)), address_(address), size_bytes_(size_bytes) {}
+
+SharedMemory::~SharedMemory() { munmap(address_, size_bytes_); }
+
+Result<std::unique_ptr<SharedMemory>> SharedMemory::create(const Options& options,
+                                                           std::vector<std::string>& notices) {
+  const uint64_t huge_wanted = round_up(options.size_bytes, kHugePageSize) / kHugePageSize;
+  bool huge = options.huge_pages != HugePages::kNever && free_huge_pages() >= huge_wanted;
+  if (!huge && options.huge_pages == HugePages::kAlways) {
+    return Status(Code::kNoSpace, "huge_pages = always: " + huge_page_remedy(options.size_bytes));
+  }
+  if (!huge && options.huge_pages == HugePages::kAuto) {
+    notices.push_back("the pool uses 4 KiB OS pages: " + huge_page_remedy(options.size_bytes));
+  }
+  uint64_t size_bytes = 0;
+  Result<Fd> fd = create_memfd(options, huge, &size_bytes);
+  if (!fd.ok()) return fd.status();
+  void* address =
+      mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.value().get(), 0);
+  if (address == MAP_FAILED) {
+    return Status(Code::kNoSpace, "mapping a pool of " + std::to_string(size_bytes) +
+                                      " bytes: " + std::strerror(errno) +
+                                      "; choose a smaller pool_size");
+  }
+  auto* bytes = static_cast<uint8_t*>(address);
+  if (!huge && options.huge_pages != HugePages::kNever) madvise(address, size_bytes, MADV_HUGEPAGE);
+  bind_to_numa_node(bytes, size_bytes, options.numa_node, notices);
+  return std::unique_ptr<SharedMemory>(
+      new SharedMemory(std::move(fd.value()), bytes, size_bytes));
+}
+
+Result<std::unique_ptr<SharedMemory>> SharedMemory::map(Fd fd, uint64_t size_bytes) {
+  struct stat stat{};
+  const int seals = fcntl(fd.get(), F_GET_SEALS);
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || fstat(fd.get(), &stat) != 0 ||
+      static_cast<uint64_t>(stat.st_size) < size_bytes || size_bytes == 0) {
+    return Status(Code::kCorrupt, "the node sent a pool that is not a sealed memfd of " +
+                                      std::to_string(size_bytes) + " bytes");
+  }
+  void* address = mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (address == MAP_FAILED) return io_error("mapping the node's pool", errno);
+  return std::unique_ptr<SharedMemory>(
+      new SharedMemory(std::move(fd), static_cast<uint8_t*>(address), size_bytes));
+}
+
+Status SharedMemory::populate(uint64_t offset, uint64_t size) {
+  for (;;) {
+    if (madvise(address_ + offset, size, MADV_POPULATE_WRITE) == 0) return Status();
+    if (errno == EINTR || errno == EAGAIN) continue;
+    break;
+  }
+  // Linux before 5.14 has no MADV_POPULATE_WRITE; fallocate backs the file all the same.
+  if (errno == EINVAL && fallocate(fd_.get(), 0, static_cast<off_t>(offset),
+                                   static_cast<off_t>(size)) == 0) {
+    return Status();
+  }
+  return Status(Code::kNoSpace, "backing " + std::to_string(size) + " bytes of the pool at offset " +
+                                    std::to_string(offset) + ": " + std::strerror(errno) +
+                                    "; free memory or choose a smaller pool_size");
+}
+
+}  // namespace hicache

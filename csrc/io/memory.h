@@ -1,0 +1,56 @@
+// Shared memory that several processes map: the pool.
+//
+// The owner creates it (memfd, sealed against resizing, so a mapping can never fault with SIGBUS
+// because someone shrank the file) and populates it step by step before any byte of a step is
+// handed out: running out of memory is then an error here and not a signal in a client.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "io/fd.h"
+
+namespace hicache {
+
+enum class HugePages : uint8_t { kNever, kAuto, kAlways };
+
+class SharedMemory {
+ public:
+  struct Options {
+    uint64_t size_bytes;   // Rounded up to whole (huge) OS pages.
+    HugePages huge_pages;  // kAuto falls back with a notice, kAlways fails.
+    int numa_node;         // -1: leave it to the kernel.
+  };
+
+  /// Creates and maps; touches nothing. Adds what was asked for and could not be had to `notices`.
+  static Result<std::unique_ptr<SharedMemory>> create(const Options& options,
+                                                      std::vector<std::string>& notices);
+
+  /// Maps what another process created. The descriptor is hostile until checked: it must be a
+  /// sealed memfd of at least `size_bytes`.
+  static Result<std::unique_ptr<SharedMemory>> map(Fd fd, uint64_t size_bytes);
+
+  ~SharedMemory();
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory& operator=(const SharedMemory&) = delete;
+
+  uint8_t* address() const { return address_; }
+  uint64_t size_bytes() const { return size_bytes_; }
+  const Fd& fd() const { return fd_; }
+
+  /// Makes the kernel back a range with real memory. Blocks; about 0.3 s per GiB.
+  /// Returns kNoSpace when there is no memory left.
+  Status populate(uint64_t offset, uint64_t size);
+
+ private:
+  SharedMemory(Fd fd, uint8_t* address, uint64_t size_bytes);
+
+  Fd fd_;
+  uint8_t* address_;
+  uint64_t size_bytes_;
+};
+
+}  // namespace hicache

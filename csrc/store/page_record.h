@@ -1,0 +1,121 @@
+// What a node remembers of one page, and the growing array that holds these records.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/bytes.h"
+#include "store/lease_table.h"
+#include "tier/eviction.h"
+#include "tier/extent.h"
+
+namespace hicache {
+
+/// Extents of one page: nearly always one, so one lies in place.
+class PageExtents {
+ public:
+  PageExtents() = default;
+  explicit PageExtents(Extents extents) {
+    if (extents.size() == 1) {
+      first_ = extents[0];
+    } else {
+      extents.shrink_to_fit();
+      all_ = std::make_unique<Extents>(std::move(extents));
+    }
+  }
+
+  std::span<const Extent> span() const {
+    return all_ ? std::span<const Extent>(*all_) : std::span<const Extent>(&first_, 1);
+  }
+  size_t heap_size_bytes() const {
+    return all_ ? sizeof(Extents) + all_->capacity() * sizeof(Extent) : 0;
+  }
+
+ private:
+  Extent first_{0, 0};
+  std::unique_ptr<Extents> all_;
+};
+
+/// A namespace's present life: clear() gives it a new one, which hides all older pages at once.
+using SpaceIndex = uint32_t;
+
+enum class PageState : uint8_t {
+  kFree,       // The record is unused.
+  kReserved,   // A client is writing; not visible.
+  kPresent,    // Visible and whole.
+  kCondemned,  // No longer visible; its bytes are kept until the last lease ends.
+};
+
+enum class Pin : uint8_t { kNone = 0, kSoft = 1, kHard = 2 };
+inline constexpr uint8_t kPinCount = 3;
+
+struct PageRecord {
+  Key key;
+  uint64_t checksum = 0;
+  uint64_t size = 0;
+  uint64_t parent_hash = 0;  // 0: chain root, or unknown.
+  uint64_t expires_ms = 0;   // Of the page, or of its reservation; 0: never.
+  uint64_t inserted_ms = 0;
+  PageExtents extents;
+  uint32_t generation = 0;  // Counts lives of this record: an old reference never matches.
+  SpaceIndex space = 0;
+  LeaseIndex leases = kNoLease;
+  SessionIndex session = 0;  // While reserved: who writes.
+  // Neighbours in the session's reservations or in the space's pages.
+  PageIndex previous = kNoPage;
+  PageIndex next = kNoPage;
+  PageState state = PageState::kFree;
+  Pin pin = Pin::kNone;
+  bool is_held = false;  // Counted as not evictable.
+};
+
+/// A page of one node at one time.
+struct PageRef {
+  PageIndex page;
+  uint32_t generation;
+};
+
+/// Records in pieces, so that growing never copies what is there. Indexes are reused.
+class PageRecords {
+ public:
+  PageRecord& operator[](PageIndex page) { return pieces_[page / kPieceCount][page % kPieceCount]; }
+  const PageRecord& operator[](PageIndex page) const {
+    return pieces_[page / kPieceCount][page % kPieceCount];
+  }
+  bool contains(PageIndex page) const { return page < size_; }
+  void prefetch(PageIndex page) const { __builtin_prefetch(&(*this)[page]); }
+
+  PageIndex take() {
+    if (free_ == kNoPage) {
+      if (size_ == pieces_.size() * kPieceCount) {
+        pieces_.push_back(std::make_unique<PageRecord[]>(kPieceCount));
+      }
+      return size_++;
+    }
+    const PageIndex page = free_;
+    free_ = (*this)[page].next;
+    return page;
+  }
+
+  void give_back(PageIndex page) {
+    const uint32_t generation = (*this)[page].generation;
+    (*this)[page] = PageRecord{};
+    (*this)[page].generation = generation;
+    (*this)[page].next = free_;
+    free_ = page;
+  }
+
+  size_t memory_size_bytes() const { return pieces_.size() * kPieceCount * sizeof(PageRecord); }
+  PageIndex size() const { return size_; }
+
+ private:
+  static constexpr PageIndex kPieceCount = 4096;
+
+  std::vector<std::unique_ptr<PageRecord[]>> pieces_;
+  PageIndex size_ = 0;
+  PageIndex free_ = kNoPage;
+};
+
+}  // namespace hicache

@@ -1,0 +1,510 @@
+#include "store/page_store.h"
+
+#include <algorithm>
+
+namespace hicache {
+namespace {
+
+constexpr NamespaceIndex kNamespaceCountMax = 65536;
+constexpr uint64_t kDropPerStep = 256;       // Cleared pages reclaimed per step: well below 1 ms.
+constexpr size_t kPrefetchDistance = 16;     // Records in flight while keys are looked up.
+constexpr uint64_t kExpectedPageSize = 256 * kKiB;
+constexpr size_t kExpectedPagesMax = 1 << 22;
+
+uint64_t mix(uint64_t value) {  // SplitMix64's finaliser.
+  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
+  value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
+  return value ^ (value >> 31);
+}
+
+}  // namespace
+
+PageStore::PageStore(Options options)
+    : options_(std::move(options)),
+      table_(std::min<uint64_t>(options_.capacity_bytes / kExpectedPageSize, kExpectedPagesMax)),
+      leases_(LeaseTable::Options{{options_.lookup_lease_ttl_ms, options_.read_lease_ttl_ms}}),
+      eviction_(make_eviction(options_.eviction, options_.capacity_bytes, options_.seed)) {}
+
+// ---------------------------------------------------------------- keys, namespaces, sessions
+
+uint64_t PageStore::hash_of(SpaceIndex space, const Key& key) {
+  // Mixed, because compat keys may be anything; never 0, which means "no parent".
+  const uint64_t hash = mix(key.hash() ^ mix(space + 1));
+  return hash == 0 ? 1 : hash;
+}
+
+uint64_t PageStore::hash_of(PageIndex page) const {
+  return hash_of(records_[page].space, records_[page].key);
+}
+
+PageIndex PageStore::find(SpaceIndex space, const Key& key, uint64_t hash) const {
+  return table_.find(hash, [&](PageIndex page) {
+    return records_[page].space == space && records_[page].key == key;
+  });
+}
+
+void PageStore::prefetch(SpaceIndex space, std::span<const Key> keys,
+                         std::vector<uint64_t>& hashes) const {
+  hashes.resize(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) {
+    hashes[i] = hash_of(space, keys[i]);
+    table_.prefetch(hashes[i]);
+  }
+}
+
+Result<NamespaceIndex> PageStore::open_namespace(const NamespaceDigest& digest,
+                                                 std::string description) {
+  std::vector<NamespaceIndex>& candidates = namespaces_by_digest_[digest.hash()];
+  for (NamespaceIndex candidate : candidates) {
+    if (namespaces_[candidate].digest == digest) return candidate;
+  }
+  if (namespaces_.size() >= kNamespaceCountMax) {
+    return Status(Code::kNoSpace, "the node already has " + std::to_string(kNamespaceCountMax) +
+                                      " namespaces; restart it to forget the unused ones");
+  }
+  const auto index = static_cast<NamespaceIndex>(namespaces_.size());
+  candidates.push_back(index);
+  namespaces_.push_back({digest, std::move(description), next_space_});
+  spaces_[next_space_++];
+  return index;
+}
+
+SessionIndex PageStore::open_session() {
+  if (free_sessions_.empty()) {
+    sessions_.emplace_back();
+    return static_cast<SessionIndex>(sessions_.size() - 1);
+  }
+  const SessionIndex session = free_sessions_.back();
+  free_sessions_.pop_back();
+  sessions_[session] = Session{};
+  return session;
+}
+
+void PageStore::close_session(SessionIndex session, uint64_t now_ms) {
+  expire_leases(now_ms);
+  leases_.end_session(
+      session, [this](PageIndex page) { return &records_[page].leases; },
+      [this](PageIndex page, LeaseKind kind) { after_lease_end(page, kind); });
+  while (sessions_[session].reserved.first != kNoPage) {
+    const PageIndex page = sessions_[session].reserved.first;
+    abort(session, {page, records_[page].generation});
+  }
+  sessions_[session].is_open = false;
+  free_sessions_.push_back(session);
+}
+
+// ---------------------------------------------------------------- look-up, lease, release
+
+void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
+                       LookupFlags flags, uint64_t now_ms, std::vector<Code>& codes) {
+  advance(now_ms);
+  ++counts_.lookup_requests;
+  const SpaceIndex space = namespaces_[index].space;
+  const auto leasable =
+      static_cast<uint64_t>(options_.lookup_lease_share *
+                            static_cast<double>(options_.capacity_bytes));
+  codes.assign(keys.size(), Code::kNotFound);
+  prefetch(space, keys, hashes_);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    if (i + kPrefetchDistance < keys.size()) {
+      const PageIndex guess = table_.guess(hashes_[i + kPrefetchDistance]);
+      if (guess != kNoPage) records_.prefetch(guess);
+    }
+    const PageIndex page = find(space, keys[i], hashes_[i]);
+    if (page == kNoPage) {
+      if (!flags.prefix) {
+        ++counts_.lookup_miss_pages;
+        continue;
+      }
+      counts_.lookup_miss_pages += keys.size() - i;
+      return;
+    }
+    codes[i] = Code::kOk;
+    ++counts_.lookup_hit_pages;
+    if (!flags.lease) continue;
+    PageRecord& record = records_[page];
+    const bool renews = leases_.holds(LeaseKind::kLookup, session, record.leases);
+    if (!renews && lookup_leased_bytes_ + record.size > leasable) continue;
+    leases_.grant(LeaseKind::kLookup, session, page, &record.leases, now_ms);
+    if (!renews) lookup_leased_bytes_ += record.size;
+    update_held(record);
+  }
+}
+
+void PageStore::lease(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
+                      uint64_t now_ms, std::vector<Location>& locations) {
+  advance(now_ms);
+  ++counts_.get_requests;
+  const SpaceIndex space = namespaces_[index].space;
+  locations.assign(keys.size(), Location{});
+  found_pages_.clear();
+  prefetch(space, keys, hashes_);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const PageIndex page = find(space, keys[i], hashes_[i]);
+    if (page == kNoPage) {
+      ++counts_.get_miss_pages;
+      continue;
+    }
+    PageRecord& record = records_[page];
+    leases_.grant(LeaseKind::kRead, session, page, &record.leases, now_ms);
+    update_held(record);
+    ++counts_.get_hit_pages;
+    counts_.get_hit_bytes += record.size;
+    found_pages_.push_back(page);
+    locations[i] = Location{Code::kOk,   {page, record.generation}, record.size,
+                            record.checksum, record.extents.span()};
+  }
+  eviction_->access(found_pages_, now_ms);
+}
+
+void PageStore::release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) {
+  for (const PageRef& ref : refs) {
+    if (!records_.contains(ref.page)) continue;
+    PageRecord& record = records_[ref.page];
+    // A reference of an earlier life of this record: its lease ended long ago.
+    if (record.generation != ref.generation) continue;
+    if (leases_.holds(LeaseKind::kLookup, session, record.leases)) {
+      leases_.release(LeaseKind::kLookup, session, &record.leases);
+      lookup_leased_bytes_ -= record.size;
+    }
+    leases_.release(LeaseKind::kRead, session, &record.leases);
+    if (record.leases == kNoLease && record.state == PageState::kCondemned) {
+      free_page(ref.page);
+    } else {
+      update_held(record);
+    }
+  }
+  expire_leases(now_ms);
+}
+
+void PageStore::after_lease_end(PageIndex page, LeaseKind kind) {
+  PageRecord& record = records_[page];
+  if (kind == LeaseKind::kLookup) lookup_leased_bytes_ -= record.size;
+  if (record.leases == kNoLease && record.state == PageState::kCondemned) {
+    free_page(page);
+  } else {
+    update_held(record);
+  }
+}
+
+void PageStore::update_held(PageRecord& record) {
+  const bool held = record.state == PageState::kReserved ||
+                    record.state == PageState::kCondemned || record.leases != kNoLease ||
+                    record.pin == Pin::kHard;
+  if (held == record.is_held) return;
+  record.is_held = held;
+  if (held) {
+    held_bytes_ += record.size;
+  } else {
+    held_bytes_ -= record.size;
+  }
+}
+
+// ---------------------------------------------------------------- reserve, commit, abort
+
+void PageStore::reserve(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
+                        std::span<const uint64_t> sizes, const ReserveOptions& options,
+                        uint64_t now_ms, std::vector<Placement>& placements) {
+  advance(now_ms);
+  ++counts_.put_requests;
+  const SpaceIndex space = namespaces_[index].space;
+  placements.clear();
+  found_pages_.clear();
+  uint64_t parent_hash = options.parent ? hash_of(space, *options.parent) : 0;
+  std::vector<PageIndex> existing;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    PageIndex page = kNoPage;
+    const Code code =
+        reserve_one(session, space, keys[i], sizes[i], parent_hash, options, now_ms, &page);
+    if (code == Code::kAlreadyExists) existing.push_back(page);
+    Placement placement{code, {kNoPage, 0}, {}};
+    if (code == Code::kOk) placement.ref = {page, records_[page].generation};
+    placements.push_back(placement);
+    if (options.chained) parent_hash = hash_of(space, keys[i]);
+  }
+  // Only now: a record's extents stay put, but a page found present may have been evicted above.
+  for (Placement& placement : placements) {
+    if (placement.code == Code::kOk) placement.extents = records_[placement.ref.page].extents.span();
+  }
+  std::erase_if(existing, [this](PageIndex page) {
+    return records_[page].state != PageState::kPresent;
+  });
+  eviction_->access(existing, now_ms);
+}
+
+Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& key, uint64_t size,
+                            uint64_t parent_hash, const ReserveOptions& options, uint64_t now_ms,
+                            PageIndex* page) {
+  if (!options.replace) {
+    *page = find(space, key, hash_of(space, key));
+    if (*page != kNoPage) {
+      ++counts_.put_existing_pages;
+      return Code::kAlreadyExists;
+    }
+  }
+  const auto pinnable = static_cast<uint64_t>(options_.hard_pin_share *
+                                              static_cast<double>(options_.capacity_bytes));
+  Extents extents;
+  if ((options.pin == Pin::kHard && pinned_bytes_ + size > pinnable) ||
+      !make_room(size, extents, now_ms)) {
+    ++counts_.put_no_space_pages;
+    return Code::kNoSpace;
+  }
+  *page = records_.take();
+  PageRecord& record = records_[*page];
+  ++record.generation;
+  record.key = key;
+  record.size = size;
+  record.parent_hash = parent_hash;
+  record.inserted_ms = now_ms;
+  record.extents = PageExtents(std::move(extents));
+  record.space = space;
+  record.session = session;
+  record.state = PageState::kReserved;
+  record.pin = options.pin;
+  extent_heap_bytes_ += record.extents.heap_size_bytes();
+  reserved_bytes_ += size;
+  if (options.pin == Pin::kHard) pinned_bytes_ += size;
+  link(sessions_[session].reserved, *page);
+  set_expiry(*page, now_ms + options_.reservation_ttl_ms);
+  update_held(record);
+  return Code::kOk;
+}
+
+Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
+                       const CommitOptions& options, uint64_t now_ms) {
+  if (!records_.contains(ref.page)) return Code::kCancelled;
+  PageRecord& record = records_[ref.page];
+  if (record.generation != ref.generation || record.state != PageState::kReserved ||
+      record.session != session) {
+    return Code::kCancelled;
+  }
+  auto space = spaces_.find(record.space);
+  if (space == spaces_.end()) {  // Cleared while the client wrote.
+    abort(session, ref);
+    return Code::kCancelled;
+  }
+  const uint64_t hash = hash_of(ref.page);
+  const PageIndex present = find(record.space, record.key, hash);
+  if (present != kNoPage && !options.replace) {
+    abort(session, ref);
+    --counts_.aborted_pages;
+    ++counts_.put_existing_pages;
+    return Code::kAlreadyExists;
+  }
+  if (present != kNoPage) condemn(present, EraseReason::kRemoved);
+  unlink(sessions_[session].reserved, ref.page);
+  reserved_bytes_ -= record.size;
+  record.checksum = checksum;
+  record.state = PageState::kPresent;
+  set_expiry(ref.page, options.ttl_ms == 0 ? 0 : now_ms + options.ttl_ms);
+  link(space->second, ref.page);
+  table_.reserve_one([this](PageIndex page) { return hash_of(page); });
+  table_.insert(hash, ref.page);
+  eviction_->insert(
+      ref.page, PageTraits{hash, record.parent_hash, record.size, record.pin == Pin::kSoft},
+      now_ms);
+  update_held(record);
+  ++counts_.put_stored_pages;
+  counts_.put_stored_bytes += record.size;
+  return Code::kOk;
+}
+
+void PageStore::abort(SessionIndex session, PageRef ref) {
+  if (!records_.contains(ref.page)) return;
+  const PageRecord& record = records_[ref.page];
+  if (record.generation != ref.generation || record.state != PageState::kReserved ||
+      record.session != session) {
+    return;
+  }
+  ++counts_.aborted_pages;
+  free_page(ref.page);
+}
+
+bool PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
+  while (!allocator_.allocate(size, extents)) {
+    if (drop_cleared(kDropPerStep)) continue;
+    if (options_.grow && options_.grow()) continue;
+    // Evict nothing for a page that would not fit anyway.
+    if (held_bytes_ + size > allocator_.size_bytes()) return false;
+    const PageIndex victim = eviction_->victim(
+        [this](PageIndex page) { return !records_[page].is_held; }, now_ms);
+    if (victim == kNoPage) return false;
+    evict(victim, now_ms);
+  }
+  return true;
+}
+
+void PageStore::evict(PageIndex page, uint64_t now_ms) {
+  const PageRecord& record = records_[page];
+  ++counts_.evicted_pages;
+  counts_.evicted_bytes += record.size;
+  counts_.eviction_age_ms = now_ms - record.inserted_ms;
+  condemn(page, EraseReason::kEvicted);
+}
+
+// ---------------------------------------------------------------- leaving
+
+void PageStore::condemn(PageIndex page, EraseReason reason) {
+  PageRecord& record = records_[page];
+  table_.erase(hash_of(page), page, [this](PageIndex other) { return hash_of(other); });
+  eviction_->erase(page, reason);
+  unlink(list_of(record), page);
+  set_expiry(page, 0);
+  record.state = PageState::kCondemned;
+  if (record.leases == kNoLease) {
+    free_page(page);
+  } else {
+    update_held(record);
+  }
+}
+
+void PageStore::free_page(PageIndex page) {
+  PageRecord& record = records_[page];
+  if (record.state == PageState::kReserved) {
+    unlink(sessions_[record.session].reserved, page);
+    reserved_bytes_ -= record.size;
+    set_expiry(page, 0);
+  }
+  if (record.pin == Pin::kHard) pinned_bytes_ -= record.size;
+  if (record.is_held) held_bytes_ -= record.size;
+  extent_heap_bytes_ -= record.extents.heap_size_bytes();
+  allocator_.release(record.extents.span());
+  records_.give_back(page);
+}
+
+Code PageStore::remove(NamespaceIndex index, const Key& key) {
+  const SpaceIndex space = namespaces_[index].space;
+  const PageIndex page = find(space, key, hash_of(space, key));
+  if (page == kNoPage) return Code::kNotFound;
+  ++counts_.removed_pages;
+  condemn(page, EraseReason::kRemoved);
+  return Code::kOk;
+}
+
+Code PageStore::set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t now_ms) {
+  const SpaceIndex space = namespaces_[index].space;
+  const uint64_t hash = hash_of(space, key);
+  const PageIndex page = find(space, key, hash);
+  if (page == kNoPage) return Code::kNotFound;
+  PageRecord& record = records_[page];
+  if (record.pin == pin) return Code::kOk;
+  const auto pinnable = static_cast<uint64_t>(options_.hard_pin_share *
+                                              static_cast<double>(options_.capacity_bytes));
+  if (pin == Pin::kHard && pinned_bytes_ + record.size > pinnable) return Code::kNoSpace;
+  if (record.pin == Pin::kHard) pinned_bytes_ -= record.size;
+  if (pin == Pin::kHard) pinned_bytes_ += record.size;
+  const bool soft_changes = (record.pin == Pin::kSoft) != (pin == Pin::kSoft);
+  record.pin = pin;
+  if (soft_changes) {
+    eviction_->erase(page, EraseReason::kRemoved);
+    eviction_->insert(page, PageTraits{hash, record.parent_hash, record.size, pin == Pin::kSoft},
+                      now_ms);
+  }
+  update_held(record);
+  return Code::kOk;
+}
+
+uint64_t PageStore::clear(NamespaceIndex index) {
+  Namespace& name_space = namespaces_[index];
+  const uint64_t count = spaces_.at(name_space.space).count;
+  cleared_spaces_.push_back(name_space.space);
+  name_space.space = next_space_;
+  spaces_[next_space_++];
+  counts_.cleared_pages += count;
+  drop_cleared(kDropPerStep);
+  return count;
+}
+
+bool PageStore::drop_cleared(uint64_t count_max) {
+  bool dropped = false;
+  while (!cleared_spaces_.empty() && count_max != 0) {
+    PageList& list = spaces_.at(cleared_spaces_.back());
+    while (list.first != kNoPage && count_max-- != 0) {
+      condemn(list.first, EraseReason::kRemoved);
+      dropped = true;
+    }
+    if (list.first != kNoPage) return dropped;
+    spaces_.erase(cleared_spaces_.back());
+    cleared_spaces_.pop_back();
+  }
+  return dropped;
+}
+
+void PageStore::report_corrupt(PageRef ref) {
+  if (!records_.contains(ref.page)) return;
+  const PageRecord& record = records_[ref.page];
+  if (record.generation != ref.generation || record.state != PageState::kPresent) return;
+  ++counts_.corrupt_pages;
+  condemn(ref.page, EraseReason::kRemoved);
+}
+
+// ---------------------------------------------------------------- time
+
+uint64_t PageStore::advance(uint64_t now_ms) {
+  expire_leases(now_ms);
+  expire_pages(now_ms);
+  drop_cleared(kDropPerStep);
+  if (!cleared_spaces_.empty()) return now_ms;
+  uint64_t next = leases_.next_expiry_ms();
+  if (!expiry_order_.empty()) next = std::min(next, expiry_order_.begin()->first);
+  return next;
+}
+
+void PageStore::expire_leases(uint64_t now_ms) {
+  leases_.expire(
+      now_ms, [this](PageIndex page) { return &records_[page].leases; },
+      [this](PageIndex page, LeaseKind kind) { after_lease_end(page, kind); });
+}
+
+void PageStore::expire_pages(uint64_t now_ms) {
+  while (!expiry_order_.empty() && expiry_order_.begin()->first <= now_ms) {
+    const PageIndex page = expiry_order_.begin()->second;
+    const PageRecord& record = records_[page];
+    if (record.state == PageState::kReserved) {
+      abort(record.session, {page, record.generation});
+    } else {
+      ++counts_.expired_pages;
+      condemn(page, EraseReason::kRemoved);
+    }
+  }
+}
+
+void PageStore::set_expiry(PageIndex page, uint64_t expires_ms) {
+  PageRecord& record = records_[page];
+  if (record.expires_ms != 0) expiry_order_.erase({record.expires_ms, page});
+  record.expires_ms = expires_ms;
+  if (expires_ms != 0) expiry_order_.emplace(expires_ms, page);
+}
+
+// ---------------------------------------------------------------- lists
+
+PageStore::PageList& PageStore::list_of(const PageRecord& record) {
+  return record.state == PageState::kReserved ? sessions_[record.session].reserved
+                                              : spaces_.at(record.space);
+}
+
+void PageStore::link(PageList& list, PageIndex page) {
+  PageRecord& record = records_[page];
+  record.previous = kNoPage;
+  record.next = list.first;
+  if (list.first != kNoPage) records_[list.first].previous = page;
+  list.first = page;
+  ++list.count;
+  list.size_bytes += record.size;
+}
+
+void PageStore::unlink(PageList& list, PageIndex page) {
+  PageRecord& record = records_[page];
+  if (record.previous == kNoPage) {
+    list.first = record.next;
+  } else {
+    records_[record.previous].next = record.next;
+  }
+  if (record.next != kNoPage) records_[record.next].previous = record.previous;
+  record.previous = record.next = kNoPage;
+  --list.count;
+  list.size_bytes -= record.size;
+}
+
+}  // namespace hicache

@@ -1,0 +1,206 @@
+// The node's decisions: which pages it has, where they lie, who may read them, which one leaves.
+//
+// Pure: no I/O, no thread, no clock; it moves no page bytes. Clients move bytes between the offsets
+// it names and their own memory. The node's server and the tests are the two callers.
+//
+//   put:  reserve -> (client writes) -> commit           invisible until commit
+//   get:  lease   -> (client copies and verifies) -> release
+//   life: free -> reserved -> present -> [condemned while leased] -> free
+//
+// Threads: one owner. Every call takes the time in milliseconds of a clock that does not run back.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/status.h"
+#include "store/lease_table.h"
+#include "store/page_record.h"
+#include "store/stats.h"
+#include "tier/eviction.h"
+#include "tier/key_table.h"
+#include "tier/slot_allocator.h"
+
+namespace hicache {
+
+using NamespaceIndex = uint32_t;
+
+class PageStore {
+ public:
+  struct Options {
+    uint64_t capacity_bytes;  // What add_memory() will add up to in the end.
+    EvictionKind eviction;
+    uint64_t seed;  // For the eviction policy's sampling.
+    uint64_t read_lease_ttl_ms;
+    uint64_t lookup_lease_ttl_ms;
+    double lookup_lease_share;  // Of the capacity that look-up leases may hold.
+    double hard_pin_share;      // Of the capacity that hard pins may hold.
+    uint64_t reservation_ttl_ms;
+    /// Called when a put finds no room: adds memory and returns true, or returns false.
+    std::function<bool()> grow;
+  };
+
+  struct NamespaceUse {
+    NamespaceDigest digest;
+    std::string description;
+    uint64_t page_count;
+    uint64_t size_bytes;
+  };
+
+  struct LookupFlags {
+    bool lease;   // Grant look-up leases for what is found.
+    bool prefix;  // Stop at the first miss; the rest is answered kNotFound.
+  };
+
+  struct Location {
+    Code code = Code::kNotFound;
+    PageRef ref{kNoPage, 0};
+    uint64_t size = 0;
+    uint64_t checksum = 0;
+    std::span<const Extent> extents;  // Valid until the next call.
+  };
+
+  struct Placement {
+    Code code;  // kOk: write to `extents`, then commit. kAlreadyExists: nothing to do. kNoSpace.
+    PageRef ref{kNoPage, 0};
+    std::span<const Extent> extents;  // Valid until the next call.
+  };
+
+  struct ReserveOptions {
+    const Key* parent;  // Of keys[0]; null: none or unknown.
+    bool chained;       // keys[i] is the parent of keys[i + 1].
+    bool replace;       // Also when a page of that key is present.
+    Pin pin;
+  };
+
+  struct CommitOptions {
+    uint64_t ttl_ms;  // 0: until evicted.
+    bool replace;
+  };
+
+  explicit PageStore(Options options);
+
+  void add_memory(uint64_t offset, uint64_t size) { allocator_.add(offset, size); }
+
+  SessionIndex open_session();
+  /// Ends the session's leases and drops its reservations.
+  void close_session(SessionIndex session, uint64_t now_ms);
+
+  /// The namespace with this digest, made if needed. kNoSpace beyond 65536 of them.
+  Result<NamespaceIndex> open_namespace(const NamespaceDigest& digest, std::string description);
+  bool has_namespace(NamespaceIndex index) const { return index < namespaces_.size(); }
+
+  void lookup(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
+              LookupFlags flags, uint64_t now_ms, std::vector<Code>& codes);
+
+  /// Grants a read lease on each page found.
+  void lease(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
+             uint64_t now_ms, std::vector<Location>& locations);
+
+  /// Ends the session's read and look-up leases on these pages. Unknown references are ignored.
+  void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms);
+
+  /// Makes room by evicting, and hands out where to write. Sizes are at least 1.
+  void reserve(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
+               std::span<const uint64_t> sizes, const ReserveOptions& options, uint64_t now_ms,
+               std::vector<Placement>& placements);
+
+  /// Makes one written page visible. kAlreadyExists: another client was first, ours is dropped.
+  /// kCancelled: the reservation is gone (expired, or its namespace was cleared meanwhile).
+  Code commit(SessionIndex session, PageRef ref, uint64_t checksum, const CommitOptions& options,
+              uint64_t now_ms);
+
+  /// Drops one reservation.
+  void abort(SessionIndex session, PageRef ref);
+
+  Code remove(NamespaceIndex index, const Key& key);
+  Code set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t now_ms);
+
+  /// Makes every page of the namespace invisible at once; returns how many. Their bytes are
+  /// reclaimed in small steps by advance() and by puts.
+  uint64_t clear(NamespaceIndex index);
+
+  /// A reader found that the bytes do not match the checksum: the page is dropped.
+  void report_corrupt(PageRef ref);
+
+  /// Ends what has expired, reclaims a bounded number of cleared pages. Returns when it wants to be
+  /// called again (UINT64_MAX: not before the next other call).
+  uint64_t advance(uint64_t now_ms);
+
+  const PageRecord& record(PageIndex page) const { return records_[page]; }
+  NodeStats stats() const;
+  std::vector<NamespaceUse> namespace_use() const;
+
+  /// What is inconsistent, or "" (slow; for tests).
+  std::string check_invariants() const;
+
+ private:
+  struct PageList {
+    PageIndex first = kNoPage;
+    uint64_t count = 0;
+    uint64_t size_bytes = 0;
+  };
+  struct Namespace {
+    NamespaceDigest digest;
+    std::string description;
+    SpaceIndex space;
+  };
+  struct Session {
+    PageList reserved;
+    bool is_open = true;
+  };
+
+  static uint64_t hash_of(SpaceIndex space, const Key& key);
+  uint64_t hash_of(PageIndex page) const;
+  PageIndex find(SpaceIndex space, const Key& key, uint64_t hash) const;
+  void prefetch(SpaceIndex space, std::span<const Key> keys, std::vector<uint64_t>& hashes) const;
+  PageList& list_of(const PageRecord& record);
+  void link(PageList& list, PageIndex page);
+  void unlink(PageList& list, PageIndex page);
+
+  bool make_room(uint64_t size, Extents& extents, uint64_t now_ms);
+  void evict(PageIndex page, uint64_t now_ms);
+  /// Takes a present page out of sight; frees it now or when its last lease ends.
+  void condemn(PageIndex page, EraseReason reason);
+  void free_page(PageIndex page);
+  void update_held(PageRecord& record);
+  void set_expiry(PageIndex page, uint64_t expires_ms);
+  void expire_pages(uint64_t now_ms);
+  void expire_leases(uint64_t now_ms);
+  void after_lease_end(PageIndex page, LeaseKind kind);
+  bool drop_cleared(uint64_t count_max);
+  Code reserve_one(SessionIndex session, SpaceIndex space, const Key& key, uint64_t size,
+                   uint64_t parent_hash, const ReserveOptions& options, uint64_t now_ms,
+                   PageIndex* page);
+
+  Options options_;
+  SlotAllocator allocator_;
+  KeyTable table_;
+  PageRecords records_;
+  LeaseTable leases_;
+  std::unique_ptr<Eviction> eviction_;
+  std::vector<Namespace> namespaces_;
+  std::unordered_map<uint64_t, std::vector<NamespaceIndex>> namespaces_by_digest_;
+  std::unordered_map<SpaceIndex, PageList> spaces_;
+  std::vector<SpaceIndex> cleared_spaces_;
+  SpaceIndex next_space_ = 0;
+  std::vector<Session> sessions_;
+  std::vector<SessionIndex> free_sessions_;
+  std::set<std::pair<uint64_t, PageIndex>> expiry_order_;
+  std::vector<uint64_t> hashes_;        // Scratch of a call, kept to save allocations.
+  std::vector<PageIndex> found_pages_;  // Likewise.
+  uint64_t held_bytes_ = 0;
+  uint64_t reserved_bytes_ = 0;
+  uint64_t pinned_bytes_ = 0;
+  uint64_t lookup_leased_bytes_ = 0;
+  uint64_t extent_heap_bytes_ = 0;
+  NodeStats counts_;  // Only its counters; stats() fills in the gauges.
+};
+
+}  // namespace hicache

@@ -1,0 +1,71 @@
+// PageStore's self-description: gauges for operators, invariants for tests.
+#include "store/page_store.h"
+
+namespace hicache {
+
+NodeStats PageStore::stats() const {
+  NodeStats stats = counts_;
+  stats.pool_size_bytes = options_.capacity_bytes;
+  stats.pool_populated_bytes = allocator_.size_bytes();
+  stats.pool_used_bytes = allocator_.used_bytes();
+  stats.pool_waste_bytes = allocator_.waste_bytes();
+  stats.pool_reserved_bytes = reserved_bytes_;
+  stats.pool_held_bytes = held_bytes_;
+  stats.pinned_bytes = pinned_bytes_;
+  stats.pages = table_.count();
+  stats.namespaces = namespaces_.size();
+  stats.clients = sessions_.size() - free_sessions_.size();
+  stats.leases = leases_.count();
+  stats.leased_bytes = lookup_leased_bytes_;
+  stats.index_size_bytes = table_.memory_size_bytes() + records_.memory_size_bytes() +
+                           leases_.memory_size_bytes() + eviction_->memory_size_bytes() +
+                           extent_heap_bytes_;
+  return stats;
+}
+
+std::vector<PageStore::NamespaceUse> PageStore::namespace_use() const {
+  std::vector<NamespaceUse> use;
+  for (const Namespace& name_space : namespaces_) {
+    const PageList& pages = spaces_.at(name_space.space);
+    use.push_back({name_space.digest, name_space.description, pages.count, pages.size_bytes});
+  }
+  return use;
+}
+
+std::string PageStore::check_invariants() const {
+  uint64_t held = 0;
+  uint64_t reserved = 0;
+  uint64_t pinned = 0;
+  uint64_t used = 0;
+  uint64_t present = 0;
+  for (PageIndex page = 0; page < records_.size(); ++page) {
+    const PageRecord& record = records_[page];
+    if (record.state == PageState::kFree) continue;
+    used += record.size;
+    if (record.is_held) held += record.size;
+    if (record.state == PageState::kReserved) reserved += record.size;
+    if (record.pin == Pin::kHard) pinned += record.size;
+    uint64_t extents = 0;
+    for (const Extent& extent : record.extents.span()) extents += extent.size;
+    if (extents != record.size) return "the extents of a page do not add up to its size";
+    const bool must_hold = record.state != PageState::kPresent || record.leases != kNoLease ||
+                           record.pin == Pin::kHard;
+    if (must_hold != record.is_held) return "a page's held flag is wrong";
+    if (record.state == PageState::kCondemned && record.leases == kNoLease) {
+      return "a condemned page without leases was kept";
+    }
+    if (record.state != PageState::kPresent) continue;
+    ++present;
+    if (find(record.space, record.key, hash_of(page)) != page) return "a page is not in the table";
+  }
+  if (present != table_.count()) return "the table has pages that are not present";
+  if (present != eviction_->page_count()) return "the eviction policy has other pages";
+  if (held != held_bytes_) return "held_bytes is wrong";
+  if (reserved != reserved_bytes_) return "reserved_bytes is wrong";
+  if (pinned != pinned_bytes_) return "pinned_bytes is wrong";
+  if (used != allocator_.used_bytes()) return "used bytes differ from the allocator's";
+  if (std::string wrong = allocator_.check_invariants(); !wrong.empty()) return wrong;
+  return eviction_->check_invariants();
+}
+
+}  // namespace hicache

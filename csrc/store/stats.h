@@ -1,0 +1,63 @@
+// What a node counts. One list: the wire, the binding and the metrics are generated from it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace hicache {
+
+// GAUGE: what is. COUNTER: what has happened since the node started.
+#define HICACHE_NODE_STATS(GAUGE, COUNTER) \
+  GAUGE(pool_size_bytes)                   \
+  GAUGE(pool_populated_bytes)              \
+  GAUGE(pool_used_bytes)                   \
+  GAUGE(pool_waste_bytes)                  \
+  GAUGE(pool_reserved_bytes)               \
+  GAUGE(pool_held_bytes)                   \
+  GAUGE(pinned_bytes)                      \
+  GAUGE(pages)                             \
+  GAUGE(namespaces)                        \
+  GAUGE(clients)                           \
+  GAUGE(leases)                            \
+  GAUGE(leased_bytes)                      \
+  GAUGE(index_size_bytes)                  \
+  GAUGE(eviction_age_ms)                   \
+  GAUGE(uptime_ms)                         \
+  COUNTER(lookup_requests)                 \
+  COUNTER(lookup_hit_pages)                \
+  COUNTER(lookup_miss_pages)               \
+  COUNTER(get_requests)                    \
+  COUNTER(get_hit_pages)                   \
+  COUNTER(get_miss_pages)                  \
+  COUNTER(get_hit_bytes)                   \
+  COUNTER(put_requests)                    \
+  COUNTER(put_stored_pages)                \
+  COUNTER(put_existing_pages)              \
+  COUNTER(put_stored_bytes)                \
+  COUNTER(put_no_space_pages)              \
+  COUNTER(aborted_pages)                   \
+  COUNTER(evicted_pages)                   \
+  COUNTER(evicted_bytes)                   \
+  COUNTER(expired_pages)                   \
+  COUNTER(removed_pages)                   \
+  COUNTER(cleared_pages)                   \
+  COUNTER(corrupt_pages)                   \
+  COUNTER(rejected_clients)                \
+  COUNTER(bad_frames)
+
+struct NodeStats {
+#define HICACHE_FIELD(name) uint64_t name = 0;
+  HICACHE_NODE_STATS(HICACHE_FIELD, HICACHE_FIELD)
+#undef HICACHE_FIELD
+};
+
+inline constexpr std::array kNodeStatNames = {
+#define HICACHE_NAME(name) #name,
+    HICACHE_NODE_STATS(HICACHE_NAME, HICACHE_NAME)
+#undef HICACHE_NAME
+};
+
+inline constexpr size_t kNodeStatCount = kNodeStatNames.size();
+static_assert(sizeof(NodeStats) == kNodeStatCount * sizeof(uint64_t));
+
+}  // namespace hicache
