@@ -1,10 +1,12 @@
 """Serve conversations with the real SGLang and show pages coming back from the node: `make demo`.
 
-The same requests are sent five times: to a server without any cache (whose outputs are the truth), to one with our tier
-when nothing is cached, again when its own memory holds everything, again after a flush of that memory, and
-again to a new engine. In the last two only the node can have the pages. Every output is compared with the truth.
+The same requests are sent five times: to a server without any cache (whose outputs are the truth),
+to one with our tier when nothing is cached, again when its own memory holds everything, again after
+a flush of that memory, and again to a new engine. In the last two only the node can have the pages.
+Every output is compared with the truth.
 
-The node is the demo's own: private folder, small pool, stopped at the end. A node of yours is not touched.
+The node is the demo's own: private folder, small pool, stopped at the end. A node of yours is not
+touched.
 """
 
 from __future__ import annotations
@@ -95,11 +97,11 @@ class Truth:
         task = progress.add_task("no cache", total=workload.conversations * workload.turns)
         for _ in range(workload.turns):
             for history in histories:
-                history += text(workload.question_size)
+                history.extend(text(workload.question_size))
                 result = server.generate(history, workload.answer_size)
                 self.prompts.append(list(history))
                 self.results.append(result)
-                history += result.tokens
+                history.extend(result.tokens)
                 progress.advance(task)
 
     def run(self, name: str, server: Server, progress: Progress) -> Pass:
@@ -119,8 +121,8 @@ class Truth:
 def compare(expected: Result, result: Result, tolerance: float) -> str:
     """Say whether an output is "equal", "wrong", or differs by a "near tie".
 
-    A near tie: where the tokens first differ, both were equally probable within the tolerance. What follows has
-    another context and says nothing.
+    A near tie: where the tokens first differ, both were equally probable within the tolerance. What
+    follows has another context and says nothing.
     """
     if len(result.tokens) != len(expected.tokens):
         return "wrong"
@@ -136,10 +138,10 @@ def compare(expected: Result, result: Result, tolerance: float) -> str:
 
 @contextlib.contextmanager
 def private_node(pool_size: str) -> Iterator[Path]:
-    """Let every process started inside find or start a node of their own; it is stopped at the end."""
+    """Let the processes started inside find or start a node of their own; stop it at the end."""
     with tempfile.TemporaryDirectory(prefix="hicache-demo-") as folder:
         for name in [n for n in os.environ if n.startswith("MOONCAKE_HICACHE_")]:
-            del os.environ[name]  # This demo is about the defaults, not about the settings of a shell.
+            del os.environ[name]  # The demo shows the defaults, not the settings of a shell.
         os.environ["MOONCAKE_HICACHE_RUNTIME_DIR"] = folder
         os.environ["MOONCAKE_HICACHE_POOL_SIZE"] = pool_size
         try:
@@ -182,7 +184,8 @@ def run(workload: Workload, tp: int, model: str | None, more: Sequence[str]) -> 
     """Do all five passes; the first is the truth itself. Raises ServerError."""
     common = ["--tp", str(tp), "--page-size", str(workload.page_size)]
     common += ["--max-total-tokens", str(workload.device_size)]
-    with started("no-cache", [*common, "--disable-radix-cache", *more], model) as server, bar() as progress:
+    without = [*common, "--disable-radix-cache", *more]
+    with started("no-cache", without, model) as server, bar() as progress:
         truth = Truth(server, workload, progress)
     passes = [Pass("no cache", truth.results)]
     hicache = [*common, *HICACHE_ARGS, *more]
@@ -250,8 +253,9 @@ def versions() -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; 0 if every output was right and pages came from the node in both passes that need it."""
-    parser = argparse.ArgumentParser(prog="python -m bench.demo", description=__doc__.split("\n")[0])
+    """Run the demo; return 0 if every output was right and pages came from the node when asked."""
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m bench.demo", description=about)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was seen here")
     parser.add_argument("--model", help="a model's folder (default: a tiny one, made on the spot)")
     parser.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks")
@@ -295,7 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         args.json.write_text(json.dumps(verdict | more, indent=2) + "\n", encoding="utf-8")
         console.print(f"written {args.json}")
-    console.print("[green]every output equals the one without a cache[/]" if ok else "[red]failed[/]")
+    good, bad = "[green]every output equals the one without a cache[/]", "[red]failed[/]"
+    console.print(good if ok else bad)
     return 0 if ok else 1
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Install SGLang and torch into the environment of PYTHON: `tools/install_sglang.sh PYTHON`.
 #
-# Without a GPU torch must be its CPU build: the CUDA build brings gigabytes that nothing here could use. Which
-# of the two a package index serves differs, so we ask before anything is downloaded.
-#   TORCH_INDEX=URL      take torch from this index (pytorch.org shows the address of the CPU builds)
+# Without a GPU torch must be its CPU build: the CUDA build brings gigabytes that nothing here could
+# use. Which of the two a package index serves differs, so we ask before anything is downloaded.
+#   TORCH_INDEX=URL      take torch from this index (pytorch.org shows that of the CPU builds)
 #   TORCH_ALLOW_CUDA=1   take the CUDA build although there is no GPU
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -47,5 +47,5 @@ echo "[sglang] installing $sglang for the CPU (about a minute)"
 "$python" - <<'PY'
 import torch
 if torch.version.cuda is not None:
-    print(f"[torch] note: torch {torch.__version__} is a CUDA build and this machine has no GPU; it works, but is large")
+    print(f"[torch] note: {torch.__version__} is a CUDA build, and there is no GPU here: large")
 PY

@@ -1,7 +1,7 @@
-"""Print the requirements that pyproject.toml declares: the package's own and those of the group `dev`.
+"""Print the requirements of pyproject.toml: the package's own and those of the group `dev`.
 
-Standard library only, as it runs before anything is installed. `pip install -e .[dev]` would do the same,
-but builds the C++ core too, which is a step of its own with its own stamp.
+Standard library only, as it runs before anything is installed. `pip install -e .[dev]` would do the
+same, but builds the C++ core too, which is a step of its own with its own stamp.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def string_list(text: str, name: str) -> list[str]:
-    """Return the TOML list of strings called `name` in `text`; tomllib comes only with Python 3.11."""
+    """Return the list of strings called `name`; tomllib comes only with Python 3.11."""
     found = re.search(rf"^{name} = (\[\n.*?^\])", text, re.MULTILINE | re.DOTALL)
     if found is None:
         raise SystemExit(f"pyproject.toml: no list {name}")

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install the packages of system-packages.txt that are missing: as root with apt-get, otherwise print the line to run.
+# Install the packages of system-packages.txt that are missing: as root with apt-get, otherwise
+# print the line to run.
 #   tools/system_packages.sh [PYTHON]
 # Exit status: 0 nothing is missing any more, 1 something is.
 set -euo pipefail

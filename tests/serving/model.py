@@ -1,14 +1,14 @@
 """Make a tiny model that SGLang serves in seconds: `python -m tests.serving.model FOLDER`.
 
-Two layers of Qwen3 with random weights and a tokenizer of single bytes. The weights are drawn wide enough that
-the logits lie far apart: a wrong byte of KV changes the tokens, which weights of `--load-format dummy` would hide.
+Two layers of Qwen3 with random weights and a tokenizer of single bytes. The weights are drawn wide
+enough that the logits lie far apart: a wrong byte of KV changes the tokens, which the weights of
+`--load-format dummy` would hide.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -116,7 +116,7 @@ def make_model(folder: Path) -> None:
         _save_tokenizer(unfinished)
         _save_weights(unfinished)
         try:
-            os.rename(unfinished, folder)
+            unfinished.rename(folder)
         except OSError:  # Another process was faster; its model is the same.
             if not (folder / "config.json").exists():
                 raise

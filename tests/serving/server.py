@@ -1,10 +1,10 @@
 """Start the real SGLang server, talk to it, and stop it; on the CPU where there is no GPU.
 
-    with Server("demo", [*HICACHE_ARGS]) as server:
-        first = server.generate(range(200), 8)
-        server.flush()
-        again = server.generate(range(200), 8)
-        assert again.tokens == first.tokens and again.details["storage"] > 0
+with Server("demo", [*HICACHE_ARGS]) as server:
+    first = server.generate(range(200), 8)
+    server.flush()
+    again = server.generate(range(200), 8)
+    assert again.tokens == first.tokens and again.details["storage"] > 0
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -34,24 +35,24 @@ from tests.serving.model import tiny_model
 SITE = Path(__file__).resolve().parent / "site"
 ROOT = SITE.parents[2]
 
-COMMON_ARGS = (
+COMMON_ARGS = shlex.split(
     "--host 127.0.0.1 --page-size 16 --max-running-requests 8 --random-seed 1 --enable-cache-report"
     " --grammar-backend none --sampling-backend pytorch --skip-server-warmup"
-).split()
-CPU_ARGS = (
+)
+CPU_ARGS = shlex.split(
     "--device cpu --attention-backend torch_native --disable-overlap-schedule"
     " --max-total-tokens 2048 --mem-fraction-static 0.3"
-).split()
-GPU_ARGS = "--attention-backend triton --disable-cuda-graph".split()
-HICACHE_ARGS = (
+)
+GPU_ARGS = shlex.split("--attention-backend triton --disable-cuda-graph")
+HICACHE_ARGS = shlex.split(
     "--enable-hierarchical-cache --hicache-ratio 2 --hicache-storage-backend mooncake"
     " --hicache-storage-prefetch-policy wait_complete"
-).split()
-"""What a user types to get our tier, made predictable: a request waits for its whole prefix."""
+)
+"""What a user types to get our tier, but predictable: a request waits for its whole prefix."""
 
 
 class ServerError(RuntimeError):
-    """The server did not start, stopped, or answered with an error; the message ends with its log."""
+    """The server did not start, stopped, or answered with an error; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,10 @@ def _tp_of(args: Sequence[str]) -> int:
 class Server:
     """One running `sglang.launch_server`; blocks while it starts (20 to 40 s on two cores).
 
-    `tag` names its log file, `extra_args` follow our own arguments and so win over them, `env` is added to this
-    process's environment. `model` is a folder, by default the tiny model. Not thread-safe, except `generate`.
-    Raises ServerError if the server does not come up.
+    `tag` names its log file, `extra_args` follow our own arguments and so win over them, `env` is
+    added to this process's environment. `model` is a folder, by default that of the tiny model.
+    Requests may come from any thread; starting and stopping from one. Raises ServerError if the
+    server does not come up.
     """
 
     def __init__(
@@ -163,7 +165,7 @@ class Server:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def generate(self, ids: Iterable[int], n: int = 8, timeout_s: float = 120) -> Result:
-        """Send token ids, and return the `n` most probable tokens after them. Blocks until they are there."""
+        """Send token ids; return the `n` tokens that greedy decoding puts after them. Blocks."""
         body = {
             "input_ids": list(ids),
             "sampling_params": {"temperature": 0, "max_new_tokens": n, "ignore_eos": True},
@@ -182,7 +184,7 @@ class Server:
         )
 
     def post(self, path: str, body: object = None, timeout_s: float = 120) -> Any:
-        """Post JSON to the server; return its answer, decoded where it is JSON. Raises ServerError."""
+        """Post JSON; return the answer, decoded where it is JSON. Raises ServerError."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
             data=json.dumps(body if body is not None else {}).encode(),
@@ -207,7 +209,10 @@ class Server:
             return str(response.read().decode())
 
     def flush(self, timeout_s: float = 60) -> None:
-        """Empty device and host caches. The server refuses while pages are being written: asks again until then."""
+        """Empty the device's and the host's cache; waits until all pages are written to storage.
+
+        The server refuses with 400 while requests or writes are under way. Raises ServerError.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -219,12 +224,10 @@ class Server:
             time.sleep(0.1)
 
     def stop(self, timeout_s: float = 20) -> None:
-        """End the server in good order, by force after `timeout_s`. A stopped one may be stopped again."""
+        """End the server in good order, by force after `timeout_s`. May be called twice."""
         self._signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            pass
         self.kill()
 
     def kill(self) -> None:

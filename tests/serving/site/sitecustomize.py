@@ -1,4 +1,4 @@
-"""Python runs this at its start when the folder is on PYTHONPATH, so in each process that a server spawns."""
+"""Python runs this at its start, when the folder is on PYTHONPATH: in each process of a server."""
 
 import sglang_on_cpu
 

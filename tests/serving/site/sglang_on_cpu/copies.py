@@ -1,12 +1,10 @@
 """sgl_kernel's operators that copy KV between the device pool and a host pool, in torch.
 
-Names and parameters are those of sgl_kernel. The device keeps one tensor per layer, [token, head, dim]. A name
-says both ends: `lf` layer first, `pf` page first (host [token, layer, ...]), `ph` page head (host
-[page, head, token in page, layer, dim]); `per_layer` loads one layer to the device, `all_layer` writes all
-layers to the host; `mla` has one tensor where the others have K and V.
+Names and parameters are those of sgl_kernel. The device keeps one tensor per layer, [token, head,
+dim]. A name says both ends: `lf` layer first, `pf` page first (host [token, layer, ...]), `ph` page
+head (host [page, head, token in page, layer, dim]); `per_layer` loads one layer to the device,
+`all_layer` writes all layers to the host; `mla` has one tensor where the others have K and V.
 """
-
-# ruff: noqa: ARG001
 
 from __future__ import annotations
 
@@ -82,9 +80,7 @@ def transfer_kv_all_layer(
     **_: Any,
 ) -> None:
     for sources, targets in ((src_k_layers, dst_k_layers), (src_v_layers, dst_v_layers)):
-        transfer_kv_all_layer_mla(
-            sources, targets, src_indices, dst_indices, item_size, num_layers
-        )
+        transfer_kv_all_layer_mla(sources, targets, src_indices, dst_indices, item_size, num_layers)
 
 
 # ---- kernel, page first

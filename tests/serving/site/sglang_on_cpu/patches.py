@@ -43,7 +43,9 @@ class _Kernel:
 def _allocate_without_triton(paged: ModuleType) -> None:
     """Replace two triton kernels that SGLang before 0.5.23 launches on a CPU too."""
 
-    def extend(prefix: Any, lengths: Any, last: Any, free: Any, out: Any, _: int, size: int) -> None:
+    def extend(
+        prefix: Any, lengths: Any, last: Any, free: Any, out: Any, _: int, size: int
+    ) -> None:
         paged.alloc_extend_naive(prefix, lengths, last, free, out, size, "cpu")
 
     def decode(lengths: Any, last: Any, free: Any, out: Any, _: int, size: int) -> None:

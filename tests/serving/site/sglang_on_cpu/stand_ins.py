@@ -12,7 +12,7 @@ import torch
 
 
 def prepare_process() -> None:
-    """Supply triton and torchvision's operators where they are missing; needs sglang on the path."""
+    """Supply triton and torchvision's operators where they are missing."""
     if "triton" not in sys.modules and importlib.util.find_spec("triton") is None:
         _stub_triton()
     if torch.version.cuda is None:
