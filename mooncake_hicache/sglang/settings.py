@@ -1,0 +1,235 @@
+"""What a server's configuration says about storage, in the names of this project and of Mooncake.
+
+Options reach us on the ways that the original Mooncake store is configured:
+
+1. `--hicache-storage-backend-extra-config`, a JSON object. Our own options stand in a table of
+   their own, `{"mooncake_hicache": {"pool_size": "64GB"}, "weight_version": "7"}`;
+2. the JSON file named by `SGLANG_HICACHE_MOONCAKE_CONFIG_PATH`;
+3. the environment (`MOONCAKE_GLOBAL_SEGMENT_SIZE` and so on).
+
+As in the original, extra config that names a server hides 2, and 2 hides 3. What describes a
+distributed store is accepted, and one warning says that it has no effect yet.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mooncake_hicache.config import StoreOptions, environment_name
+from mooncake_hicache.errors import InvalidArgumentError
+
+__all__ = ["CONFIG_PATH_VARIABLE", "ORIGINAL_OPTIONS", "Settings", "read_settings"]
+
+CONFIG_PATH_VARIABLE = "SGLANG_HICACHE_MOONCAKE_CONFIG_PATH"
+
+ORIGINAL_OPTIONS: dict[str, str | None] = {
+    "local_hostname": "MOONCAKE_LOCAL_HOSTNAME",
+    "metadata_server": "MOONCAKE_TE_META_DATA_SERVER",
+    "global_segment_size": "MOONCAKE_GLOBAL_SEGMENT_SIZE",
+    "protocol": "MOONCAKE_PROTOCOL",
+    "device_name": "MOONCAKE_DEVICE",
+    "master_server_address": "MOONCAKE_MASTER",
+    "master_metrics_port": "MOONCAKE_MASTER_METRICS_PORT",
+    "check_server": "MOONCAKE_CHECK_SERVER",
+    "standalone_storage": "MOONCAKE_STANDALONE_STORAGE",
+    "client_server_address": "MOONCAKE_CLIENT",
+    "enable_ssd_offload": "MOONCAKE_ENABLE_SSD_OFFLOAD",
+    "ssd_offload_path": "MOONCAKE_OFFLOAD_FILE_STORAGE_PATH",
+    "tenant_id": "MOONCAKE_TENANT_ID",
+    # Only in extra config or in the file. Local buffers and group semantics have no counterpart:
+    # pages are read in place, and a page is always whole.
+    "local_buffer_size": None,
+    "enable_group_semantics": None,
+    "extra_backend_tag": None,
+}
+"""The original's options and the environment variable of each."""
+
+_CLUSTER_OPTIONS = (
+    "master_server_address",
+    "client_server_address",
+    "standalone_storage",
+    "metadata_server",
+    "check_server",
+    "master_metrics_port",
+    "local_hostname",
+    "protocol",
+    "device_name",
+)
+_SSD_OPTIONS = ("enable_ssd_offload", "ssd_offload_path")
+
+# SGLang takes most of these out before a backend sees them; a backend that is loaded by
+# module path keeps them.
+_ENGINE_OPTIONS = (
+    "prefetch_threshold",
+    "prefetch_timeout_base",
+    "prefetch_timeout_per_ki_token",
+    "prefetch_timeout_max",
+    "hicache_storage_pass_prefix_keys",
+    "tp_lcm_size",
+    "backend_name",
+    "module_path",
+    "class_name",
+    "interface_v1",
+    "allocator",
+)
+_OWN_TABLE = "mooncake_hicache"
+_WEIGHT_VERSION = "weight_version"
+_TENANT_DEFAULT = "default"
+_SAYS_NOTHING = (None, "", False, 0, "0", "false", "False", "P2PHANDSHAKE", "localhost")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A server's configuration, checked."""
+
+    options: StoreOptions
+    """How the store is opened, and a node started if there is none."""
+    weight_version: str | None
+    """Names the weights. Pages of other versions are not seen."""
+    tenant: str
+    """Pages of other tenants are not seen."""
+    tag: str | None
+    """`extra_backend_tag`: one more name that keeps pages apart."""
+    warnings: tuple[str, ...]
+    """What should be logged, once."""
+
+
+def read_settings(
+    extra_config: Mapping[str, object] | None, environ: Mapping[str, str]
+) -> Settings:
+    """Return the settings of a server.
+
+    Args:
+        extra_config: the JSON object of `--hicache-storage-backend-extra-config`, or None.
+        environ: the environment variables.
+
+    Raises:
+        InvalidArgumentError: An option is not known or does not fit, or the file cannot be read;
+            the message names it and the remedy.
+    """
+    extra = dict(extra_config or {})
+    _check_names(extra)
+    original, warnings = _original_options(extra, environ)
+    for key in ("extra_backend_tag", _WEIGHT_VERSION):
+        value = extra.get(key)
+        if value is not None and not isinstance(value, (str, int)):
+            raise InvalidArgumentError(f"extra config: {key} is {value!r}; write a string")
+    own = _table(extra.get(_OWN_TABLE))
+    weight_version = _text(own.pop(_WEIGHT_VERSION, extra.get(_WEIGHT_VERSION)))
+    pool_size_bytes = _segment_size_bytes(original.get("global_segment_size"))
+    own_pool_size = "pool_size" in own or environ.get(environment_name("pool_size"))
+    if pool_size_bytes and not own_pool_size:
+        own["pool_size"] = str(pool_size_bytes)
+    return Settings(
+        options=StoreOptions(**own),
+        weight_version=weight_version,
+        tenant=_text(original.get("tenant_id")) or _TENANT_DEFAULT,
+        tag=_text(extra.get("extra_backend_tag")),
+        warnings=(*warnings, *_without_effect(original)),
+    )
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _check_names(extra: Mapping[str, object]) -> None:
+    known = [*ORIGINAL_OPTIONS, *_ENGINE_OPTIONS, _OWN_TABLE, _WEIGHT_VERSION]
+    for name in extra:
+        if name in known:
+            continue
+        if name in StoreOptions.model_fields:
+            hint = f'write {{"{_OWN_TABLE}": {{"{name}": ...}}}}'
+        else:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise InvalidArgumentError(
+            f"unknown option {name} in --hicache-storage-backend-extra-config: {hint}"
+        )
+
+
+def _table(value: object) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidArgumentError(
+            f'extra config: {_OWN_TABLE} is {value!r}; write a table: {{"pool_size": "64GB"}}'
+        )
+    return dict(value)
+
+
+def _original_options(
+    extra: Mapping[str, object], environ: Mapping[str, str]
+) -> tuple[dict[str, object], list[str]]:
+    """Return the original's options that are in effect, and warnings about their source."""
+    explicit = {name: extra[name] for name in ORIGINAL_OPTIONS if extra.get(name) is not None}
+    if "master_server_address" in explicit or "client_server_address" in explicit:
+        return explicit, []
+    path = environ.get(CONFIG_PATH_VARIABLE)
+    if path:
+        from_file = _read_file(path)
+        unknown = sorted(set(from_file) - set(ORIGINAL_OPTIONS))
+        warnings = (
+            [f"{path} ({CONFIG_PATH_VARIABLE}): {', '.join(unknown)} not known here, no effect"]
+            if unknown
+            else []
+        )
+        return {**from_file, **explicit}, warnings
+    from_environment = {
+        name: environ[variable]
+        for name, variable in ORIGINAL_OPTIONS.items()
+        if variable and environ.get(variable)
+    }
+    return {**from_environment, **explicit}, []
+
+
+def _read_file(path: str) -> dict[str, object]:
+    try:
+        values = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"cannot read {path}, named by {CONFIG_PATH_VARIABLE}: {error.strerror}"
+        ) from None
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"{path}, named by {CONFIG_PATH_VARIABLE}, is not valid JSON: {error}"
+        ) from None
+    if not isinstance(values, dict):
+        raise InvalidArgumentError(f"{path}, named by {CONFIG_PATH_VARIABLE}, holds no JSON object")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _segment_size_bytes(value: object) -> int:
+    """Return a segment size in bytes: the original knows plain bytes and `4gb` (binary)."""
+    if value is None:
+        return 0
+    if isinstance(value, str):
+        gigabytes = re.fullmatch(r"\s*(\d+)\s*gb\s*", value, re.IGNORECASE)
+        if gigabytes:
+            return int(gigabytes.group(1)) << 30
+        value = int(value) if value.strip().isdigit() else value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise InvalidArgumentError(
+        f'global_segment_size (MOONCAKE_GLOBAL_SEGMENT_SIZE) is {value!r}: write bytes or "64gb"'
+    )
+
+
+def _without_effect(original: Mapping[str, object]) -> list[str]:
+    warnings = []
+    cluster = [name for name in _CLUSTER_OPTIONS if original.get(name) not in _SAYS_NOTHING]
+    if cluster:
+        warnings.append(
+            f"{', '.join(cluster)}: no effect, a cluster is not supported yet; pages are kept by "
+            "the node of this machine, which is started when there is none"
+        )
+    ssd = [name for name in _SSD_OPTIONS if original.get(name) not in _SAYS_NOTHING]
+    if ssd:
+        warnings.append(f"{', '.join(ssd)}: no effect, pages are kept in memory only for now")
+    return warnings
