@@ -14,13 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bench.node import command_line, private_node
 from tests.serving.model import TEXT_TOKEN_COUNT
 from tests.serving.server import HICACHE_ARGS, Result, Server, ServerError, has_gpu
 
@@ -134,26 +132,6 @@ def compare(expected: Result, result: Result, tolerance: float) -> str:
         if want != got:
             return "near tie"
     return "equal"
-
-
-@contextlib.contextmanager
-def private_node(pool_size: str) -> Iterator[Path]:
-    """Let the processes started inside find or start a node of their own; stop it at the end."""
-    with tempfile.TemporaryDirectory(prefix="hicache-demo-") as folder:
-        for name in [n for n in os.environ if n.startswith("MOONCAKE_HICACHE_")]:
-            del os.environ[name]  # The demo shows the defaults, not the settings of a shell.
-        os.environ["MOONCAKE_HICACHE_RUNTIME_DIR"] = folder
-        os.environ["MOONCAKE_HICACHE_POOL_SIZE"] = pool_size
-        try:
-            yield Path(folder)
-        finally:
-            command_line("stop")
-
-
-def command_line(*args: str) -> str:
-    """Run our own command line, and return what it prints."""
-    command = [sys.executable, "-m", "mooncake_hicache.cli", *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 @contextlib.contextmanager

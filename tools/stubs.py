@@ -1,4 +1,4 @@
-"""Write the type stubs of the compiled core: `python tools/stubs.py FILE`. `make stubs` calls it."""
+"""Write the type stubs of the compiled core: `python tools/stubs.py FILE` (`make stubs`)."""
 
 from __future__ import annotations
 

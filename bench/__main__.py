@@ -1,0 +1,27 @@
+"""`python -m bench NAME [--json FILE] [--plot FILE]`; without a name, the list."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+BENCHES = {
+    "pages": "put, get and exists by size and batch, beside the best copy of this machine",
+    "hits": "replay of a trace: hits by capacity and policy, beside Belady's optimum",
+    "demo": "the real server, with every output compared",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run the benchmark that the first argument names; each explains itself with --help."""
+    if not argv or argv[0] not in BENCHES:
+        print("python -m bench NAME [--json FILE] [--plot FILE] [--help]\n")
+        for name, about in BENCHES.items():
+            print(f"  {name:8}{about}")
+        return 0 if not argv or argv[0] in ("-h", "--help") else 2
+    module = importlib.import_module(f"bench.{argv[0]}")
+    return int(module.main(argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
