@@ -133,9 +133,12 @@ class PageStore {
   /// called again (UINT64_MAX: not before the next other call).
   uint64_t advance(uint64_t now_ms);
 
+  /// Populated bytes that no page and no reservation uses.
+  uint64_t free_bytes() const { return allocator_.free_bytes(); }
   const PageRecord& record(PageIndex page) const { return records_[page]; }
   NodeStats stats() const;
-  std::vector<NamespaceUse> namespace_use() const;
+  /// The namespaces that use most, most first.
+  std::vector<NamespaceUse> namespace_use(size_t count_max) const;
 
   /// What is inconsistent, or "" (slow; for tests).
   std::string check_invariants() const;

@@ -1,4 +1,6 @@
 // PageStore's self-description: gauges for operators, invariants for tests.
+#include <algorithm>
+
 #include "store/page_store.h"
 
 namespace hicache {
@@ -23,12 +25,16 @@ NodeStats PageStore::stats() const {
   return stats;
 }
 
-std::vector<PageStore::NamespaceUse> PageStore::namespace_use() const {
+std::vector<PageStore::NamespaceUse> PageStore::namespace_use(size_t count_max) const {
   std::vector<NamespaceUse> use;
   for (const Namespace& name_space : namespaces_) {
     const PageList& pages = spaces_.at(name_space.space);
     use.push_back({name_space.digest, name_space.description, pages.count, pages.size_bytes});
   }
+  std::stable_sort(use.begin(), use.end(), [](const NamespaceUse& a, const NamespaceUse& b) {
+    return a.size_bytes > b.size_bytes;
+  });
+  if (use.size() > count_max) use.resize(count_max);
   return use;
 }
 

@@ -1,0 +1,36 @@
+// The only doors to time and randomness. Pure units take both as arguments.
+#pragma once
+
+#include <cstdint>
+
+namespace hicache {
+
+/// Milliseconds of CLOCK_MONOTONIC: immune to clocks that jump.
+uint64_t monotonic_ms();
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+uint64_t monotonic_ns();
+
+/// 64 unpredictable bits from the kernel; never 0.
+uint64_t random_token();
+
+/// A point in time after which a call gives up. Copied by value down the stack, so that nested
+/// waits share one budget.
+class Deadline {
+ public:
+  static Deadline after_ms(uint64_t ms) { return Deadline(monotonic_ns() + ms * 1'000'000); }
+
+  bool expired() const { return monotonic_ns() >= at_ns_; }
+  uint64_t remaining_ns() const {
+    const uint64_t now = monotonic_ns();
+    return now >= at_ns_ ? 0 : at_ns_ - now;
+  }
+  /// Rounded up, so that a wait of the result never ends just before the deadline.
+  int remaining_ms() const { return static_cast<int>((remaining_ns() + 999'999) / 1'000'000); }
+
+ private:
+  explicit Deadline(uint64_t at_ns) : at_ns_(at_ns) {}
+  uint64_t at_ns_;
+};
+
+}  // namespace hicache

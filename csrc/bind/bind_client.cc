@@ -1,0 +1,290 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bind/bind.h"
+#include "bind/convert.h"
+#include "store/client.h"
+
+namespace nb = nanobind;
+
+namespace hicache {
+namespace {
+
+/// Pages of a batch as numpy describes them: addresses[n, s] and sizes[s] or sizes[n, s].
+class PageMemory {
+ public:
+  PageMemory(size_t page_count, const U64Array& addresses, const U64Array& sizes) {
+    if (addresses.ndim() != 2 || addresses.shape(0) != page_count) {
+      raise(Status(Code::kInvalidArgument,
+                   "addresses must be a uint64 array of shape (" + std::to_string(page_count) +
+                       ", segments): one row per key"));
+    }
+    segments_ = addresses.shape(1);
+    const bool common = sizes.ndim() == 1 && sizes.shape(0) == segments_;
+    const bool own =
+        sizes.ndim() == 2 && sizes.shape(0) == page_count && sizes.shape(1) == segments_;
+    if (!common && !own) {
+      raise(Status(Code::kInvalidArgument,
+                   "sizes must be a uint64 array of shape (segments,) or of that of addresses"));
+    }
+    addresses_ = addresses.data();
+    sizes_ = sizes.data();
+    size_stride_ = own ? segments_ : 0;
+  }
+
+  void append(size_t page, std::vector<MemorySegment>& segments) const {
+    for (size_t s = 0; s < segments_; ++s) {
+      const uint64_t size = sizes_[page * size_stride_ + s];
+      if (size == 0) continue;
+      segments.push_back({reinterpret_cast<uint8_t*>(addresses_[page * segments_ + s]), size});
+    }
+  }
+
+  bool append_if_size(size_t page, uint64_t size, std::vector<MemorySegment>& segments) const {
+    append(page, segments);
+    uint64_t wanted = 0;
+    for (const MemorySegment& segment : segments) wanted += segment.size;
+    return wanted == size;
+  }
+
+ private:
+  const uint64_t* addresses_;
+  const uint64_t* sizes_;
+  size_t segments_;
+  size_t size_stride_;
+};
+
+Pin pin_from(int value) {
+  if (value >= 0 && value < kPinCount) return static_cast<Pin>(value);
+  raise(Status(Code::kInvalidArgument,
+               "pin = " + std::to_string(value) + ": 0 is none, 1 soft, 2 hard"));
+}
+
+std::unique_ptr<Client> make_client(unsigned copy_threads, uint64_t call_timeout_ms, bool verify,
+                                    std::string name) {
+  if (copy_threads == 0 || copy_threads > 256) {
+    raise(Status(Code::kInvalidArgument,
+                 "copy_threads = " + std::to_string(copy_threads) + ": give 1 to 256"));
+  }
+  return std::make_unique<Client>(
+      Client::Options{copy_threads, call_timeout_ms, verify, std::move(name)});
+}
+
+size_t open_namespace(Client& self, const nb::bytes& digest, std::string description) {
+  if (digest.size() != kKeySize) {
+    raise(Status(Code::kInvalidArgument, "a namespace digest has 32 bytes, not " +
+                                             std::to_string(digest.size())));
+  }
+  if (description.size() > kDescriptionSizeMax) description.resize(kDescriptionSizeMax);
+  return self.open_namespace(key_from(digest), std::move(description));
+}
+
+CodeArray lookup(Client& self, size_t name_space, nb::handle keys, bool lease, bool prefix) {
+  const std::vector<Key> parsed = keys_from(keys);
+  std::vector<Code> codes;
+  {
+    nb::gil_scoped_release no_gil;
+    self.lookup(name_space, parsed, {lease, prefix}, codes);
+  }
+  return to_numpy(std::move(codes));
+}
+
+CodeArray get(Client& self, size_t name_space, nb::handle keys, const U64Array& addresses,
+              const U64Array& sizes) {
+  const std::vector<Key> parsed = keys_from(keys);
+  const PageMemory memory(parsed.size(), addresses, sizes);
+  std::vector<Code> codes;
+  {
+    nb::gil_scoped_release no_gil;
+    self.get(
+        name_space, parsed,
+        [&](size_t page, uint64_t size, std::vector<MemorySegment>& segments) {
+          return memory.append_if_size(page, size, segments);
+        },
+        codes);
+  }
+  return to_numpy(std::move(codes));
+}
+
+CodeArray put(Client& self, size_t name_space, nb::handle keys, const U64Array& addresses,
+              const U64Array& sizes, nb::object parent, bool chained, uint64_t ttl_ms, int pin,
+              bool replace) {
+  const std::vector<Key> parsed = keys_from(keys);
+  const PageMemory memory(parsed.size(), addresses, sizes);
+  std::optional<Key> parent_key;
+  if (!parent.is_none()) parent_key = key_from(parent);
+  const Client::PutOptions options{parent_key ? &*parent_key : nullptr, chained, replace,
+                                   pin_from(pin), ttl_ms};
+  std::vector<Code> codes;
+  {
+    nb::gil_scoped_release no_gil;
+    self.put(
+        name_space, parsed,
+        [&](size_t page, std::vector<MemorySegment>& segments) { memory.append(page, segments); },
+        options, codes);
+  }
+  return to_numpy(std::move(codes));
+}
+
+/// Reads whole objects of unknown size into new bytes objects.
+nb::list get_bytes_batch(Client& self, size_t name_space, nb::handle keys) {
+  const std::vector<Key> parsed = keys_from(keys);
+  std::vector<nb::object> values(parsed.size());
+  std::vector<Code> codes;
+  {
+    nb::gil_scoped_release no_gil;
+    self.get(
+        name_space, parsed,
+        [&](size_t page, uint64_t size, std::vector<MemorySegment>& segments) {
+          nb::gil_scoped_acquire gil;
+          values[page] = nb::steal(
+              PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+          if (!values[page].is_valid()) {
+            PyErr_Clear();
+            return false;
+          }
+          segments.push_back(
+              {reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(values[page].ptr())), size});
+          return true;
+        },
+        codes);
+  }
+  nb::list result;
+  for (size_t i = 0; i < parsed.size(); ++i) {
+    result.append(codes[i] == Code::kOk ? values[i] : nb::none());
+  }
+  return result;
+}
+
+nb::object get_bytes(Client& self, size_t name_space, nb::handle key) {
+  nb::list keys;
+  keys.append(key);
+  return get_bytes_batch(self, name_space, keys)[0];
+}
+
+CodeArray remove(Client& self, size_t name_space, nb::handle keys) {
+  const std::vector<Key> parsed = keys_from(keys);
+  std::vector<Code> codes;
+  {
+    nb::gil_scoped_release no_gil;
+    self.remove(name_space, parsed, codes);
+  }
+  return to_numpy(std::move(codes));
+}
+
+CodeArray set_pin(Client& self, size_t name_space, nb::handle keys, int pin) {
+  const std::vector<Key> parsed = keys_from(keys);
+  const Pin wanted = pin_from(pin);
+  std::vector<Code> codes;
+  {
+    nb::gil_scoped_release no_gil;
+    self.set_pin(name_space, parsed, wanted, codes);
+  }
+  return to_numpy(std::move(codes));
+}
+
+uint64_t clear(Client& self, size_t name_space) {
+  const Result<uint64_t> count = [&] {
+    nb::gil_scoped_release no_gil;
+    return self.clear(name_space);
+  }();
+  raise_if_error(count.status());
+  return count.value();
+}
+
+nb::object node_stats(Client& self) {
+  const Result<std::string> json = [&] {
+    nb::gil_scoped_release no_gil;
+    return self.node_stats_json();
+  }();
+  raise_if_error(json.status());
+  return nb::module_::import_("json").attr("loads")(
+      nb::bytes(json.value().data(), json.value().size()).attr("decode")("utf-8", "replace"));
+}
+
+nb::dict client_stats(const Client& self) {
+  nb::dict stats;
+  stats["connected"] = self.is_connected();
+#define HICACHE_FIELD(name) stats[#name] = self.stats().name.load();
+  HICACHE_CLIENT_STATS(HICACHE_FIELD)
+#undef HICACHE_FIELD
+  return stats;
+}
+
+void connect(Client& self, const std::string& socket_path, uint64_t timeout_ms) {
+  const Status status = [&] {
+    nb::gil_scoped_release no_gil;
+    return self.connect(socket_path, timeout_ms);
+  }();
+  raise_if_error(status);
+}
+
+void stop_node(Client& self) {
+  const Status status = [&] {
+    nb::gil_scoped_release no_gil;
+    return self.stop_node();
+  }();
+  raise_if_error(status);
+}
+
+}  // namespace
+
+void bind_client(nb::module_& m) {
+  using namespace nb::literals;
+  nb::class_<Client>(
+      m, "Client",
+      "A client of one node. Any number of threads may call; every call releases the GIL.\n\n"
+      "`keys` is a sequence of 32-byte `bytes` or 64-digit hex `str`, or one bytes-like object of\n"
+      "n * 32 bytes, at most 65536 of them. Batch calls return one `Code` per key as a uint8 array\n"
+      "and raise only for misuse: when not connected every item is UNAVAILABLE, at once. No call\n"
+      "waits for the node longer than `call_timeout_ms`, and after it returned, whatever the\n"
+      "outcome, nothing touches the given memory any more.")
+      .def(nb::new_(&make_client), nb::kw_only(), "copy_threads"_a, "call_timeout_ms"_a,
+           "verify"_a, "name"_a)
+      .def("connect", &connect, "socket_path"_a, "timeout_ms"_a,
+           "Connect to the node that listens there, in place of any earlier connection.")
+      .def("is_connected", &Client::is_connected)
+      .def(
+          "wait_disconnected",
+          [](const Client& self, uint64_t timeout_ms) {
+            nb::gil_scoped_release no_gil;
+            return self.wait_disconnected(timeout_ms);
+          },
+          "timeout_ms"_a, "Block until not connected (True) or the time-out (False).")
+      .def("open_namespace", &open_namespace, "digest"_a, "description"_a,
+           "Return a number for the namespace, valid for this client's life.")
+      .def("lookup", &lookup, "namespace"_a, "keys"_a, nb::kw_only(), "lease"_a, "prefix"_a,
+           "Return OK or NOT_FOUND per key. `lease`: keep what is found for the read to come.\n"
+           "`prefix`: everything after the first miss is NOT_FOUND.")
+      .def("get", &get, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a,
+           "Read pages into memory: page i is scattered over addresses[i, :] with sizes[:] or\n"
+           "sizes[i, :]. An object of another total size is NOT_FOUND.")
+      .def("put", &put, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
+           "parent"_a.none(), "chained"_a, "ttl_ms"_a = 0, "pin"_a = 0, "replace"_a = false,
+           "Store pages gathered from memory. OK: stored; ALREADY_EXISTS: nothing to do.")
+      .def("get_bytes", &get_bytes, "namespace"_a, "key"_a, nb::sig("def get_bytes(self, namespace: int, key: bytes | str) -> bytes | None"),
+           "Return an object of any size, or None.")
+      .def("get_bytes_batch", &get_bytes_batch, "namespace"_a, "keys"_a,
+           "Return each object, or None, in one round trip.")
+      .def("remove", &remove, "namespace"_a, "keys"_a)
+      .def("set_pin", &set_pin, "namespace"_a, "keys"_a, "pin"_a, "Pin: 0 none, 1 soft, 2 hard.")
+      .def("clear", &clear, "namespace"_a, "Drop every page of the namespace; return how many.")
+      .def("node_stats", &node_stats, "Return the node's counters and gauges.")
+      .def("stats", &client_stats, "Return this client's counters.")
+      .def("stop_node", &stop_node, "Ask the node to stop.")
+      .def(
+          "close",
+          [](Client& self) {
+            nb::gil_scoped_release no_gil;
+            self.disconnect();
+          },
+          "Break the connection. May be called again.");
+}
+
+}  // namespace hicache

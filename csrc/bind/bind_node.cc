@@ -1,0 +1,122 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+
+#include "bind/bind.h"
+#include "bind/convert.h"
+#include "store/node.h"
+
+namespace nb = nanobind;
+
+namespace hicache {
+namespace {
+
+HugePages parse_huge_pages(const std::string& text) {
+  if (text == "never") return HugePages::kNever;
+  if (text == "auto") return HugePages::kAuto;
+  if (text == "always") return HugePages::kAlways;
+  raise(Status(Code::kInvalidArgument,
+               "huge_pages = \"" + text + "\": choose \"auto\", \"always\" or \"never\""));
+}
+
+EvictionKind parse_eviction(const std::string& text) {
+  const auto kind = parse_eviction_kind(text);
+  if (kind) return *kind;
+  raise(Status(Code::kInvalidArgument, "eviction_policy = \"" + text +
+                                           "\": choose \"adaptive\", \"lru\" or \"s3fifo\""));
+}
+
+double share_from(const char* name, double value) {
+  if (value >= 0 && value <= 1) return value;
+  raise(Status(Code::kInvalidArgument,
+               std::string(name) + " = " + std::to_string(value) + ": give a share from 0 to 1"));
+}
+
+struct PythonNode {
+  std::unique_ptr<Node> node;
+
+  PythonNode(std::string socket_path, uint64_t pool_size_bytes, const std::string& huge_pages,
+             int numa_node, const std::string& eviction_policy, uint64_t read_lease_ttl_ms,
+             uint64_t lookup_lease_ttl_ms, double lookup_lease_share, double hard_pin_share,
+             uint64_t reservation_ttl_ms, uint32_t clients_max) {
+    Node::Options options{
+        .socket_path = std::move(socket_path),
+        .pool_size_bytes = pool_size_bytes,
+        .huge_pages = parse_huge_pages(huge_pages),
+        .numa_node = numa_node,
+        .eviction = parse_eviction(eviction_policy),
+        .read_lease_ttl_ms = read_lease_ttl_ms,
+        .lookup_lease_ttl_ms = lookup_lease_ttl_ms,
+        .lookup_lease_share = share_from("lookup_lease_share", lookup_lease_share),
+        .hard_pin_share = share_from("hard_pin_share", hard_pin_share),
+        .reservation_ttl_ms = reservation_ttl_ms,
+        .clients_max = clients_max,
+    };
+    Result<std::unique_ptr<Node>> started = [&] {
+      nb::gil_scoped_release no_gil;
+      return Node::start(std::move(options));
+    }();
+    raise_if_error(started.status());
+    node = std::move(started.value());
+  }
+
+  ~PythonNode() {
+    nb::gil_scoped_release no_gil;
+    node.reset();
+  }
+};
+
+nb::object stats_of(const PythonNode& self) {
+  Result<std::string> json = [&] {
+    nb::gil_scoped_release no_gil;
+    return self.node->stats_json();
+  }();
+  raise_if_error(json.status());
+  return nb::module_::import_("json").attr("loads")(
+      nb::bytes(json.value().data(), json.value().size()).attr("decode")("utf-8", "replace"));
+}
+
+}  // namespace
+
+void bind_node(nb::module_& m) {
+  nb::class_<PythonNode>(
+      m, "Node",
+      "A node: a pool of shared memory and the index of its pages, served on a unix socket.\n\n"
+      "One thread of its own; every method may be called from any thread. Sizes are bytes, times\n"
+      "milliseconds, shares 0 to 1. A `socket_path` that starts with \"@\" is abstract: no file.")
+      .def(nb::init<std::string, uint64_t, const std::string&, int, const std::string&, uint64_t,
+                    uint64_t, double, double, uint64_t, uint32_t>(),
+           nb::kw_only(), nb::arg("socket_path"), nb::arg("pool_size_bytes"),
+           nb::arg("huge_pages"), nb::arg("numa_node"), nb::arg("eviction_policy"),
+           nb::arg("read_lease_ttl_ms"), nb::arg("lookup_lease_ttl_ms"),
+           nb::arg("lookup_lease_share"), nb::arg("hard_pin_share") = 0.5,
+           nb::arg("reservation_ttl_ms") = 30'000, nb::arg("clients_max"))
+      .def_prop_ro("socket_path", [](const PythonNode& self) { return self.node->socket_path(); })
+      .def_prop_ro("incarnation", [](const PythonNode& self) { return self.node->incarnation(); },
+                   "Differs between any two lives of a node.")
+      .def_prop_ro("notices", [](const PythonNode& self) { return self.node->notices(); },
+                   "What was asked for and could not be had, oldest first.")
+      .def("stats", &stats_of, "Return counters and gauges. Waits up to 2 s for the node's thread.")
+      .def(
+          "wait_stopped",
+          [](PythonNode& self, uint64_t timeout_ms) {
+            nb::gil_scoped_release no_gil;
+            return self.node->wait_stopped(timeout_ms);
+          },
+          nb::arg("timeout_ms"),
+          "Block until a client asked the node to stop, or stop() was called; False at the time-out.")
+      .def("idle_ms", [](const PythonNode& self) { return self.node->idle_ms(); },
+           "Return the milliseconds since the last client left, 0 while there is one.")
+      .def(
+          "stop",
+          [](PythonNode& self) {
+            nb::gil_scoped_release no_gil;
+            self.node->stop();
+          },
+          "Close every connection and end the thread. May be called again.");
+}
+
+}  // namespace hicache

@@ -1,0 +1,34 @@
+// Between Python objects and the core's types. Called with the GIL held.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/status.h"
+
+namespace hicache {
+
+/// One result per key, as numpy sees it.
+using CodeArray = nanobind::ndarray<nanobind::numpy, uint8_t, nanobind::ndim<1>>;
+/// Addresses or sizes given by numpy.
+using U64Array = nanobind::ndarray<const uint64_t, nanobind::c_contig, nanobind::device::cpu>;
+
+/// Raises the class of mooncake_hicache.errors that belongs to the code.
+[[noreturn]] void raise(const Status& status);
+void raise_if_error(const Status& status);
+
+/// 32 bytes, or 64 hexadecimal digits.
+Key key_from(nanobind::handle object);
+
+/// A sequence of keys, or one bytes-like object of n * 32 bytes.
+std::vector<Key> keys_from(nanobind::handle object);
+
+CodeArray to_numpy(std::vector<Code> codes);
+
+}  // namespace hicache

@@ -1,0 +1,388 @@
+#include "store/client.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+
+#include "net/frame.h"
+#include "store/copy_plan.h"
+
+namespace hicache {
+namespace {
+
+// A put goes out in ranges of this size: the node answers each quickly, even while it makes room or
+// the kernel backs new memory, and pages become visible while later ones are still being written.
+constexpr uint64_t kPutRangeSize = 64 * kMiB;
+
+Status too_many(size_t count) {
+  return Status(Code::kInvalidArgument,
+                "a batch of " + std::to_string(count) + " pages is larger than " +
+                    std::to_string(kBatchCountMax) + "; split it");
+}
+
+Status malformed(std::string_view what) {
+  return Status(Code::kCorrupt, "the node's answer to " + std::string(what) + " is malformed");
+}
+
+}  // namespace
+
+Client::Client(Options options)
+    : options_(std::move(options)), threads_(std::max(1U, options_.copy_threads)) {}
+
+Client::~Client() { disconnect(); }
+
+// ---------------------------------------------------------------- connection
+
+Status Client::connect(const std::string& socket_path, uint64_t timeout_ms) {
+  Result<Connection> opened =
+      ClientConnection::open(socket_path, options_.name, Deadline::after_ms(timeout_ms));
+  if (!opened.ok()) return opened.status();
+  std::lock_guard lock(mutex_);
+  if (connection_) connection_->break_off();
+  connection_ = std::move(opened.value());
+  ++stats_.connects;
+  return Status();
+}
+
+bool Client::is_connected() const { return connection().ok(); }
+
+bool Client::wait_disconnected(uint64_t timeout_ms) const {
+  const Result<Connection> current = connection();
+  if (!current.ok()) return true;
+  constexpr uint64_t kWaitMax = 1'000'000'000;
+  if (!current.value()->wait_broken(static_cast<int>(std::min(timeout_ms, kWaitMax)))) return false;
+  current.value()->break_off();
+  return true;
+}
+
+void Client::disconnect() {
+  std::lock_guard lock(mutex_);
+  if (connection_) connection_->break_off();
+  connection_.reset();
+}
+
+Result<Client::Connection> Client::connection() const {
+  std::lock_guard lock(mutex_);
+  if (!connection_ || connection_->is_broken()) {
+    return Status(Code::kUnavailable, "not connected to a node");
+  }
+  return connection_;
+}
+
+size_t Client::open_namespace(const NamespaceDigest& digest, std::string description) {
+  std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < namespaces_.size(); ++i) {
+    if (namespaces_[i].digest == digest) return i;
+  }
+  namespaces_.push_back({digest, std::move(description)});
+  return namespaces_.size() - 1;
+}
+
+Result<std::pair<Client::Connection, NamespaceIndex>> Client::begin(size_t name_space,
+                                                                    Deadline deadline) {
+  Result<Connection> current = connection();
+  if (!current.ok()) return current.status();
+  const LocalNamespace* local;
+  {
+    std::lock_guard lock(mutex_);
+    if (name_space >= namespaces_.size()) {
+      return Status(Code::kInvalidArgument,
+                    "namespace " + std::to_string(name_space) + " was not opened by this client");
+    }
+    local = &namespaces_[name_space];
+  }
+  const Result<NamespaceIndex> index = current.value()->namespace_index(
+      name_space, local->digest, local->description, deadline);
+  if (!index.ok()) return index.status();
+  return std::pair(std::move(current.value()), index.value());
+}
+
+void Client::fail(const Status& status, std::vector<Code>& codes, size_t count) {
+  if (status.code() == Code::kTimeout) ++stats_.timeouts;
+  if (status.code() == Code::kUnavailable) ++stats_.unavailable;
+  codes.assign(count, status.code());
+}
+
+// ---------------------------------------------------------------- calls about keys
+
+void Client::lookup(size_t name_space, std::span<const Key> keys, PageStore::LookupFlags flags,
+                    std::vector<Code>& codes) {
+  ++stats_.lookup_calls;
+  const auto bits = static_cast<uint8_t>((flags.lease ? kLookupLease : 0) |
+                                         (flags.prefix ? kLookupPrefix : 0));
+  call_for_codes(Op::kLookup, name_space, keys, bits, codes);
+}
+
+void Client::remove(size_t name_space, std::span<const Key> keys, std::vector<Code>& codes) {
+  call_for_codes(Op::kRemove, name_space, keys, 0, codes);
+}
+
+void Client::set_pin(size_t name_space, std::span<const Key> keys, Pin pin,
+                     std::vector<Code>& codes) {
+  call_for_codes(Op::kSetPin, name_space, keys, static_cast<uint8_t>(pin), codes);
+}
+
+void Client::call_for_codes(Op op, size_t name_space, std::span<const Key> keys, uint8_t flags,
+                            std::vector<Code>& codes) {
+  if (keys.size() > kBatchCountMax) return fail(too_many(keys.size()), codes, keys.size());
+  const Deadline until = deadline();
+  auto begun = begin(name_space, until);
+  if (!begun.ok()) return fail(begun.status(), codes, keys.size());
+  auto& [connection, index] = begun.value();
+  std::vector<uint8_t> frame;
+  begin_frame(frame);
+  WireWriter writer(frame);
+  encode_keys(writer, index, flags, keys);
+  std::vector<uint8_t> reply;
+  Status status = connection->call(op, frame, reply, until);
+  if (status.ok() && (!decode_codes(WireReader(reply), codes) || codes.size() != keys.size())) {
+    connection->break_off();
+    status = malformed(op_name(op));
+  }
+  if (!status.ok()) fail(status, codes, keys.size());
+}
+
+Result<uint64_t> Client::clear(size_t name_space) {
+  const Deadline until = deadline();
+  auto begun = begin(name_space, until);
+  if (!begun.ok()) return begun.status();
+  auto& [connection, index] = begun.value();
+  std::vector<uint8_t> frame;
+  begin_frame(frame);
+  WireWriter writer(frame);
+  encode_keys(writer, index, 0, {});
+  std::vector<uint8_t> reply;
+  HICACHE_RETURN_IF_ERROR(connection->call(Op::kClear, frame, reply, until));
+  WireReader reader(reply);
+  const auto count = reader.get<uint64_t>();
+  if (!reader.finished()) return malformed("clear");
+  return count;
+}
+
+Result<std::string> Client::node_stats_json() {
+  Result<Connection> current = connection();
+  if (!current.ok()) return current.status();
+  std::vector<uint8_t> frame;
+  begin_frame(frame);
+  std::vector<uint8_t> reply;
+  HICACHE_RETURN_IF_ERROR(current.value()->call(Op::kStats, frame, reply, deadline()));
+  WireReader reader(reply);
+  std::string json = reader.get_string(kPayloadSizeMax);
+  if (!reader.finished()) return malformed("stats");
+  return json;
+}
+
+Status Client::stop_node() {
+  Result<Connection> current = connection();
+  if (!current.ok()) return current.status();
+  std::vector<uint8_t> frame;
+  begin_frame(frame);
+  std::vector<uint8_t> reply;
+  return current.value()->call(Op::kStop, frame, reply, deadline());
+}
+
+void Client::notify_refs(ClientConnection& connection, Op op, const RefsRequest& refs) {
+  if (refs.refs.empty()) return;
+  std::vector<uint8_t> frame;
+  begin_frame(frame);
+  WireWriter writer(frame);
+  encode(writer, refs);
+  // Its failure breaks the connection, and that ends the leases as well.
+  (void)connection.notify(op, frame, deadline());
+}
+
+// ---------------------------------------------------------------- get
+
+Status Client::lease(ClientConnection& connection, NamespaceIndex index,
+                     std::span<const Key> keys, Deadline deadline, Places& places) {
+  std::vector<uint8_t> frame;
+  begin_frame(frame);
+  WireWriter writer(frame);
+  encode_keys(writer, index, 0, keys);
+  std::vector<uint8_t> reply;
+  HICACHE_RETURN_IF_ERROR(connection.call(Op::kLease, frame, reply, deadline));
+  if (decode(WireReader(reply), places, connection.pool_size_bytes()) &&
+      places.places.size() == keys.size()) {
+    return Status();
+  }
+  connection.break_off();
+  return malformed("lease");
+}
+
+void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
+                 std::vector<Code>& codes) {
+  ++stats_.get_calls;
+  stats_.get_pages += keys.size();
+  if (keys.size() > kBatchCountMax) return fail(too_many(keys.size()), codes, keys.size());
+  const Deadline until = deadline();
+  auto begun = begin(name_space, until);
+  if (!begun.ok()) return fail(begun.status(), codes, keys.size());
+  auto& [connection, index] = begun.value();
+  Places places;
+  const Status status = lease(*connection, index, keys, until, places);
+  if (!status.ok()) return fail(status, codes, keys.size());
+
+  codes.assign(keys.size(), Code::kNotFound);
+  RefsRequest leased;
+  std::vector<size_t> wanted;
+  std::vector<std::vector<MemorySegment>> targets(keys.size());
+  CopyPlan plan(*connection, Direction::kPoolToMemory, options_.verify);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const Place& place = places.places[i];
+    codes[i] = place.code;
+    if (place.code != Code::kOk) continue;
+    leased.refs.push_back(place.ref);
+    if (!target_of(i, place.size, targets[i])) {
+      ++stats_.foreign_size_pages;
+      codes[i] = Code::kNotFound;
+      continue;
+    }
+    plan.add(place.size, places.extents_of(place), targets[i]);
+    wanted.push_back(i);
+  }
+  plan.run(threads_);
+
+  RefsRequest corrupt;
+  for (size_t n = 0; n < wanted.size(); ++n) {
+    const Place& place = places.places[wanted[n]];
+    if (options_.verify && plan.page_checksum(n) != place.checksum) {
+      corrupt.refs.push_back(place.ref);
+      codes[wanted[n]] = Code::kCorrupt;
+      ++stats_.corrupt_pages;
+    } else {
+      ++stats_.get_hit_pages;
+      stats_.get_bytes += place.size;
+    }
+  }
+  notify_refs(*connection, Op::kReportCorrupt, corrupt);
+  notify_refs(*connection, Op::kRelease, leased);
+}
+
+// ---------------------------------------------------------------- put
+
+Status Client::reserve(ClientConnection& connection, NamespaceIndex index,
+                       std::span<const Key> keys, std::span<const uint64_t> sizes,
+                       const PutOptions& options, Deadline deadline, Places& places) {
+  ReserveRequest request;
+  request.index = index;
+  request.flags = static_cast<uint8_t>((options.parent != nullptr ? kReserveParent : 0) |
+                                       (options.chained ? kReserveChained : 0) |
+                                       (options.replace ? kReserveReplace : 0));
+  request.pin = options.pin;
+  if (options.parent != nullptr) request.parent = *options.parent;
+  request.keys.assign(keys.begin(), keys.end());
+  request.sizes.assign(sizes.begin(), sizes.end());
+  std::vector<uint8_t> frame;
+  begin_frame(frame);
+  WireWriter writer(frame);
+  encode(writer, request);
+  std::vector<uint8_t> reply;
+  HICACHE_RETURN_IF_ERROR(connection.call(Op::kReserve, frame, reply, deadline));
+  bool sound = decode(WireReader(reply), places, connection.pool_size_bytes()) &&
+               places.places.size() == keys.size();
+  for (size_t i = 0; sound && i < keys.size(); ++i) {
+    sound = places.places[i].code != Code::kOk || places.places[i].size == sizes[i];
+  }
+  if (sound) return Status();
+  connection.break_off();
+  return malformed("reserve");
+}
+
+Status Client::commit(ClientConnection& connection, const CommitRequest& request,
+                      std::vector<Code>& codes) {
+  std::vector<uint8_t> frame;
+  begin_frame(frame);
+  WireWriter writer(frame);
+  encode(writer, request);
+  std::vector<uint8_t> reply;
+  // A wait of its own: the copies may have used up the time of reserve's.
+  HICACHE_RETURN_IF_ERROR(connection.call(Op::kCommit, frame, reply, deadline()));
+  if (decode_codes(WireReader(reply), codes) && codes.size() == request.items.size()) {
+    return Status();
+  }
+  connection.break_off();
+  return malformed("commit");
+}
+
+/// Pages of a put that are reserved, written and committed together.
+struct Client::PutRange {
+  ClientConnection& connection;
+  NamespaceIndex index;
+  std::span<const Key> keys;
+  std::span<const uint64_t> sizes;
+  std::span<const std::vector<MemorySegment>> sources;
+  std::span<Code> codes;
+};
+
+Status Client::put_range(const PutRange& range, const PutOptions& options) {
+  Places places;
+  HICACHE_RETURN_IF_ERROR(reserve(range.connection, range.index, range.keys, range.sizes, options,
+                                  deadline(), places));
+  std::vector<size_t> written;
+  CopyPlan plan(range.connection, Direction::kMemoryToPool, true);
+  for (size_t i = 0; i < range.keys.size(); ++i) {
+    range.codes[i] = places.places[i].code;
+    if (range.codes[i] != Code::kOk) continue;
+    plan.add(range.sizes[i], places.extents_of(places.places[i]), range.sources[i]);
+    written.push_back(i);
+  }
+  if (written.empty()) return Status();
+  plan.run(threads_);
+
+  CommitRequest request{options.ttl_ms, options.replace, {}};
+  for (size_t n = 0; n < written.size(); ++n) {
+    request.items.push_back({places.places[written[n]].ref, plan.page_checksum(n), 1});
+  }
+  std::vector<Code> committed;
+  const Status status = commit(range.connection, request, committed);
+  if (!status.ok()) committed.assign(written.size(), status.code());
+  for (size_t n = 0; n < written.size(); ++n) {
+    range.codes[written[n]] = committed[n];
+    if (committed[n] == Code::kOk) stats_.put_bytes += range.sizes[written[n]];
+  }
+  return status;
+}
+
+void Client::put(size_t name_space, std::span<const Key> keys, const SourceOf& source_of,
+                 const PutOptions& options, std::vector<Code>& codes) {
+  ++stats_.put_calls;
+  stats_.put_pages += keys.size();
+  if (keys.size() > kBatchCountMax) return fail(too_many(keys.size()), codes, keys.size());
+  std::vector<std::vector<MemorySegment>> sources(keys.size());
+  std::vector<uint64_t> sizes(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) {
+    source_of(i, sources[i]);
+    for (const MemorySegment& segment : sources[i]) sizes[i] += segment.size;
+    if (sizes[i] == 0) {
+      return fail(Status(Code::kInvalidArgument, "an empty page cannot be stored"), codes,
+                  keys.size());
+    }
+  }
+  auto begun = begin(name_space, deadline());
+  if (!begun.ok()) return fail(begun.status(), codes, keys.size());
+  auto& [connection, index] = begun.value();
+
+  codes.assign(keys.size(), Code::kUnavailable);
+  PutOptions range_options = options;
+  for (size_t first = 0; first < keys.size();) {
+    size_t count = 1;
+    uint64_t size = sizes[first];
+    while (first + count < keys.size() && size + sizes[first + count] <= kPutRangeSize) {
+      size += sizes[first + count++];
+    }
+    const Status status = put_range(
+        {*connection, index, keys.subspan(first, count), std::span(sizes).subspan(first, count),
+         std::span(sources).subspan(first, count), std::span(codes).subspan(first, count)},
+        range_options);
+    if (!status.ok()) {  // Earlier ranges are stored; this one and the rest are not.
+      std::vector<Code> failed;
+      fail(status, failed, keys.size() - first);
+      std::copy(failed.begin(), failed.end(), codes.begin() + static_cast<ptrdiff_t>(first));
+      return;
+    }
+    first += count;
+    range_options.parent = options.chained ? &keys[first - 1] : nullptr;
+  }
+}
+
+}  // namespace hicache

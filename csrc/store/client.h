@@ -1,0 +1,138 @@
+// A client of a node: batch look-ups, reads and writes, copied and verified by the client itself.
+//
+// Threads: any number may call. Blocking: each call waits for the node at most call_timeout_ms and
+// copies at memory speed; while not connected it returns kUnavailable at once, which is the circuit
+// breaker: reconnecting is somebody else's job (connect(), from any thread). When a call returns, no
+// thread of ours touches the caller's memory any more, whatever the outcome.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "store/client_connection.h"
+#include "store/messages.h"
+#include "transfer/copy_threads.h"
+
+namespace hicache {
+
+/// A piece of the caller's memory. A page may lie in several: they are gathered and scattered.
+struct MemorySegment {
+  uint8_t* address;
+  uint64_t size;
+};
+
+#define HICACHE_CLIENT_STATS(FIELD) \
+  FIELD(connects)                   \
+  FIELD(lookup_calls)               \
+  FIELD(get_calls)                  \
+  FIELD(get_pages)                  \
+  FIELD(get_hit_pages)              \
+  FIELD(get_bytes)                  \
+  FIELD(put_calls)                  \
+  FIELD(put_pages)                  \
+  FIELD(put_bytes)                  \
+  FIELD(corrupt_pages)              \
+  FIELD(foreign_size_pages)         \
+  FIELD(timeouts)                   \
+  FIELD(unavailable)
+
+struct ClientStats {
+#define HICACHE_FIELD(name) std::atomic<uint64_t> name{0};
+  HICACHE_CLIENT_STATS(HICACHE_FIELD)
+#undef HICACHE_FIELD
+};
+
+class Client {
+ public:
+  struct Options {
+    unsigned copy_threads;  // The caller included; at least 1.
+    uint64_t call_timeout_ms;
+    bool verify;  // Check the checksum of what is read. Off only to measure what it costs.
+    std::string name;
+  };
+
+  struct PutOptions {
+    const Key* parent = nullptr;  // Of keys[0], if known.
+    bool chained = false;         // keys[i] is the parent of keys[i + 1].
+    bool replace = false;
+    Pin pin = Pin::kNone;
+    uint64_t ttl_ms = 0;
+  };
+
+  /// Says where page `index` of a get goes, once its size is known; false: not wanted (wrong size).
+  using TargetOf =
+      std::function<bool(size_t index, uint64_t size, std::vector<MemorySegment>& segments)>;
+  /// Appends the pieces of page `index` of a put.
+  using SourceOf = std::function<void(size_t index, std::vector<MemorySegment>& segments)>;
+
+  explicit Client(Options options);
+  ~Client();
+
+  /// Connects to a node, in place of any earlier connection.
+  Status connect(const std::string& socket_path, uint64_t timeout_ms);
+  bool is_connected() const;
+  /// Blocks until not connected (true) or the timeout (false).
+  bool wait_disconnected(uint64_t timeout_ms) const;
+  /// Breaks the connection; later calls are kUnavailable until connect().
+  void disconnect();
+
+  /// A number for the namespace, valid for the client's life whatever node it is connected to.
+  size_t open_namespace(const NamespaceDigest& digest, std::string description);
+
+  void lookup(size_t name_space, std::span<const Key> keys, PageStore::LookupFlags flags,
+              std::vector<Code>& codes);
+  void get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
+           std::vector<Code>& codes);
+  void put(size_t name_space, std::span<const Key> keys, const SourceOf& source_of,
+           const PutOptions& options, std::vector<Code>& codes);
+  void remove(size_t name_space, std::span<const Key> keys, std::vector<Code>& codes);
+  void set_pin(size_t name_space, std::span<const Key> keys, Pin pin, std::vector<Code>& codes);
+  Result<uint64_t> clear(size_t name_space);
+
+  /// The node's stats as JSON.
+  Result<std::string> node_stats_json();
+  Status stop_node();
+
+  const ClientStats& stats() const { return stats_; }
+
+ private:
+  struct LocalNamespace {
+    NamespaceDigest digest;
+    std::string description;
+  };
+  using Connection = std::shared_ptr<ClientConnection>;
+
+  Result<Connection> connection() const;
+  /// The connection and the node's number of a namespace.
+  Result<std::pair<Connection, NamespaceIndex>> begin(size_t name_space, Deadline deadline);
+  Deadline deadline() const { return Deadline::after_ms(options_.call_timeout_ms); }
+  void fail(const Status& status, std::vector<Code>& codes, size_t count);
+  void call_for_codes(Op op, size_t name_space, std::span<const Key> keys, uint8_t flags,
+                      std::vector<Code>& codes);
+  Status lease(ClientConnection& connection, NamespaceIndex index, std::span<const Key> keys,
+               Deadline deadline, Places& places);
+  struct PutRange;
+  Status put_range(const PutRange& range, const PutOptions& options);
+  Status commit(ClientConnection& connection, const CommitRequest& request,
+                std::vector<Code>& codes);
+  Status reserve(ClientConnection& connection, NamespaceIndex index, std::span<const Key> keys,
+                 std::span<const uint64_t> sizes, const PutOptions& options, Deadline deadline,
+                 Places& places);
+  void notify_refs(ClientConnection& connection, Op op, const RefsRequest& refs);
+
+  const Options options_;
+  CopyThreads threads_;
+  mutable std::mutex mutex_;
+  Connection connection_;
+  std::deque<LocalNamespace> namespaces_;  // A deque: references stay valid while it grows.
+  ClientStats stats_;
+};
+
+}  // namespace hicache

@@ -1,0 +1,156 @@
+#include "store/client_connection.h"
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "io/unix_socket.h"
+#include "net/frame.h"
+
+namespace hicache {
+namespace {
+
+constexpr uint64_t kTouchSize = 2 * kMiB;
+
+}  // namespace
+
+Result<std::shared_ptr<ClientConnection>> ClientConnection::open(const std::string& path,
+                                                                 const std::string& client_name,
+                                                                 Deadline deadline) {
+  Result<Fd> socket = unix_connect(path);
+  if (!socket.ok()) return socket.status();
+  const Result<PeerIdentity> peer = peer_identity(socket.value());
+  if (!peer.ok()) return peer.status();
+  if (peer.value().uid != geteuid()) {
+    return Status(Code::kInvalidArgument,
+                  "the node at " + path + " belongs to user " + std::to_string(peer.value().uid) +
+                      " and this process to user " + std::to_string(geteuid()) +
+                      "; use a runtime_dir of your own");
+  }
+  std::shared_ptr<ClientConnection> connection(new ClientConnection());
+  connection->socket_ = std::move(socket.value());
+  HICACHE_RETURN_IF_ERROR(connection->say_hello(client_name, deadline));
+  return connection;
+}
+
+Status ClientConnection::say_hello(const std::string& client_name, Deadline deadline) {
+  std::vector<uint8_t> frame;
+  begin_frame(frame);
+  WireWriter writer(frame);
+  encode(writer, HelloRequest{client_name.substr(0, kClientNameSizeMax)});
+  end_frame(frame, static_cast<uint16_t>(Op::kHello), 0);
+  HICACHE_RETURN_IF_ERROR(send_all(socket_, frame, deadline));
+  constexpr size_t kReplySize = kFrameHeaderSize + sizeof(HelloReply);
+  frame.resize(kReplySize);
+  Fd pool;
+  HICACHE_RETURN_IF_ERROR(receive_all(socket_, frame, deadline, &pool));
+  const Result<FrameHeader> header =
+      decode_frame_header(std::span(frame).first<kFrameHeaderSize>());
+  if (!header.ok()) return header.status();
+  HelloReply reply{};
+  if (header.value().op != (static_cast<uint16_t>(Op::kHello) | kReplyBit) ||
+      header.value().payload_size != sizeof(HelloReply) ||
+      !decode(WireReader(std::span(frame).subspan(kFrameHeaderSize)), reply)) {
+    return Status(Code::kCorrupt, "the node's greeting is malformed");
+  }
+  Result<std::unique_ptr<SharedMemory>> memory =
+      SharedMemory::map(std::move(pool), reply.pool_size_bytes);
+  if (!memory.ok()) return memory.status();
+  pool_ = std::move(memory.value());
+  incarnation_ = reply.incarnation;
+  const uint64_t pieces = (reply.pool_size_bytes + kTouchSize - 1) / kTouchSize;
+  touched_ = std::make_unique<std::atomic<uint8_t>[]>(pieces);
+  return Status();
+}
+
+void ClientConnection::touch(uint64_t offset, uint64_t size) {
+  const uint64_t end = (offset + size + kTouchSize - 1) / kTouchSize;
+  for (uint64_t piece = offset / kTouchSize; piece < end; ++piece) {
+    if (touched_[piece].load(std::memory_order_relaxed) != 0) continue;
+    touched_[piece].store(1, std::memory_order_relaxed);
+    const uint64_t start = piece * kTouchSize;
+    // Only saves time: without it each OS page faults in on first use.
+    (void)pool_->populate(start, std::min(kTouchSize, pool_->size_bytes() - start));
+  }
+}
+
+Status ClientConnection::call(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>& reply,
+                              Deadline deadline) {
+  return exchange(op, frame, &reply, deadline);
+}
+
+Status ClientConnection::notify(Op op, std::vector<uint8_t>& frame, Deadline deadline) {
+  return exchange(op, frame, nullptr, deadline);
+}
+
+Status ClientConnection::exchange(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
+                                  Deadline deadline) {
+  if (broken_) return Status(Code::kUnavailable, "the connection to the node is broken");
+  std::unique_lock turn(turn_, std::chrono::nanoseconds(deadline.remaining_ns()));
+  if (!turn.owns_lock()) {
+    return Status(Code::kTimeout, "other calls kept the connection until the deadline");
+  }
+  if (broken_) return Status(Code::kUnavailable, "the connection to the node is broken");
+  const uint64_t request_id = next_request_id_++;
+  end_frame(frame, static_cast<uint16_t>(op), request_id);
+  Status status = send_all(socket_, frame, deadline);
+  if (status.ok() && reply != nullptr) {
+    reply->resize(kFrameHeaderSize);
+    status = receive_all(socket_, *reply, deadline);
+    if (status.ok()) {
+      const Result<FrameHeader> header =
+          decode_frame_header(std::span(*reply).first<kFrameHeaderSize>());
+      if (!header.ok()) {
+        status = header.status();
+      } else if (header.value().op != (static_cast<uint16_t>(op) | kReplyBit) ||
+                 header.value().request_id != request_id) {
+        status = Status(Code::kCorrupt, "the node answered another request than was asked");
+      } else {
+        reply->resize(header.value().payload_size);
+        status = receive_all(socket_, *reply, deadline);
+      }
+    }
+  }
+  // Whatever failed, the stream has lost its place: a late reply must never meet a later request.
+  if (!status.ok()) break_off();
+  return status;
+}
+
+void ClientConnection::break_off() {
+  broken_ = true;
+  shutdown(socket_.get(), SHUT_RDWR);
+}
+
+bool ClientConnection::wait_broken(int timeout_ms) const {
+  return broken_ || wait_closed(socket_, timeout_ms);
+}
+
+Result<NamespaceIndex> ClientConnection::namespace_index(size_t local,
+                                                         const NamespaceDigest& digest,
+                                                         const std::string& description,
+                                                         Deadline deadline) {
+  {
+    std::lock_guard lock(namespaces_mutex_);
+    if (local >= namespaces_.size()) namespaces_.resize(local + 1, -1);
+    if (namespaces_[local] >= 0) return static_cast<NamespaceIndex>(namespaces_[local]);
+  }
+  std::vector<uint8_t> frame;
+  begin_frame(frame);
+  WireWriter writer(frame);
+  encode(writer, OpenNamespaceRequest{digest, description});
+  std::vector<uint8_t> payload;
+  HICACHE_RETURN_IF_ERROR(call(Op::kOpenNamespace, frame, payload, deadline));
+  OpenNamespaceReply reply{};
+  if (!decode(WireReader(payload), reply)) {
+    break_off();
+    return Status(Code::kCorrupt, "the node's answer to open_namespace is malformed");
+  }
+  if (reply.code != Code::kOk) return Status(reply.code, reply.message);
+  std::lock_guard lock(namespaces_mutex_);
+  namespaces_[local] = reply.index;
+  return reply.index;
+}
+
+}  // namespace hicache

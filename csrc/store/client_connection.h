@@ -1,0 +1,70 @@
+// One connection of a client to a node: requests in turn, the node's pool mapped.
+//
+// Any thread may call; calls take turns on the socket, each at most until its deadline. The first
+// failure breaks the connection for good: every later call returns kUnavailable at once, and whoever
+// waits in wait_broken() is told. The pool stays mapped as long as anyone holds the object.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "io/memory.h"
+#include "store/messages.h"
+
+namespace hicache {
+
+class ClientConnection {
+ public:
+  /// Connects, checks that the peer is this user, says hello and maps the pool.
+  static Result<std::shared_ptr<ClientConnection>> open(const std::string& path,
+                                                        const std::string& client_name,
+                                                        Deadline deadline);
+
+  ClientConnection(const ClientConnection&) = delete;
+  ClientConnection& operator=(const ClientConnection&) = delete;
+
+  /// Sends a frame made with begin_frame() and receives the reply's payload into `reply`.
+  Status call(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>& reply, Deadline deadline);
+
+  /// Sends a frame that has no reply.
+  Status notify(Op op, std::vector<uint8_t>& frame, Deadline deadline);
+
+  bool is_broken() const { return broken_; }
+  /// Ends the connection; calls in progress fail.
+  void break_off();
+  /// True once broken; false after the timeout.
+  bool wait_broken(int timeout_ms) const;
+
+  /// The node's number of a namespace, asked for once per connection.
+  Result<NamespaceIndex> namespace_index(size_t local, const NamespaceDigest& digest,
+                                         const std::string& description, Deadline deadline);
+
+  uint64_t incarnation() const { return incarnation_; }
+  uint64_t pool_size_bytes() const { return pool_->size_bytes(); }
+  uint8_t* pool() const { return pool_->address(); }
+  /// Maps pages of the pool into this process in one go, where each would be a fault of its own.
+  void touch(uint64_t offset, uint64_t size);
+
+ private:
+  ClientConnection() = default;
+  Status exchange(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
+                  Deadline deadline);
+  Status say_hello(const std::string& client_name, Deadline deadline);
+
+  Fd socket_;
+  std::unique_ptr<SharedMemory> pool_;
+  std::unique_ptr<std::atomic<uint8_t>[]> touched_;
+  uint64_t incarnation_ = 0;
+  std::atomic<bool> broken_{false};
+  std::timed_mutex turn_;  // One request at a time; guards next_request_id_.
+  uint64_t next_request_id_ = 1;
+  std::mutex namespaces_mutex_;
+  std::vector<int64_t> namespaces_;  // By local number; -1: not asked yet.
+};
+
+}  // namespace hicache

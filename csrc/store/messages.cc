@@ -1,0 +1,222 @@
+#include "store/messages.h"
+
+#include <algorithm>
+
+namespace hicache {
+namespace {
+
+struct RawCommitItem {  // No padding on the wire.
+  PageIndex page;
+  uint32_t generation;
+  uint64_t checksum;
+  uint64_t is_written;
+};
+static_assert(sizeof(RawCommitItem) == 24);
+
+bool is_code(uint8_t value) { return value < kCodeCount; }
+
+}  // namespace
+
+std::string_view op_name(Op op) {
+  switch (op) {
+    case Op::kHello: return "hello";
+    case Op::kOpenNamespace: return "open_namespace";
+    case Op::kLookup: return "lookup";
+    case Op::kLease: return "lease";
+    case Op::kRelease: return "release";
+    case Op::kReserve: return "reserve";
+    case Op::kCommit: return "commit";
+    case Op::kRemove: return "remove";
+    case Op::kClear: return "clear";
+    case Op::kSetPin: return "set_pin";
+    case Op::kReportCorrupt: return "report_corrupt";
+    case Op::kStats: return "stats";
+    case Op::kStop: return "stop";
+  }
+  return "";
+}
+
+void encode(WireWriter& writer, const HelloRequest& message) {
+  writer.put_string(message.client_name);
+}
+
+bool decode(WireReader reader, HelloRequest& message) {
+  message.client_name = reader.get_string(kClientNameSizeMax);
+  return reader.finished();
+}
+
+void encode(WireWriter& writer, const HelloReply& message) {
+  writer.put(message.incarnation);
+  writer.put(message.pool_size_bytes);
+}
+
+bool decode(WireReader reader, HelloReply& message) {
+  message.incarnation = reader.get<uint64_t>();
+  message.pool_size_bytes = reader.get<uint64_t>();
+  return reader.finished();
+}
+
+void encode(WireWriter& writer, const OpenNamespaceRequest& message) {
+  writer.put(message.digest);
+  writer.put_string(message.description);
+}
+
+bool decode(WireReader reader, OpenNamespaceRequest& message) {
+  message.digest = reader.get<NamespaceDigest>();
+  message.description = reader.get_string(kDescriptionSizeMax);
+  return reader.finished();
+}
+
+void encode(WireWriter& writer, const OpenNamespaceReply& message) {
+  writer.put(message.code);
+  writer.put(message.index);
+  writer.put_string(message.message);
+}
+
+bool decode(WireReader reader, OpenNamespaceReply& message) {
+  const auto code = reader.get<uint8_t>();
+  message.code = static_cast<Code>(code);
+  message.index = reader.get<NamespaceIndex>();
+  message.message = reader.get_string(kDescriptionSizeMax);
+  return reader.finished() && is_code(code);
+}
+
+void encode_keys(WireWriter& writer, NamespaceIndex index, uint8_t flags,
+                 std::span<const Key> keys) {
+  writer.put(index);
+  writer.put(flags);
+  writer.put_array(keys);
+}
+
+bool decode(WireReader reader, KeysRequest& message) {
+  message.index = reader.get<NamespaceIndex>();
+  message.flags = reader.get<uint8_t>();
+  reader.get_array(message.keys, kBatchCountMax);
+  return reader.finished();
+}
+
+void encode(WireWriter& writer, const RefsRequest& message) {
+  writer.put_array(std::span(message.refs));
+}
+
+bool decode(WireReader reader, RefsRequest& message) {
+  reader.get_array(message.refs, kBatchCountMax);
+  return reader.finished();
+}
+
+void encode(WireWriter& writer, const ReserveRequest& message) {
+  writer.put(message.index);
+  writer.put(message.flags);
+  writer.put(message.pin);
+  writer.put(message.parent);
+  writer.put_array(std::span(message.keys));
+  writer.put_array(std::span(message.sizes));
+}
+
+bool decode(WireReader reader, ReserveRequest& message) {
+  message.index = reader.get<NamespaceIndex>();
+  message.flags = reader.get<uint8_t>();
+  const auto pin = reader.get<uint8_t>();
+  message.pin = static_cast<Pin>(pin);
+  message.parent = reader.get<Key>();
+  reader.get_array(message.keys, kBatchCountMax);
+  reader.get_array(message.sizes, kBatchCountMax);
+  return reader.finished() && pin < kPinCount && message.keys.size() == message.sizes.size() &&
+         std::none_of(message.sizes.begin(), message.sizes.end(),
+                      [](uint64_t size) { return size == 0; });
+}
+
+void encode(WireWriter& writer, const CommitRequest& message) {
+  writer.put(message.ttl_ms);
+  writer.put(message.replace);
+  writer.put(static_cast<uint32_t>(message.items.size()));
+  for (const CommitItem& item : message.items) {
+    writer.put(
+        RawCommitItem{item.ref.page, item.ref.generation, item.checksum, item.is_written});
+  }
+}
+
+bool decode(WireReader reader, CommitRequest& message) {
+  message.ttl_ms = reader.get<uint64_t>();
+  message.replace = reader.get<uint8_t>();
+  std::vector<RawCommitItem> items;
+  reader.get_array(items, kBatchCountMax);
+  message.items.clear();
+  for (const RawCommitItem& item : items) {
+    message.items.push_back({{item.page, item.generation}, item.checksum, item.is_written != 0});
+  }
+  return reader.finished();
+}
+
+namespace {
+
+void encode_place(WireWriter& writer, Code code, PageRef ref, uint64_t size, uint64_t checksum,
+                  std::span<const Extent> extents) {
+  writer.put(code);
+  if (code != Code::kOk) return;
+  writer.put(ref);
+  writer.put(size);
+  writer.put(checksum);
+  writer.put_array(extents);
+}
+
+}  // namespace
+
+void encode_locations(WireWriter& writer, std::span<const PageStore::Location> locations) {
+  writer.put(static_cast<uint32_t>(locations.size()));
+  for (const PageStore::Location& location : locations) {
+    encode_place(writer, location.code, location.ref, location.size, location.checksum,
+                 location.extents);
+  }
+}
+
+void encode_placements(WireWriter& writer, std::span<const PageStore::Placement> placements) {
+  writer.put(static_cast<uint32_t>(placements.size()));
+  for (const PageStore::Placement& placement : placements) {
+    uint64_t size = 0;
+    for (const Extent& extent : placement.extents) size += extent.size;
+    encode_place(writer, placement.code, placement.ref, size, 0, placement.extents);
+  }
+}
+
+bool decode(WireReader reader, Places& message, uint64_t pool_size_bytes) {
+  message.places.clear();
+  message.extents.clear();
+  const auto count = reader.get<uint32_t>();
+  if (count > kBatchCountMax) return false;
+  std::vector<Extent> extents;
+  for (uint32_t i = 0; i < count && reader.ok(); ++i) {
+    Place place;
+    const auto code = reader.get<uint8_t>();
+    if (!is_code(code)) return false;
+    place.code = static_cast<Code>(code);
+    if (place.code == Code::kOk) {
+      place.ref = reader.get<PageRef>();
+      place.size = reader.get<uint64_t>();
+      place.checksum = reader.get<uint64_t>();
+      reader.get_array(extents, kExtentCountMax);
+      uint64_t size = 0;
+      for (const Extent& extent : extents) {
+        if (extent.size > pool_size_bytes || extent.offset > pool_size_bytes - extent.size) {
+          return false;
+        }
+        size += extent.size;
+      }
+      if (size != place.size || size == 0) return false;
+      place.extents_begin = static_cast<uint32_t>(message.extents.size());
+      place.extents_count = static_cast<uint32_t>(extents.size());
+      message.extents.insert(message.extents.end(), extents.begin(), extents.end());
+    }
+    message.places.push_back(place);
+  }
+  return reader.finished();
+}
+
+bool decode_codes(WireReader reader, std::vector<Code>& codes) {
+  reader.get_array(codes, kBatchCountMax);
+  return reader.finished() && std::all_of(codes.begin(), codes.end(), [](Code code) {
+           return is_code(static_cast<uint8_t>(code));
+         });
+}
+
+}  // namespace hicache

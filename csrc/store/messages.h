@@ -1,0 +1,147 @@
+// Every message between a client and its node, field by field, and their codecs.
+//
+// A reply carries its request's op with kReplyBit and its request id. `Release` and `ReportCorrupt`
+// have no reply. A payload that does not decode exactly is hostile: the connection is closed.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "net/wire.h"
+#include "store/page_record.h"
+#include "store/page_store.h"
+
+namespace hicache {
+
+enum class Op : uint16_t {
+  kHello = 1,
+  kOpenNamespace = 2,
+  kLookup = 3,
+  kLease = 4,
+  kRelease = 5,
+  kReserve = 6,
+  kCommit = 7,
+  kRemove = 8,
+  kClear = 9,
+  kSetPin = 10,
+  kReportCorrupt = 11,
+  kStats = 12,
+  kStop = 13,
+};
+inline constexpr size_t kOpCount = 14;  // One more than the largest, so that ops index arrays.
+inline constexpr uint16_t kReplyBit = 0x8000;
+
+/// "lookup", "lease" …: the label of metrics; empty for what is not an op.
+std::string_view op_name(Op op);
+
+/// Pages of one request. Larger batches are the caller's to split.
+inline constexpr size_t kBatchCountMax = 65536;
+inline constexpr size_t kDescriptionSizeMax = 4096;
+inline constexpr size_t kClientNameSizeMax = 256;
+inline constexpr size_t kExtentCountMax = 1 << 20;
+
+struct HelloRequest {
+  std::string client_name;
+};
+/// The pool's descriptor travels with it.
+struct HelloReply {
+  uint64_t incarnation;
+  uint64_t pool_size_bytes;
+};
+
+struct OpenNamespaceRequest {
+  NamespaceDigest digest;
+  std::string description;
+};
+struct OpenNamespaceReply {
+  Code code;
+  NamespaceIndex index;
+  std::string message;
+};
+
+/// Of Lookup, Lease, Remove, Clear (no keys) and SetPin.
+struct KeysRequest {
+  NamespaceIndex index = 0;
+  uint8_t flags = 0;  // Lookup: kLookupLease | kLookupPrefix. SetPin: the Pin.
+  std::vector<Key> keys;
+};
+inline constexpr uint8_t kLookupLease = 1;
+inline constexpr uint8_t kLookupPrefix = 2;
+
+/// Of Release and ReportCorrupt.
+struct RefsRequest {
+  std::vector<PageRef> refs;
+};
+
+struct ReserveRequest {
+  NamespaceIndex index = 0;
+  uint8_t flags = 0;
+  Pin pin = Pin::kNone;
+  Key parent;  // Meaningful with kReserveParent.
+  std::vector<Key> keys;
+  std::vector<uint64_t> sizes;
+};
+inline constexpr uint8_t kReserveParent = 1;
+inline constexpr uint8_t kReserveChained = 2;
+inline constexpr uint8_t kReserveReplace = 4;
+
+/// Where one page lies or may be written, as a client sees it.
+struct Place {
+  Code code = Code::kNotFound;
+  PageRef ref{kNoPage, 0};
+  uint64_t size = 0;
+  uint64_t checksum = 0;
+  uint32_t extents_begin = 0;  // In Places::extents.
+  uint32_t extents_count = 0;
+};
+
+/// Reply of Lease and Reserve. One flat array of extents: a batch costs two allocations.
+struct Places {
+  std::vector<Place> places;
+  std::vector<Extent> extents;
+
+  std::span<const Extent> extents_of(const Place& place) const {
+    return std::span(extents).subspan(place.extents_begin, place.extents_count);
+  }
+};
+
+struct CommitItem {
+  PageRef ref;
+  uint64_t checksum;
+  uint8_t is_written;  // 0: drop the reservation.
+};
+struct CommitRequest {
+  uint64_t ttl_ms = 0;
+  uint8_t replace = 0;
+  std::vector<CommitItem> items;
+};
+
+void encode(WireWriter& writer, const HelloRequest& message);
+void encode(WireWriter& writer, const HelloReply& message);
+void encode(WireWriter& writer, const OpenNamespaceRequest& message);
+void encode(WireWriter& writer, const OpenNamespaceReply& message);
+void encode_keys(WireWriter& writer, NamespaceIndex index, uint8_t flags,
+                 std::span<const Key> keys);
+void encode(WireWriter& writer, const RefsRequest& message);
+void encode(WireWriter& writer, const ReserveRequest& message);
+void encode(WireWriter& writer, const CommitRequest& message);
+void encode_locations(WireWriter& writer, std::span<const PageStore::Location> locations);
+void encode_placements(WireWriter& writer, std::span<const PageStore::Placement> placements);
+
+/// False for a payload that is not exactly such a message, or is beyond a bound.
+bool decode(WireReader reader, HelloRequest& message);
+bool decode(WireReader reader, HelloReply& message);
+bool decode(WireReader reader, OpenNamespaceRequest& message);
+bool decode(WireReader reader, OpenNamespaceReply& message);
+bool decode(WireReader reader, KeysRequest& message);
+bool decode(WireReader reader, RefsRequest& message);
+bool decode(WireReader reader, ReserveRequest& message);
+bool decode(WireReader reader, CommitRequest& message);
+/// Also refuses places that do not lie inside a pool of that size, or whose extents do not add up.
+bool decode(WireReader reader, Places& message, uint64_t pool_size_bytes);
+bool decode_codes(WireReader reader, std::vector<Code>& codes);
+
+}  // namespace hicache

@@ -1,0 +1,308 @@
+#include "store/node.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "base/clock.h"
+#include "io/unix_socket.h"
+#include "net/frame.h"
+#include "store/node_connection.h"
+
+namespace hicache {
+namespace {
+
+constexpr int kListenBacklog = 256;
+constexpr int kEventsPerWait = 64;
+constexpr int kWaitMaxMs = 60'000;
+constexpr uint64_t kStatsWaitMs = 2000;
+constexpr uint64_t kHelloTimeoutMs = 5000;  // A connection that says nothing is closed.
+constexpr uint64_t kPoolSizeMin = 1 * kMiB;
+constexpr size_t kNoticesMax = 100;
+
+PageStore::Options store_options(const Node::Options& options, std::function<bool()> grow) {
+  return PageStore::Options{
+      .capacity_bytes = options.pool_size_bytes,
+      .eviction = options.eviction,
+      .seed = random_token(),
+      .read_lease_ttl_ms = options.read_lease_ttl_ms,
+      .lookup_lease_ttl_ms = options.lookup_lease_ttl_ms,
+      .lookup_lease_share = options.lookup_lease_share,
+      .hard_pin_share = options.hard_pin_share,
+      .reservation_ttl_ms = options.reservation_ttl_ms,
+      .grow = std::move(grow),
+  };
+}
+
+Status watch(const Fd& epoll, int fd, uint32_t events) {
+  epoll_event event{};
+  event.events = events;
+  event.data.fd = fd;
+  if (epoll_ctl(epoll.get(), EPOLL_CTL_ADD, fd, &event) != 0) {
+    return io_error("watching a descriptor", errno);
+  }
+  return Status();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Node>> Node::start(Options options) {
+  options.pool_size_bytes = options.pool_size_bytes / kSlotSize * kSlotSize;
+  if (options.pool_size_bytes < kPoolSizeMin) {
+    return Status(Code::kInvalidArgument,
+                  "pool_size = " + std::to_string(options.pool_size_bytes) +
+                      " bytes is too small to be useful; give at least 1 MiB");
+  }
+  std::vector<std::string> notices;
+  Result<std::unique_ptr<SharedMemory>> memory = SharedMemory::create(
+      {options.pool_size_bytes, options.huge_pages, options.numa_node}, notices);
+  if (!memory.ok()) return memory.status();
+  Result<Fd> listener = unix_listen(options.socket_path, kListenBacklog);
+  if (!listener.ok()) return listener.status();
+  std::unique_ptr<Node> node(new Node(std::move(options), std::move(memory.value()),
+                                      std::move(listener.value()), std::move(notices)));
+  node->epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
+  node->wake_event_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!node->epoll_.valid() || !node->wake_event_.valid()) {
+    return io_error("creating the node's event queue", errno);
+  }
+  HICACHE_RETURN_IF_ERROR(watch(node->epoll_, node->listener_.get(), EPOLLIN));
+  HICACHE_RETURN_IF_ERROR(watch(node->epoll_, node->wake_event_.get(), EPOLLIN));
+  node->thread_ = std::thread([raw = node.get()] { raw->run(); });
+  return node;
+}
+
+Node::Node(Options options, std::unique_ptr<SharedMemory> memory, Fd listener,
+           std::vector<std::string> notices)
+    : options_(std::move(options)),
+      incarnation_(random_token()),
+      started_ms_(monotonic_ms()),
+      memory_(std::move(memory)),
+      listener_(std::move(listener)),
+      store_(store_options(options_, [this] { return grow_store(); })),
+      notices_(std::move(notices)),
+      idle_since_ms_(started_ms_),
+      grower_(*memory_, options_.pool_size_bytes, [this] { wake(); }) {}
+
+Node::~Node() {
+  stop();
+  if (options_.socket_path[0] != '@') unlink(options_.socket_path.c_str());
+}
+
+void Node::stop() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_asked_ = true;
+  }
+  changed_.notify_all();
+  stopping_ = true;
+  wake();
+  if (thread_.joinable() && thread_.get_id() != std::this_thread::get_id()) thread_.join();
+}
+
+bool Node::wait_stopped(uint64_t timeout_ms) {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms),
+                           [this] { return stop_asked_; });
+}
+
+uint64_t Node::idle_ms() const {
+  const uint64_t since = idle_since_ms_;
+  return since == 0 ? 0 : monotonic_ms() - since;
+}
+
+std::vector<std::string> Node::notices() const {
+  std::lock_guard lock(mutex_);
+  return notices_;
+}
+
+Result<std::string> Node::stats_json() {
+  std::unique_lock lock(mutex_);
+  const uint64_t asked = ++stats_asked_;
+  wake();
+  const bool answered = changed_.wait_for(lock, std::chrono::milliseconds(kStatsWaitMs),
+                                          [&] { return stats_answered_ >= asked; });
+  if (!answered) return Status(Code::kTimeout, "the node's thread did not answer in time");
+  return stats_json_;
+}
+
+void Node::wake() {
+  const uint64_t one = 1;
+  // A full counter wakes as well; a node without an event queue has no thread to wake.
+  if (wake_event_.valid() && write(wake_event_.get(), &one, sizeof(one)) < 0) return;
+}
+
+// ---------------------------------------------------------------- the thread
+
+void Node::run() {
+  want_memory();
+  uint64_t next_ms = 0;
+  while (!stopping_) {
+    epoll_event events[kEventsPerWait];
+    const int count = epoll_wait(epoll_.get(), events, kEventsPerWait, wait_ms(next_ms));
+    for (int i = 0; i < count; ++i) {
+      const int fd = events[i].data.fd;
+      if (fd == listener_.get()) {
+        accept_clients();
+      } else if (fd == wake_event_.get()) {
+        uint64_t ignored;
+        if (read(fd, &ignored, sizeof(ignored)) < 0) continue;
+        add_ready_memory();
+        answer_stats_waiters();
+      } else if (auto found = connections_.find(fd); found != connections_.end()) {
+        Connection& connection = *found->second;
+        const bool readable = (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0;
+        if ((events[i].events & EPOLLOUT) != 0 && !flush(connection)) {
+          close_connection(fd);
+        } else if (readable) {
+          read_from(connection);
+        }
+      }
+    }
+    const uint64_t now_ms = monotonic_ms();
+    next_ms = store_.advance(now_ms);
+    for (auto it = connections_.begin(); it != connections_.end();) {
+      const int fd = (it++)->first;  // close_connection() erases it.
+      const Connection& connection = *connections_.at(fd);
+      if (connection.has_session) continue;
+      const uint64_t due_ms = connection.opened_ms + kHelloTimeoutMs;
+      if (due_ms <= now_ms) {
+        close_connection(fd);
+      } else {
+        next_ms = std::min(next_ms, due_ms);
+      }
+    }
+  }
+  while (!connections_.empty()) close_connection(connections_.begin()->first);
+}
+
+int Node::wait_ms(uint64_t next_ms) const {
+  const uint64_t now_ms = monotonic_ms();
+  if (next_ms <= now_ms) return 0;
+  return static_cast<int>(std::min<uint64_t>(next_ms - now_ms, kWaitMaxMs));
+}
+
+void Node::answer_stats_waiters() {
+  std::unique_lock lock(mutex_);
+  if (stats_answered_ == stats_asked_) return;
+  const uint64_t answered = stats_asked_;
+  lock.unlock();
+  std::string json = make_stats_json();
+  lock.lock();
+  stats_json_ = std::move(json);
+  stats_answered_ = answered;
+  lock.unlock();
+  changed_.notify_all();
+}
+
+void Node::add_ready_memory() {
+  for (const Extent& step : grower_.take_ready()) store_.add_memory(step.offset, step.size);
+  want_memory();
+  const std::string failure = grower_.failure();
+  if (failure.empty()) return;
+  std::lock_guard lock(mutex_);
+  const std::string notice = "the pool stays smaller than its size: " + failure;
+  if (std::find(notices_.begin(), notices_.end(), notice) == notices_.end() &&
+      notices_.size() < kNoticesMax) {
+    notices_.push_back(notice);
+  }
+}
+
+bool Node::grow_store() {
+  std::vector<Extent> steps = grower_.take_ready();
+  if (steps.empty()) {
+    if (std::optional<Extent> step = grower_.grow_now()) steps.push_back(*step);
+  }
+  for (const Extent& step : steps) store_.add_memory(step.offset, step.size);
+  want_memory();
+  return !steps.empty();
+}
+
+void Node::want_memory() { grower_.want(store_.free_bytes()); }
+
+// ---------------------------------------------------------------- connections
+
+void Node::accept_clients() {
+  for (;;) {
+    Fd socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!socket.valid()) return;
+    Result<PeerIdentity> peer = peer_identity(socket);
+    if (!peer.ok() || peer.value().uid != geteuid() ||
+        connections_.size() >= options_.clients_max) {
+      ++rejected_clients_;
+      continue;
+    }
+    const int fd = socket.get();
+    if (!watch(epoll_, fd, EPOLLIN).ok()) continue;
+    auto connection = std::make_unique<Connection>();
+    connection->socket = std::move(socket);
+    connection->opened_ms = monotonic_ms();
+    connections_.emplace(fd, std::move(connection));
+  }
+}
+
+void Node::close_connection(int fd) {
+  auto found = connections_.find(fd);
+  if (found->second->has_session) {
+    store_.close_session(found->second->session, monotonic_ms());
+    if (--client_count_ == 0) idle_since_ms_ = std::max<uint64_t>(1, monotonic_ms());
+  }
+  connections_.erase(found);  // Closing the descriptor also ends the watch.
+}
+
+void Node::read_from(Connection& connection) {
+  const int fd = connection.socket.get();
+  switch (connection.receive()) {
+    case Connection::Received::kClosed:
+      close_connection(fd);
+      return;
+    case Connection::Received::kNothing:
+      return;
+    case Connection::Received::kBytes:
+      break;
+  }
+  if (!handle_frames(connection)) close_connection(fd);
+}
+
+bool Node::handle_frames(Connection& connection) {
+  for (;;) {
+    const std::span<const uint8_t> bytes = connection.unread();
+    if (bytes.size() < kFrameHeaderSize) return true;
+    const Result<FrameHeader> header = decode_frame_header(bytes.first<kFrameHeaderSize>());
+    if (!header.ok()) {
+      ++bad_frames_;
+      return false;
+    }
+    const size_t frame_size = kFrameHeaderSize + header.value().payload_size;
+    if (bytes.size() < frame_size) return true;
+    const Op op = static_cast<Op>(header.value().op);
+    const uint64_t started_ns = monotonic_ns();
+    const Payload payload = bytes.subspan(kFrameHeaderSize, header.value().payload_size);
+    if (!handle(connection, op, header.value().request_id, payload)) return false;
+    durations_[static_cast<size_t>(op)].add(monotonic_ns() - started_ns);
+    connection.consume(frame_size);
+  }
+}
+
+bool Node::send(Connection& connection, std::span<const uint8_t> bytes) {
+  if (!connection.queue(bytes)) return false;
+  return flush(connection);
+}
+
+bool Node::flush(Connection& connection) {
+  switch (connection.flush()) {
+    case Connection::Flushed::kFailed:
+      return false;
+    case Connection::Flushed::kAll:
+      return connection.watch_output(epoll_, false);
+    case Connection::Flushed::kSome:
+      return connection.watch_output(epoll_, true);
+  }
+  return false;
+}
+
+}  // namespace hicache

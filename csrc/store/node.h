@@ -1,0 +1,136 @@
+// A node: the page store, its pool and its unix socket, driven by one thread.
+//
+// The daemon hosts one, and so may any process: clients cannot tell. Other threads may call every
+// public method.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "base/histogram.h"
+#include "base/status.h"
+#include "io/memory.h"
+#include "store/messages.h"
+#include "store/page_store.h"
+#include "store/pool_grower.h"
+
+namespace hicache {
+
+class Node {
+ public:
+  struct Options {
+    std::string socket_path;  // '@' first: abstract.
+    uint64_t pool_size_bytes;
+    HugePages huge_pages;
+    int numa_node;
+    EvictionKind eviction;
+    uint64_t read_lease_ttl_ms;
+    uint64_t lookup_lease_ttl_ms;
+    double lookup_lease_share;
+    double hard_pin_share;
+    uint64_t reservation_ttl_ms;
+    uint32_t clients_max;
+  };
+
+  /// Makes the pool, binds the socket and starts the thread.
+  static Result<std::unique_ptr<Node>> start(Options options);
+
+  /// Stops and removes the socket file.
+  ~Node();
+
+  /// Closes every connection and ends the thread. May be called again.
+  void stop();
+
+  /// True once a client asked the node to stop, or stop() was called.
+  bool wait_stopped(uint64_t timeout_ms);
+
+  /// Time since the last client left; 0 while there is one.
+  uint64_t idle_ms() const;
+
+  /// Counters, histograms and namespaces as JSON. Waits for the node's thread, at most 2 s.
+  Result<std::string> stats_json();
+
+  const std::string& socket_path() const { return options_.socket_path; }
+  uint64_t incarnation() const { return incarnation_; }
+  /// What was asked for and could not be had, oldest first.
+  std::vector<std::string> notices() const;
+
+ private:
+  struct Connection;
+  using Payload = std::span<const uint8_t>;
+
+  Node(Options options, std::unique_ptr<SharedMemory> memory, Fd listener,
+       std::vector<std::string> notices);
+
+  void run();
+  int wait_ms(uint64_t next_ms) const;
+  void wake();
+  void answer_stats_waiters();
+  void add_ready_memory();
+  bool grow_store();
+  void want_memory();
+
+  void accept_clients();
+  void read_from(Connection& connection);
+  /// Handles the whole frames received so far; false: close the connection.
+  bool handle_frames(Connection& connection);
+  bool handle(Connection& connection, Op op, uint64_t request_id, Payload payload);
+  /// Each decodes its payload, answers into reply_, and returns false for a hostile payload.
+  bool handle_hello(Connection& connection, uint64_t request_id, Payload payload);
+  bool handle_open_namespace(Payload payload);
+  bool handle_lookup(Connection& connection, Payload payload);
+  bool handle_lease(Connection& connection, Payload payload);
+  bool handle_refs(Connection& connection, Op op, Payload payload);
+  bool handle_reserve(Connection& connection, Payload payload);
+  bool handle_commit(Connection& connection, Payload payload);
+  bool handle_keys(Op op, Payload payload);
+  bool send(Connection& connection, std::span<const uint8_t> bytes);
+  bool flush(Connection& connection);
+  void close_connection(int fd);
+  std::string make_stats_json() const;
+
+  const Options options_;
+  const uint64_t incarnation_;
+  const uint64_t started_ms_;
+  std::unique_ptr<SharedMemory> memory_;
+  Fd listener_;
+  Fd epoll_;
+  Fd wake_event_;
+
+  // Of the node's thread.
+  PageStore store_;
+  std::unordered_map<int, std::unique_ptr<Connection>> connections_;
+  std::vector<uint8_t> reply_;
+  std::vector<Code> codes_;
+  std::vector<PageStore::Location> locations_;
+  std::vector<PageStore::Placement> placements_;
+  KeysRequest keys_request_;
+  ReserveRequest reserve_request_;
+  std::array<DurationHistogram, kOpCount> durations_;
+  uint64_t rejected_clients_ = 0;
+  uint64_t bad_frames_ = 0;
+  uint32_t client_count_ = 0;
+
+  // Shared with other threads.
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::string> notices_;
+  std::string stats_json_;
+  uint64_t stats_asked_ = 0;
+  uint64_t stats_answered_ = 0;
+  bool stop_asked_ = false;
+  std::atomic<bool> stopping_{false};
+  std::atomic<uint64_t> idle_since_ms_;
+
+  PoolGrower grower_;
+  std::thread thread_;
+};
+
+}  // namespace hicache

@@ -1,0 +1,227 @@
+// What a node answers to each message.
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/json.h"
+#include "io/unix_socket.h"
+#include "net/frame.h"
+#include "store/node.h"
+#include "store/node_connection.h"
+
+namespace hicache {
+namespace {
+
+constexpr uint64_t kHelloSendMs = 1000;
+constexpr size_t kNamespacesShownMax = 100;
+
+bool has_reply(Op op) { return op != Op::kRelease && op != Op::kReportCorrupt; }
+
+}  // namespace
+
+bool Node::handle(Connection& connection, Op op, uint64_t request_id, Payload payload) {
+  const bool known = !op_name(op).empty();
+  if (!known || (op == Op::kHello) == connection.has_session) {
+    ++bad_frames_;
+    return false;
+  }
+  if (op == Op::kHello) return handle_hello(connection, request_id, payload);
+  begin_frame(reply_);
+  bool valid = false;
+  switch (op) {
+    case Op::kOpenNamespace: valid = handle_open_namespace(payload); break;
+    case Op::kLookup: valid = handle_lookup(connection, payload); break;
+    case Op::kLease: valid = handle_lease(connection, payload); break;
+    case Op::kRelease:
+    case Op::kReportCorrupt: valid = handle_refs(connection, op, payload); break;
+    case Op::kReserve: valid = handle_reserve(connection, payload); break;
+    case Op::kCommit: valid = handle_commit(connection, payload); break;
+    case Op::kRemove:
+    case Op::kClear:
+    case Op::kSetPin: valid = handle_keys(op, payload); break;
+    case Op::kStats:
+      valid = payload.empty();
+      WireWriter(reply_).put_string(make_stats_json());
+      break;
+    case Op::kStop: {
+      valid = payload.empty();
+      std::lock_guard lock(mutex_);
+      stop_asked_ = stop_asked_ || valid;
+      break;
+    }
+    case Op::kHello: break;
+  }
+  if (!valid) {
+    ++bad_frames_;
+    return false;
+  }
+  if (op == Op::kStop) changed_.notify_all();
+  if (!has_reply(op)) return true;
+  end_frame(reply_, static_cast<uint16_t>(op) | kReplyBit, request_id);
+  return send(connection, reply_);
+}
+
+bool Node::handle_hello(Connection& connection, uint64_t request_id, Payload payload) {
+  HelloRequest request;
+  if (!decode(WireReader(payload), request)) {
+    ++bad_frames_;
+    return false;
+  }
+  begin_frame(reply_);
+  WireWriter writer(reply_);
+  encode(writer, HelloReply{incarnation_, options_.pool_size_bytes});
+  end_frame(reply_, static_cast<uint16_t>(Op::kHello) | kReplyBit, request_id);
+  // The first bytes on a fresh connection: they fit into the socket's buffer, this cannot wait.
+  if (!send_all(connection.socket, reply_, Deadline::after_ms(kHelloSendMs), memory_->fd().get())
+           .ok()) {
+    return false;
+  }
+  connection.session = store_.open_session();
+  connection.has_session = true;
+  ++client_count_;
+  idle_since_ms_ = 0;
+  return true;
+}
+
+bool Node::handle_open_namespace(Payload payload) {
+  OpenNamespaceRequest request;
+  if (!decode(WireReader(payload), request)) return false;
+  const Result<NamespaceIndex> index =
+      store_.open_namespace(request.digest, std::move(request.description));
+  WireWriter writer(reply_);
+  if (index.ok()) {
+    encode(writer, OpenNamespaceReply{Code::kOk, index.value(), ""});
+  } else {
+    encode(writer, OpenNamespaceReply{index.status().code(), 0, index.status().message()});
+  }
+  return true;
+}
+
+bool Node::handle_lookup(Connection& connection, Payload payload) {
+  KeysRequest& request = keys_request_;
+  if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
+  const PageStore::LookupFlags flags{(request.flags & kLookupLease) != 0,
+                                     (request.flags & kLookupPrefix) != 0};
+  store_.lookup(connection.session, request.index, request.keys, flags, monotonic_ms(), codes_);
+  WireWriter(reply_).put_array(std::span<const Code>(codes_));
+  return true;
+}
+
+bool Node::handle_lease(Connection& connection, Payload payload) {
+  KeysRequest& request = keys_request_;
+  if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
+  store_.lease(connection.session, request.index, request.keys, monotonic_ms(), locations_);
+  WireWriter writer(reply_);
+  encode_locations(writer, locations_);
+  return true;
+}
+
+bool Node::handle_refs(Connection& connection, Op op, Payload payload) {
+  RefsRequest request;
+  if (!decode(WireReader(payload), request)) return false;
+  if (op == Op::kRelease) {
+    store_.release(connection.session, request.refs, monotonic_ms());
+  } else {
+    for (const PageRef& ref : request.refs) store_.report_corrupt(ref);
+  }
+  return true;
+}
+
+bool Node::handle_reserve(Connection& connection, Payload payload) {
+  ReserveRequest& request = reserve_request_;
+  if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
+  const PageStore::ReserveOptions options{
+      .parent = (request.flags & kReserveParent) != 0 ? &request.parent : nullptr,
+      .chained = (request.flags & kReserveChained) != 0,
+      .replace = (request.flags & kReserveReplace) != 0,
+      .pin = request.pin,
+  };
+  store_.reserve(connection.session, request.index, request.keys, request.sizes, options,
+                 monotonic_ms(), placements_);
+  WireWriter writer(reply_);
+  encode_placements(writer, placements_);
+  want_memory();
+  return true;
+}
+
+bool Node::handle_commit(Connection& connection, Payload payload) {
+  CommitRequest request;
+  if (!decode(WireReader(payload), request)) return false;
+  const PageStore::CommitOptions options{request.ttl_ms, request.replace != 0};
+  const uint64_t now_ms = monotonic_ms();
+  codes_.clear();
+  for (const CommitItem& item : request.items) {
+    if (item.is_written != 0) {
+      codes_.push_back(
+          store_.commit(connection.session, item.ref, item.checksum, options, now_ms));
+    } else {
+      store_.abort(connection.session, item.ref);
+      codes_.push_back(Code::kCancelled);
+    }
+  }
+  WireWriter(reply_).put_array(std::span<const Code>(codes_));
+  return true;
+}
+
+bool Node::handle_keys(Op op, Payload payload) {
+  KeysRequest& request = keys_request_;
+  if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
+  if (op == Op::kClear) {
+    WireWriter(reply_).put(store_.clear(request.index));
+    return true;
+  }
+  if (op == Op::kSetPin && request.flags >= kPinCount) return false;
+  codes_.clear();
+  for (const Key& key : request.keys) {
+    codes_.push_back(op == Op::kRemove ? store_.remove(request.index, key)
+                                       : store_.set_pin(request.index, key,
+                                                        static_cast<Pin>(request.flags),
+                                                        monotonic_ms()));
+  }
+  WireWriter(reply_).put_array(std::span<const Code>(codes_));
+  return true;
+}
+
+std::string Node::make_stats_json() const {
+  NodeStats stats = store_.stats();
+  stats.clients = client_count_;
+  stats.uptime_ms = monotonic_ms() - started_ms_;
+  stats.rejected_clients = rejected_clients_;
+  stats.bad_frames = bad_frames_;
+  JsonWriter json;
+  const auto* values = reinterpret_cast<const uint64_t*>(&stats);
+  for (size_t i = 0; i < kNodeStatCount; ++i) json.member(kNodeStatNames[i], values[i]);
+  json.member("incarnation", incarnation_);
+  json.member("pid", static_cast<uint64_t>(getpid()));
+  json.member("eviction_policy", eviction_kind_name(options_.eviction));
+  json.open_member("requests_seconds", '{');
+  for (size_t i = 0; i < kOpCount; ++i) {
+    const std::string_view name = op_name(static_cast<Op>(i));
+    if (name.empty()) continue;
+    json.open_member(name, '{');
+    json.open_member("bounds", '[');
+    for (size_t b = 0; b < DurationHistogram::kBoundCount; ++b) {
+      json.element(DurationHistogram::bound_seconds(b));
+    }
+    json.close(']');
+    json.open_member("counts", '[');
+    for (uint64_t count : durations_[i].counts) json.element(count);
+    json.close(']');
+    json.member("sum", static_cast<double>(durations_[i].sum_ns) * 1e-9);
+    json.close('}');
+  }
+  json.close('}');
+  json.open_member("namespace_use", '[');
+  for (const PageStore::NamespaceUse& use : store_.namespace_use(kNamespacesShownMax)) {
+    json.open_element('{');
+    json.member("description", use.description);
+    json.member("pages", use.page_count);
+    json.member("size_bytes", use.size_bytes);
+    json.close('}');
+  }
+  json.close(']');
+  return json.finish();
+}
+
+}  // namespace hicache
