@@ -49,7 +49,7 @@ class TransientError(Error):
     """Nothing is wrong with the call: the same call may succeed later."""
 
 
-class TimeoutError_(TransientError, TimeoutError):  # noqa: N801, N818 - the builtin has the plain name
+class TimeoutError_(TransientError, TimeoutError):  # noqa: N801, N818
     """The deadline passed. What was asked may have happened: repeat only what is idempotent."""
 
 
@@ -90,7 +90,7 @@ class ClosedError(Error):
 
 
 class IoError(Error, OSError):
-    """The operating system refused. The message holds what was tried, on what, and the errno text."""
+    """The operating system refused. The message says what was tried, on what, and the reason."""
 
 
 class InternalError(Error):
@@ -118,5 +118,5 @@ CLASS_BY_CODE_NAME: dict[str, type[Error]] = {
 
 
 def class_for_code_name(name: str) -> type[Error]:
-    """Return the exception class for a code's name, `InternalError` for a name that is not known."""
+    """Return the exception class for a code's name; `InternalError` for one that is not known."""
     return CLASS_BY_CODE_NAME.get(name, InternalError)

@@ -1,0 +1,409 @@
+"""Every option of the package: its unit, its default and the reason for it, written once.
+
+A value is looked for in this order, and the first that is found wins:
+
+1. an argument: `StoreOptions(pool_size="64GB")`, `mooncake-hicache node --pool-size 64GB`;
+2. the environment: `MOONCAKE_HICACHE_POOL_SIZE=64GB`;
+3. the file named by the option `config` (`MOONCAKE_HICACHE_CONFIG=/etc/hicache.toml`), TOML or
+   JSON, one flat list of the same names: `pool_size = "64GB"`;
+4. the default below.
+
+A name that is not known, or a value that does not fit, is an `InvalidArgumentError` that names it,
+says where it came from, and offers the nearest name or an example. `mooncake-hicache config` prints
+the options in effect and the source of each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from mooncake_hicache.errors import InvalidArgumentError, NoSpaceError
+from mooncake_hicache.machine import MemoryOnOffer, cpu_count, memory_on_offer
+from mooncake_hicache.units import format_size, parse_duration_ms, parse_percent, parse_size
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "NodeOptions",
+    "StoreOptions",
+    "environment_name",
+    "node_fields",
+    "options_file_text",
+]
+
+ENVIRONMENT_PREFIX = "MOONCAKE_HICACHE_"
+
+MiB = 1 << 20
+POOL_SIZE_MIN_BYTES = 1 * MiB
+POOL_PERCENT_MAX = 90.0
+COPY_THREADS_AUTO_MAX = 16
+
+
+def environment_name(option: str) -> str:
+    """Return the environment variable that sets an option."""
+    return ENVIRONMENT_PREFIX + option.upper()
+
+
+def _absolute_path(value: object) -> object:
+    # The node runs in another folder than whoever starts it, so a relative path would change
+    # meaning.
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value or value.startswith("@"):
+        return value
+    return str(Path(value).expanduser().absolute())
+
+
+def _seconds(value: float | str) -> int:
+    # Rounded up: 0 often means "never", and "500ms" must not.
+    return math.ceil(parse_duration_ms(value, 1000) / 1000)
+
+
+def _lower_case(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _pool_size(value: object) -> str:
+    percent = parse_percent(value)
+    if percent is not None:
+        if not 0 < percent <= POOL_PERCENT_MAX:
+            raise InvalidArgumentError(
+                f"{value!r} is not between 0% and {POOL_PERCENT_MAX:.0f}% of the available memory"
+            )
+    else:
+        if not isinstance(value, (int, str)):
+            raise InvalidArgumentError(f'{value!r} is not a size: write "64GB", "512MiB" or "25%"')
+        try:
+            size = parse_size(value)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f'{error}, or a share of the memory ("25%")') from None
+        if size < POOL_SIZE_MIN_BYTES:
+            raise InvalidArgumentError(
+                f"{value!r} is below the least pool of {format_size(POOL_SIZE_MIN_BYTES)}; "
+                'write a unit, as in "64GB"'
+            )
+    return str(value)
+
+
+Path_ = Annotated[str, BeforeValidator(_absolute_path)]
+Milliseconds = Annotated[int, BeforeValidator(parse_duration_ms)]
+Seconds = Annotated[int, BeforeValidator(_seconds)]
+PoolSize = Annotated[str, BeforeValidator(_pool_size)]
+
+
+class NodeOptions(BaseSettings):
+    """What a node is started with. Immutable.
+
+    Raises (on construction):
+        InvalidArgumentError: An option is unknown or does not fit, or the file cannot be read.
+
+    Example:
+        >>> options = NodeOptions(pool_size="64MiB", idle_timeout_s="10min")
+        >>> options.pool_size_bytes(), options.idle_timeout_s
+        (67108864, 600)
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+    )
+
+    config: Path_ = ""
+    """A TOML or JSON file of options. Empty: no file."""
+
+    runtime_dir: Path_ = ""
+    """The private folder (mode 0700) of socket, locks, state and log. Empty:
+    $XDG_RUNTIME_DIR/mooncake-hicache, or /tmp/mooncake-hicache-<uid>, so that the processes of one
+    user find each other without any setting."""
+
+    socket: Path_ = ""
+    """The node's unix socket, at most 107 bytes. Empty: node.sock in runtime_dir. Set it to reach a
+    node that somebody else runs; then none is started."""
+
+    pool_size: PoolSize = "25%"
+    """Shared memory for pages: a size (64GB, 512MiB) or a share of the memory that is available
+    when the node starts, cgroup limits respected. A quarter by default: most of a serving machine's
+    memory belongs to the engine, and a cache that drives it into the limit is worse than none."""
+
+    huge_pages: Literal["auto", "never", "always"] = "auto"
+    """Back the pool with huge pages: auto takes what there is and says so, always refuses to start
+    without."""
+
+    numa_node: Annotated[int, Field(ge=-1, le=1023)] = -1
+    """Bind the pool to this NUMA node. -1: leave it to the kernel, which interleaves best when
+    ranks of all sockets share one pool."""
+
+    eviction_policy: Literal["adaptive", "lru", "s3fifo"] = "adaptive"
+    """Who goes first when room is needed. adaptive follows whichever policy would have hit more."""
+
+    read_lease_ttl_ms: Annotated[Milliseconds, Field(ge=100, le=600_000)] = 5000
+    """Milliseconds that a page stays put for a reader. Longer than any call's deadline, short
+    enough that a reader that hangs does not hold memory for long."""
+
+    lookup_lease_ttl_ms: Annotated[Milliseconds, Field(ge=0, le=600_000)] = 5000
+    """Milliseconds that a page which a look-up reported is kept for the read that follows. An
+    engine reads one scheduler step later; under load that is seconds. 0: look-ups take no
+    leases."""
+
+    lookup_lease_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.25
+    """The share of the pool that look-ups may lease in all, so that puts always find room."""
+
+    hard_pin_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.5
+    """The share of the pool that hard-pinned pages may take; a hard pin beyond it is refused,
+    because what is pinned is lost to everybody else."""
+
+    reservation_ttl_ms: Annotated[Milliseconds, Field(ge=1000, le=600_000)] = 30_000
+    """Milliseconds that a put may take from reserving its room to having filled it. Far beyond any
+    put: it only gives back the room of a client that hangs."""
+
+    clients_max: Annotated[int, Field(ge=1, le=65536)] = 256
+    """Connections at once. Each engine rank holds one; beyond this a client is turned away."""
+
+    http_host: str = "127.0.0.1"
+    """The address of /metrics, /health and /status. Loopback by default: they carry no
+    authentication."""
+
+    http_port: Annotated[int, Field(ge=-1, le=65535)] = 0
+    """The TCP port of the same. 0: any free one (`status` prints it). -1: no HTTP."""
+
+    idle_timeout_s: Seconds = 3600
+    """Seconds without a client after which the node stops and gives its memory back. An hour
+    outlives any restart of an engine. 0: never."""
+
+    log_file: Path_ = ""
+    """Where the node logs. Empty: node.log in runtime_dir, or the terminal when run in the
+    foreground."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important messages that the node logs."""
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def __init__(self, **values: Any) -> None:
+        config = values.get("config") or os.environ.get(environment_name("config")) or ""
+        path = str(_absolute_path(config))
+        file_values = _read_options_file(path) if path else {}
+        _check_names(values, "the arguments", type(self).model_fields)
+        _check_names(file_values, f"the file {path}", StoreOptions.model_fields)
+        _check_environment()
+        try:
+            super().__init__(**values, _file_values=_only_known(file_values, type(self)))
+        except ValidationError as error:
+            raise _explained(error, values, path, file_values) from None
+        self._sources = {
+            name: _source_of(name, values, path, file_values) for name in type(self).model_fields
+        }
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: arguments, environment, file (handed in by `__init__`)."""
+        assert isinstance(init_settings, InitSettingsSource)
+        file_values = init_settings.init_kwargs.pop("_file_values", {})
+        return init_settings, env_settings, InitSettingsSource(settings_cls, dict(file_values))
+
+    def source_of(self, name: str) -> str:
+        """Return where an option's value came from: `argument`, `environment NAME`, `file PATH` or
+        `default`."""
+        return self._sources.get(name, "default")
+
+    def pool_size_bytes(self, offer: MemoryOnOffer | None = None) -> int:
+        """Return the pool's size in bytes on this machine, now.
+
+        Args:
+            offer: The memory on offer; measured when not given.
+
+        Raises:
+            NoSpaceError: The size is more than the memory on offer; the message names the remedy.
+        """
+        offer = offer or memory_on_offer()
+        percent = parse_percent(self.pool_size)
+        if percent is not None:
+            size = int(offer.size_bytes * percent / 100) // (2 * MiB) * (2 * MiB)
+            return max(size, POOL_SIZE_MIN_BYTES)
+        size = parse_size(int(self.pool_size) if self.pool_size.isdigit() else self.pool_size)
+        if size > offer.size_bytes:
+            raise NoSpaceError(
+                f"pool_size {self.pool_size} ({format_size(size)}) is more than the "
+                f"{format_size(offer.size_bytes)} of memory on offer (by {offer.bound}): set "
+                "pool_size or "
+                f'{environment_name("pool_size")} to less or to a share such as "25%", free '
+                "memory, or "
+                "raise the limit"
+            )
+        return size
+
+
+class StoreOptions(NodeOptions):
+    """What a client is opened with, and what it starts a node with if there is none. Immutable.
+
+    The options of the node that runs already win over those given here: ask it with
+    `Store.stats()`.
+
+    Raises (on construction):
+        InvalidArgumentError: An option is unknown or does not fit, or the file cannot be read.
+    """
+
+    autostart: bool = True
+    """Start a node when none answers, at first and again when it is gone. Off, calls are misses
+    until somebody starts one."""
+
+    in_process: bool = False
+    """Run the node inside this process, for tests and scripts: its pages go when the store is
+    closed."""
+
+    call_timeout_ms: Annotated[Milliseconds, Field(ge=1, le=60_000)] = 1000
+    """Milliseconds that one call may take; then the rest of it is misses. SGLang joins its storage
+    threads for 10 s at most, so this stays far below."""
+
+    copy_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads that copy and verify inside one call. 0: one per CPU, at most 16, beyond which memory
+    and not the CPU is the limit."""
+
+    verify: bool = True
+    """Check every byte that is read against its checksum while it is copied. Off is for measuring
+    only."""
+
+    start_timeout_ms: Annotated[Milliseconds, Field(ge=100, le=600_000)] = 15_000
+    """Milliseconds that a node may take to start. A start takes well under a second; the rest is
+    for machines that are busy loading a model."""
+
+    node_unresponsive_ms: Annotated[Milliseconds, Field(ge=100, le=600_000)] = 2000
+    """Milliseconds without an answer after which a node that still lives is taken for stuck, killed
+    and replaced by the client that holds the start lock."""
+
+    sglang: Annotated[Literal["on", "off", "required"], BeforeValidator(_lower_case)] = "on"
+    """Whether the plugin takes over SGLang's storage backend `mooncake`: off leaves SGLang's own in
+    place, required ends the server when it cannot be taken over. Read when SGLang loads its
+    plugins, so only the environment counts."""
+
+    def copy_thread_count(self) -> int:
+        """Return how many threads copy inside one call, with 0 resolved for this machine."""
+        return self.copy_threads or min(cpu_count(), COPY_THREADS_AUTO_MAX)
+
+    def node_options(self) -> NodeOptions:
+        """Return the part of these options that a node is started with."""
+        return NodeOptions(**{name: getattr(self, name) for name in NodeOptions.model_fields})
+
+    def replaced(self, **overrides: Any) -> StoreOptions:
+        """Return a copy in which the given options have other values, checked like arguments."""
+        if not overrides:
+            return self
+        given = {
+            name: getattr(self, name)
+            for name in type(self).model_fields
+            if self.source_of(name) == "argument"
+        }
+        return type(self)(**{**given, **overrides})
+
+
+def node_fields() -> dict[str, FieldInfo]:
+    """Return the options of a node by name."""
+    return dict(NodeOptions.model_fields)
+
+
+def options_file_text() -> str:
+    """Return a TOML file of every option at its default, each with its description as a comment."""
+    lines = [
+        "# One machine: every option of mooncake-hicache at its default. Written by",
+        "# `mooncake-hicache config --template`; name the file in MOONCAKE_HICACHE_CONFIG.",
+    ]
+    for name, field in StoreOptions.model_fields.items():
+        if name == "config":
+            continue
+        lines.append("")
+        lines += [f"# {line}".rstrip() for line in (field.description or "").splitlines()]
+        lines.append(f"{name} = {json.dumps(field.default)}")
+    return "\n".join(lines) + "\n"
+
+
+def _read_options_file(path: str) -> dict[str, Any]:
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"cannot read the options file {path} ({environment_name('config')}): {error.strerror}"
+        ) from None
+    try:
+        text = raw.decode()
+        values = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
+    except ValueError as error:
+        kind = "JSON" if path.endswith(".json") else "TOML"
+        raise InvalidArgumentError(
+            f"the options file {path} is not valid {kind}: {error}"
+        ) from None
+    if not isinstance(values, dict):
+        raise InvalidArgumentError(f"the options file {path} holds no table of options")
+    return values
+
+
+def _only_known(values: dict[str, Any], owner: type[NodeOptions]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in owner.model_fields}
+
+
+def _check_names(values: dict[str, Any], where: str, known: dict[str, FieldInfo]) -> None:
+    for name in values:
+        if name not in known:
+            raise InvalidArgumentError(_unknown(name, where, list(known)))
+
+
+def _check_environment() -> None:
+    known = [environment_name(name) for name in StoreOptions.model_fields]
+    for name in os.environ:
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
+            raise InvalidArgumentError(_unknown(name, "the environment", known))
+
+
+def _unknown(name: str, where: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "`mooncake-hicache config` lists all options"
+    return f"unknown option {name} in {where}: {hint}"
+
+
+def _source_of(name: str, values: dict[str, Any], path: str, file_values: dict[str, Any]) -> str:
+    if name in values:
+        return "argument"
+    if os.environ.get(environment_name(name)):
+        return f"environment {environment_name(name)}"
+    return f"file {path}" if name in file_values else "default"
+
+
+def _explained(
+    error: ValidationError, values: dict[str, Any], path: str, file_values: dict[str, Any]
+) -> InvalidArgumentError:
+    lines = []
+    for item in error.errors(include_url=False):
+        name = str(item["loc"][0]) if item["loc"] else "options"
+        cause = item.get("ctx", {}).get("error")
+        reason = str(cause) if cause else f"{item['input']!r}: {item['msg']}"
+        lines.append(f"option {name} ({_source_of(name, values, path, file_values)}): {reason}")
+    return InvalidArgumentError("; ".join(lines))

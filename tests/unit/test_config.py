@@ -1,0 +1,216 @@
+"""Options: where they come from, what they accept, and how a mistake is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from mooncake_hicache import config
+from mooncake_hicache.config import NodeOptions, StoreOptions, environment_name
+from mooncake_hicache.errors import InvalidArgumentError, NoSpaceError
+from mooncake_hicache.machine import MemoryOnOffer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(config.ENVIRONMENT_PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+def test_there_are_few_options_and_each_has_a_reason() -> None:
+    fields = StoreOptions.model_fields
+    assert len(fields) < 30
+    for name, field in fields.items():
+        assert field.description, f"{name} has no description"
+        assert len(field.description) > 30, f"{name} has no reason"
+
+
+def test_every_option_names_its_unit() -> None:
+    """A number is a duration with its unit in the name, a share, or counts what its name says."""
+    counted = {"numa_node", "clients_max", "http_port", "copy_threads"}
+    for name, field in StoreOptions.model_fields.items():
+        if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
+            assert name.endswith or name in counted, name
+
+
+def test_sources_win_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "hicache.toml"
+    file.write_text('pool_size = "1GiB"\nclients_max = 7\nlog_level = "debug"\nverify = false\n')
+    monkeypatch.setenv("MOONCAKE_HICACHE_CONFIG", str(file))
+    monkeypatch.setenv("MOONCAKE_HICACHE_POOL_SIZE", "2GiB")
+    monkeypatch.setenv("MOONCAKE_HICACHE_CLIENTS_MAX", "8")
+    options = StoreOptions(pool_size="3GiB")
+    assert (options.pool_size, options.source_of("pool_size")) == ("3GiB", "argument")
+    assert options.clients_max == 8
+    assert options.source_of("clients_max") == "environment MOONCAKE_HICACHE_CLIENTS_MAX"
+    assert (options.log_level, options.source_of("log_level")) == ("debug", f"file {file}")
+    assert options.verify is False
+    assert (options.numa_node, options.source_of("numa_node")) == (-1, "default")
+
+
+def test_a_file_may_be_json_and_named_by_an_argument(tmp_path: Path) -> None:
+    file = tmp_path / "hicache.json"
+    file.write_text(json.dumps({"call_timeout_ms": "250ms", "pool_size": 1 << 30}))
+    options = StoreOptions(config=file)
+    assert options.call_timeout_ms == 250
+    assert options.pool_size_bytes(MemoryOnOffer(4 << 30, "test")) == 1 << 30
+
+
+def test_a_node_reads_the_file_that_clients_read(tmp_path: Path) -> None:
+    file = tmp_path / "hicache.toml"
+    file.write_text('copy_threads = 3\npool_size = "1GiB"\n')
+    assert NodeOptions(config=str(file)).pool_size == "1GiB"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("poolsize", "pool_size"), ("idle_timeout", "idle_timeout_s"), ("socket_path", "socket")],
+)
+def test_an_unknown_option_is_named_with_the_nearest_one(
+    wrong: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=rf"unknown option {wrong} .*{near}\?"):
+        StoreOptions(**{wrong: "1"})
+    file = tmp_path / "hicache.toml"
+    file.write_text(f'{wrong} = "1"\n')
+    with pytest.raises(InvalidArgumentError, match=rf"{wrong} in the file {file}.*{near}\?"):
+        StoreOptions(config=str(file))
+    monkeypatch.setenv(environment_name(wrong), "1")
+    with pytest.raises(
+        InvalidArgumentError,
+        match=rf"{environment_name(wrong)} in the environment.*{environment_name(near)}\?",
+    ):
+        StoreOptions()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("pool_size", "64 apples", "not a size"),
+        ("pool_size", "64", "write a unit"),
+        ("pool_size", "100%", "90%"),
+        ("pool_size", "0%", "0%"),
+        ("call_timeout_ms", "1 week", "500ms"),
+        ("call_timeout_ms", "2min", "less than or equal to 60000"),
+        ("idle_timeout_s", "-1", "plain number of seconds"),
+        ("copy_threads", "many", "integer"),
+        ("copy_threads", "-1", "greater than or equal to 0"),
+        ("verify", "perhaps", "boolean"),
+        ("huge_pages", "yes", "'auto', 'never' or 'always'"),
+        ("eviction_policy", "random", "'adaptive', 'lru' or 's3fifo'"),
+        ("lookup_lease_share", "2", "less than or equal to 0.9"),
+        ("http_port", "65536", "65535"),
+        ("sglang", "maybe", "'on', 'off' or 'required'"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_source(
+    name: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=rf"option {name} \(argument\)") as caught:
+        StoreOptions(**{name: value})
+    assert told in str(caught.value)
+    monkeypatch.setenv(environment_name(name), value)
+    source = re.escape(f"option {name} (environment {environment_name(name)})")
+    with pytest.raises(InvalidArgumentError, match=source):
+        StoreOptions()
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"pool_size.*numa_node"):
+        StoreOptions(pool_size="x", numa_node=-5)
+
+
+@pytest.mark.parametrize("text", ["pool_size = ", "[]", "\xff"])
+def test_a_file_that_is_no_toml_is_named(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "hicache.toml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InvalidArgumentError, match=str(file)):
+        StoreOptions(config=str(file))
+
+
+def test_a_json_file_must_hold_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "hicache.json"
+    file.write_text("[1]")
+    with pytest.raises(InvalidArgumentError, match="no table"):
+        StoreOptions(config=str(file))
+
+
+def test_a_missing_file_is_named_with_its_option(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"missing.toml \(MOONCAKE_HICACHE_CONFIG\)"):
+        StoreOptions(config=str(tmp_path / "missing.toml"))
+
+
+def test_units_and_empty_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOONCAKE_HICACHE_LOG_FILE", "")
+    monkeypatch.setenv("MOONCAKE_HICACHE_START_TIMEOUT_MS", "2s")
+    monkeypatch.setenv("MOONCAKE_HICACHE_SGLANG", "Off")
+    options = StoreOptions(idle_timeout_s="500ms")
+    assert options.log_file == ""
+    assert options.start_timeout_ms == 2000
+    assert options.idle_timeout_s == 1, "half a second must not become 0, which means never"
+    assert options.sglang == "off"
+
+
+def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert StoreOptions(runtime_dir="here").runtime_dir == str(tmp_path / "here")
+    assert StoreOptions(socket="@abstract").socket == "@abstract"
+
+
+def test_pool_size_is_a_share_of_what_is_on_offer() -> None:
+    offer = MemoryOnOffer(100 << 30, "test")
+    assert NodeOptions(pool_size="25%").pool_size_bytes(offer) == 25 << 30
+    assert NodeOptions(pool_size="64GB").pool_size_bytes(offer) == 64 * 10**9
+    assert NodeOptions().pool_size_bytes(MemoryOnOffer(0, "nothing")) == 1 << 20
+    assert NodeOptions().pool_size_bytes() > 0
+
+
+def test_a_pool_larger_than_the_memory_is_refused_with_the_remedy() -> None:
+    with pytest.raises(NoSpaceError) as caught:
+        NodeOptions(pool_size="64GiB").pool_size_bytes(MemoryOnOffer(1 << 30, "memory.max"))
+    for part in ("64GiB", "1 GiB", "memory.max", "MOONCAKE_HICACHE_POOL_SIZE", "25%"):
+        assert part in str(caught.value)
+
+
+def test_options_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        StoreOptions().clients_max = 3
+
+
+def test_replaced_keeps_arguments_and_checks_the_new_ones() -> None:
+    options = StoreOptions(pool_size="1GiB", verify=False).replaced(verify=True)
+    assert (options.pool_size, options.verify) == ("1GiB", True)
+    with pytest.raises(InvalidArgumentError, match="pool_size"):
+        options.replaced(pool_sizes="1")
+
+
+def test_node_options_are_the_nodes_part(tmp_path: Path) -> None:
+    options = StoreOptions(pool_size="1GiB", runtime_dir=str(tmp_path), copy_threads=2)
+    node = options.node_options()
+    assert type(node) is NodeOptions
+    assert (node.pool_size, node.runtime_dir) == ("1GiB", str(tmp_path))
+
+
+def test_copy_threads_are_resolved_for_this_machine() -> None:
+    assert StoreOptions(copy_threads=5).copy_thread_count() == 5
+    assert 1 <= StoreOptions().copy_thread_count() <= 16
+
+
+def test_the_ready_file_is_what_the_options_say() -> None:
+    text = (ROOT / "configs/single_node.toml").read_text()
+    assert text == config.options_file_text(), "run `mooncake-hicache config --template`"
+
+
+def test_the_ready_file_changes_nothing() -> None:
+    options = StoreOptions(config=str(ROOT / "configs/single_node.toml"))
+    defaults = StoreOptions()
+    for name in StoreOptions.model_fields:
+        if name != "config":
+            assert getattr(options, name) == getattr(defaults, name), name
+            assert options.source_of(name).startswith("file "), name
