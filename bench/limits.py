@@ -48,8 +48,8 @@ class Area:
 
     def addresses(self, size: int, first: int, count: int) -> U64:
         """Return the addresses of `count` pieces of `size` bytes, from piece `first` on."""
-        base = self.bytes.ctypes.data
-        return np.arange(first, first + count, dtype=np.uint64) * np.uint64(size) + np.uint64(base)
+        numbers: U64 = np.arange(first, first + count, dtype=np.uint64)
+        return numbers * np.uint64(size) + np.uint64(self.bytes.ctypes.data)
 
 
 @functools.cache
@@ -95,9 +95,11 @@ def copy_seconds(kind: str, threads: int, targets: U64, sources: U64, size: int)
 def best_copy(threads: int, targets: U64, sources: U64, size: int) -> tuple[str, int]:
     """Return the fastest kind for these pieces, and with how many threads: all of them, or one."""
     choices = [(kind, count) for kind in kinds() for count in sorted({1, threads})]
-    return min(
-        choices,
-        key=lambda choice: statistics.median(
-            copy_seconds(*choice, targets, sources, size) for _ in range(5)
-        ),
-    )
+
+    def seconds(choice: tuple[str, int]) -> float:
+        kind, count = choice
+        return statistics.median(
+            copy_seconds(kind, count, targets, sources, size) for _ in range(5)
+        )
+
+    return min(choices, key=seconds)
