@@ -12,7 +12,9 @@ uint64_t monotonic_ns() {
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
 }
 
-uint64_t monotonic_ms() { return monotonic_ns() / 1'000'000; }
+uint64_t monotonic_ms() {
+  return monotonic_ns() / 1'000'000;
+}
 
 uint64_t random_token() {
   uint64_t token = 0;

@@ -10,7 +10,8 @@
 namespace hicache {
 
 struct DurationHistogram {
-  static constexpr size_t kBoundCount = 20;  // Bucket i holds up to 2^i µs; one more holds the rest.
+  // Bucket i holds up to 2^i µs; one more holds the rest.
+  static constexpr size_t kBoundCount = 20;
 
   std::array<uint64_t, kBoundCount + 1> counts{};
   uint64_t sum_ns = 0;

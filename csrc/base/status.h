@@ -65,8 +65,8 @@ Status io_error(std::string_view tried, int error_number);
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}           // NOLINT: implicit on purpose
-  Result(Status status) : status_(std::move(status)) {}   // NOLINT: implicit on purpose
+  Result(T value) : value_(std::move(value)) {}          // NOLINT: implicit on purpose
+  Result(Status status) : status_(std::move(status)) {}  // NOLINT: implicit on purpose
 
   bool ok() const { return value_.has_value(); }
   const Status& status() const { return status_; }
@@ -78,10 +78,9 @@ class [[nodiscard]] Result {
   Status status_;
 };
 
-#define HICACHE_RETURN_IF_ERROR(expression)                      \
-  do {                                                           \
-    if (::hicache::Status status_ = (expression); !status_.ok()) \
-      return status_;                                            \
+#define HICACHE_RETURN_IF_ERROR(expression)                                      \
+  do {                                                                           \
+    if (::hicache::Status status_ = (expression); !status_.ok()) return status_; \
   } while (false)
 
 }  // namespace hicache

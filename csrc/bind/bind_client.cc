@@ -21,9 +21,9 @@ class PageMemory {
  public:
   PageMemory(size_t page_count, const U64Array& addresses, const U64Array& sizes) {
     if (addresses.ndim() != 2 || addresses.shape(0) != page_count) {
-      raise(Status(Code::kInvalidArgument,
-                   "addresses must be a uint64 array of shape (" + std::to_string(page_count) +
-                       ", segments): one row per key"));
+      raise(Status(Code::kInvalidArgument, "addresses must be a uint64 array of shape (" +
+                                               std::to_string(page_count) +
+                                               ", segments): one row per key"));
     }
     segments_ = addresses.shape(1);
     const bool common = sizes.ndim() == 1 && sizes.shape(0) == segments_;
@@ -78,8 +78,8 @@ std::unique_ptr<Client> make_client(unsigned copy_threads, uint64_t call_timeout
 
 size_t open_namespace(Client& self, const nb::bytes& digest, std::string description) {
   if (digest.size() != kKeySize) {
-    raise(Status(Code::kInvalidArgument, "a namespace digest has 32 bytes, not " +
-                                             std::to_string(digest.size())));
+    raise(Status(Code::kInvalidArgument,
+                 "a namespace digest has 32 bytes, not " + std::to_string(digest.size())));
   }
   if (description.size() > kDescriptionSizeMax) description.resize(kDescriptionSizeMax);
   return self.open_namespace(key_from(digest), std::move(description));
@@ -143,8 +143,8 @@ nb::list get_bytes_batch(Client& self, size_t name_space, nb::handle keys) {
         name_space, parsed,
         [&](size_t page, uint64_t size, std::vector<MemorySegment>& segments) {
           nb::gil_scoped_acquire gil;
-          values[page] = nb::steal(
-              PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+          values[page] =
+              nb::steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
           if (!values[page].is_valid()) {
             PyErr_Clear();
             return false;
@@ -241,12 +241,13 @@ void bind_client(nb::module_& m) {
       m, "Client",
       "A client of one node. Any number of threads may call; every call releases the GIL.\n\n"
       "`keys` is a sequence of 32-byte `bytes` or 64-digit hex `str`, or one bytes-like object of\n"
-      "n * 32 bytes, at most 65536 of them. Batch calls return one `Code` per key as a uint8 array\n"
+      "n * 32 bytes, at most 65536 of them. Batch calls return one `Code` per key as a uint8 "
+      "array\n"
       "and raise only for misuse: when not connected every item is UNAVAILABLE, at once. No call\n"
       "waits for the node longer than `call_timeout_ms`, and after it returned, whatever the\n"
       "outcome, nothing touches the given memory any more.")
-      .def(nb::new_(&make_client), nb::kw_only(), "copy_threads"_a, "call_timeout_ms"_a,
-           "verify"_a, "name"_a)
+      .def(nb::new_(&make_client), nb::kw_only(), "copy_threads"_a, "call_timeout_ms"_a, "verify"_a,
+           "name"_a)
       .def("connect", &connect, "socket_path"_a, "timeout_ms"_a,
            "Connect to the node that listens there, in place of any earlier connection.")
       .def("is_connected", &Client::is_connected)
@@ -268,7 +269,8 @@ void bind_client(nb::module_& m) {
       .def("put", &put, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
            "parent"_a.none(), "chained"_a, "ttl_ms"_a = 0, "pin"_a = 0, "replace"_a = false,
            "Store pages gathered from memory. OK: stored; ALREADY_EXISTS: nothing to do.")
-      .def("get_bytes", &get_bytes, "namespace"_a, "key"_a, nb::sig("def get_bytes(self, namespace: int, key: bytes | str) -> bytes | None"),
+      .def("get_bytes", &get_bytes, "namespace"_a, "key"_a,
+           nb::sig("def get_bytes(self, namespace: int, key: bytes | str) -> bytes | None"),
            "Return an object of any size, or None.")
       .def("get_bytes_batch", &get_bytes_batch, "namespace"_a, "keys"_a,
            "Return each object, or None, in one round trip.")

@@ -25,8 +25,8 @@ HugePages parse_huge_pages(const std::string& text) {
 EvictionKind parse_eviction(const std::string& text) {
   const auto kind = parse_eviction_kind(text);
   if (kind) return *kind;
-  raise(Status(Code::kInvalidArgument, "eviction_policy = \"" + text +
-                                           "\": choose \"adaptive\", \"lru\" or \"s3fifo\""));
+  raise(Status(Code::kInvalidArgument,
+               "eviction_policy = \"" + text + "\": choose \"adaptive\", \"lru\" or \"s3fifo\""));
 }
 
 double share_from(const char* name, double value) {
@@ -89,16 +89,18 @@ void bind_node(nb::module_& m) {
       "milliseconds, shares 0 to 1. A `socket_path` that starts with \"@\" is abstract: no file.")
       .def(nb::init<std::string, uint64_t, const std::string&, int, const std::string&, uint64_t,
                     uint64_t, double, double, uint64_t, uint32_t>(),
-           nb::kw_only(), nb::arg("socket_path"), nb::arg("pool_size_bytes"),
-           nb::arg("huge_pages"), nb::arg("numa_node"), nb::arg("eviction_policy"),
-           nb::arg("read_lease_ttl_ms"), nb::arg("lookup_lease_ttl_ms"),
-           nb::arg("lookup_lease_share"), nb::arg("hard_pin_share") = 0.5,
-           nb::arg("reservation_ttl_ms") = 30'000, nb::arg("clients_max"))
+           nb::kw_only(), nb::arg("socket_path"), nb::arg("pool_size_bytes"), nb::arg("huge_pages"),
+           nb::arg("numa_node"), nb::arg("eviction_policy"), nb::arg("read_lease_ttl_ms"),
+           nb::arg("lookup_lease_ttl_ms"), nb::arg("lookup_lease_share"),
+           nb::arg("hard_pin_share") = 0.5, nb::arg("reservation_ttl_ms") = 30'000,
+           nb::arg("clients_max"))
       .def_prop_ro("socket_path", [](const PythonNode& self) { return self.node->socket_path(); })
-      .def_prop_ro("incarnation", [](const PythonNode& self) { return self.node->incarnation(); },
-                   "Differs between any two lives of a node.")
-      .def_prop_ro("notices", [](const PythonNode& self) { return self.node->notices(); },
-                   "What was asked for and could not be had, oldest first.")
+      .def_prop_ro(
+          "incarnation", [](const PythonNode& self) { return self.node->incarnation(); },
+          "Differs between any two lives of a node.")
+      .def_prop_ro(
+          "notices", [](const PythonNode& self) { return self.node->notices(); },
+          "What was asked for and could not be had, oldest first.")
       .def("stats", &stats_of, "Return counters and gauges. Waits up to 2 s for the node's thread.")
       .def(
           "wait_stopped",
@@ -107,9 +109,11 @@ void bind_node(nb::module_& m) {
             return self.node->wait_stopped(timeout_ms);
           },
           nb::arg("timeout_ms"),
-          "Block until a client asked the node to stop, or stop() was called; False at the time-out.")
-      .def("idle_ms", [](const PythonNode& self) { return self.node->idle_ms(); },
-           "Return the milliseconds since the last client left, 0 while there is one.")
+          "Block until a client asked the node to stop, or stop() was called; False at the "
+          "time-out.")
+      .def(
+          "idle_ms", [](const PythonNode& self) { return self.node->idle_ms(); },
+          "Return the milliseconds since the last client left, 0 while there is one.")
       .def(
           "stop",
           [](PythonNode& self) {

@@ -23,7 +23,7 @@ constexpr std::array<uint8_t, 256> kHexDigits = [] {
 
 bool decode_hex(const char* text, size_t size, Key* key) {
   if (size != 2 * kKeySize) return false;
-  uint8_t invalid = 0;  // Checked once at the end: a branch per digit would cost more than the digit.
+  uint8_t invalid = 0;  // Looked at once at the end: branches would cost more than the digits.
   for (size_t i = 0; i < kKeySize; ++i) {
     const uint8_t high = kHexDigits[static_cast<uint8_t>(text[2 * i])];
     const uint8_t low = kHexDigits[static_cast<uint8_t>(text[2 * i + 1])];
@@ -106,12 +106,12 @@ std::vector<Key> keys_from(nb::handle object) {
 CodeArray to_numpy(std::vector<Code> codes) {
   static_assert(sizeof(Code) == 1);
   auto owned = std::make_unique<std::vector<Code>>(std::move(codes));
-  auto* data = reinterpret_cast<uint8_t*>(owned->data());
+  auto* first = reinterpret_cast<uint8_t*>(owned->data());
   const size_t size = owned->size();
-  nb::capsule owner(owned.release(), [](void* vector) noexcept {
-    delete static_cast<std::vector<Code>*>(vector);
+  nb::capsule owner(owned.release(), [](void* released) noexcept {
+    const std::unique_ptr<std::vector<Code>> last(static_cast<std::vector<Code>*>(released));
   });
-  return CodeArray(data, {size}, owner);
+  return CodeArray(first, {size}, owner);
 }
 
 }  // namespace hicache

@@ -37,8 +37,8 @@ uint64_t free_huge_pages() {
 std::string huge_page_remedy(uint64_t size_bytes) {
   const uint64_t wanted = round_up(size_bytes, kHugePageSize) / kHugePageSize;
   return "the pool wants " + std::to_string(wanted) + " huge pages of 2 MiB and the system has " +
-         std::to_string(free_huge_pages()) + " free; reserve them with `sysctl vm.nr_hugepages=" +
-         std::to_string(wanted) + "`";
+         std::to_string(free_huge_pages()) +
+         " free; reserve them with `sysctl vm.nr_hugepages=" + std::to_string(wanted) + "`";
 }
 
 Result<Fd> create_memfd(const SharedMemory::Options& options, bool huge, uint64_t* size_bytes) {
@@ -62,8 +62,7 @@ void bind_to_numa_node(uint8_t* address, uint64_t size, int node,
   constexpr int kNodesMax = static_cast<int>(sizeof(mask)) * 8;
   if (node < kNodesMax) mask[node / 64] = 1UL << (node % 64);
   // The system call itself: libnuma would be one more library for this one line.
-  if (node >= kNodesMax ||
-      syscall(SYS_mbind, address, size, MPOL_BIND, mask, kNodesMax, 0) != 0) {
+  if (node >= kNodesMax || syscall(SYS_mbind, address, size, MPOL_BIND, mask, kNodesMax, 0) != 0) {
     notices.push_back("the pool is not bound to NUMA node " + std::to_string(node) + " (" +
                       std::strerror(node >= kNodesMax ? EINVAL : errno) +
                       "); see /sys/devices/system/node for the nodes of this machine");
@@ -75,7 +74,9 @@ void bind_to_numa_node(uint8_t* address, uint64_t size, int node,
 SharedMemory::SharedMemory(Fd fd, uint8_t* address, uint64_t size_bytes)
     : fd_(std::move(fd)), address_(address), size_bytes_(size_bytes) {}
 
-SharedMemory::~SharedMemory() { munmap(address_, size_bytes_); }
+SharedMemory::~SharedMemory() {
+  munmap(address_, size_bytes_);
+}
 
 Result<std::unique_ptr<SharedMemory>> SharedMemory::create(const Options& options,
                                                            std::vector<std::string>& notices) {
@@ -93,15 +94,13 @@ Result<std::unique_ptr<SharedMemory>> SharedMemory::create(const Options& option
   void* address =
       mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.value().get(), 0);
   if (address == MAP_FAILED) {
-    return Status(Code::kNoSpace, "mapping a pool of " + std::to_string(size_bytes) +
-                                      " bytes: " + std::strerror(errno) +
-                                      "; choose a smaller pool_size");
+    return Status(Code::kNoSpace, "mapping a pool of " + std::to_string(size_bytes) + " bytes: " +
+                                      std::strerror(errno) + "; choose a smaller pool_size");
   }
   auto* bytes = static_cast<uint8_t*>(address);
   if (!huge && options.huge_pages != HugePages::kNever) madvise(address, size_bytes, MADV_HUGEPAGE);
   bind_to_numa_node(bytes, size_bytes, options.numa_node, notices);
-  return std::unique_ptr<SharedMemory>(
-      new SharedMemory(std::move(fd.value()), bytes, size_bytes));
+  return std::unique_ptr<SharedMemory>(new SharedMemory(std::move(fd.value()), bytes, size_bytes));
 }
 
 Result<std::unique_ptr<SharedMemory>> SharedMemory::map(Fd fd, uint64_t size_bytes) {
@@ -125,12 +124,13 @@ Status SharedMemory::populate(uint64_t offset, uint64_t size) {
     break;
   }
   // Linux before 5.14 has no MADV_POPULATE_WRITE; fallocate backs the file all the same.
-  if (errno == EINVAL && fallocate(fd_.get(), 0, static_cast<off_t>(offset),
-                                   static_cast<off_t>(size)) == 0) {
+  if (errno == EINVAL &&
+      fallocate(fd_.get(), 0, static_cast<off_t>(offset), static_cast<off_t>(size)) == 0) {
     return Status();
   }
-  return Status(Code::kNoSpace, "backing " + std::to_string(size) + " bytes of the pool at offset " +
-                                    std::to_string(offset) + ": " + std::strerror(errno) +
+  return Status(Code::kNoSpace, "backing " + std::to_string(size) +
+                                    " bytes of the pool at offset " + std::to_string(offset) +
+                                    ": " + std::strerror(errno) +
                                     "; free memory or choose a smaller pool_size");
 }
 

@@ -46,15 +46,14 @@ Result<FrameHeader> decode_frame_header(std::span<const uint8_t, kFrameHeaderSiz
   return FrameHeader{raw.op, raw.payload_size, raw.request_id};
 }
 
-void begin_frame(std::vector<uint8_t>& frame) { frame.assign(kFrameHeaderSize, 0); }
+void begin_frame(std::vector<uint8_t>& frame) {
+  frame.assign(kFrameHeaderSize, 0);
+}
 
 void end_frame(std::vector<uint8_t>& frame, uint16_t op, uint64_t request_id) {
-  RawHeader raw{kMagic,
-                kProtocolVersion,
-                op,
-                static_cast<uint32_t>(frame.size() - kFrameHeaderSize),
-                0,
-                request_id};
+  RawHeader raw{kMagic, kProtocolVersion,
+                op,     static_cast<uint32_t>(frame.size() - kFrameHeaderSize),
+                0,      request_id};
   raw.check = check_of(raw);
   std::memcpy(frame.data(), &raw, sizeof(raw));
 }

@@ -6,8 +6,8 @@
 //   | "MHC1" | u16   | u16  | u32        | u32        | u64              | size bytes     |
 //   +--------+-------+------+------------+------------+------------------+----------------+
 //
-// `check` is the low half of XXH3-64 over the other 20 bytes: a stream that lost its place, or is not
-// ours, is recognised before `size bytes` is believed. All values are little endian.
+// `check` is the low half of XXH3-64 over the other 20 bytes: a stream that lost its place, or is
+// not ours, is recognised before `size bytes` is believed. All values are little endian.
 #pragma once
 
 #include <cstdint>

@@ -15,9 +15,9 @@ namespace {
 constexpr uint64_t kPutRangeSize = 64 * kMiB;
 
 Status too_many(size_t count) {
-  return Status(Code::kInvalidArgument,
-                "a batch of " + std::to_string(count) + " pages is larger than " +
-                    std::to_string(kBatchCountMax) + "; split it");
+  return Status(Code::kInvalidArgument, "a batch of " + std::to_string(count) +
+                                            " pages is larger than " +
+                                            std::to_string(kBatchCountMax) + "; split it");
 }
 
 Status malformed(std::string_view what) {
@@ -29,7 +29,9 @@ Status malformed(std::string_view what) {
 Client::Client(Options options)
     : options_(std::move(options)), threads_(std::max(1U, options_.copy_threads)) {}
 
-Client::~Client() { disconnect(); }
+Client::~Client() {
+  disconnect();
+}
 
 // ---------------------------------------------------------------- connection
 
@@ -44,7 +46,9 @@ Status Client::connect(const std::string& socket_path, uint64_t timeout_ms) {
   return Status();
 }
 
-bool Client::is_connected() const { return connection().ok(); }
+bool Client::is_connected() const {
+  return connection().ok();
+}
 
 bool Client::wait_disconnected(uint64_t timeout_ms) const {
   const Result<Connection> current = connection();
@@ -91,8 +95,8 @@ Result<std::pair<Client::Connection, NamespaceIndex>> Client::begin(size_t name_
     }
     local = &namespaces_[name_space];
   }
-  const Result<NamespaceIndex> index = current.value()->namespace_index(
-      name_space, local->digest, local->description, deadline);
+  const Result<NamespaceIndex> index =
+      current.value()->namespace_index(name_space, local->digest, local->description, deadline);
   if (!index.ok()) return index.status();
   return std::pair(std::move(current.value()), index.value());
 }
@@ -108,8 +112,8 @@ void Client::fail(const Status& status, std::vector<Code>& codes, size_t count) 
 void Client::lookup(size_t name_space, std::span<const Key> keys, PageStore::LookupFlags flags,
                     std::vector<Code>& codes) {
   ++stats_.lookup_calls;
-  const auto bits = static_cast<uint8_t>((flags.lease ? kLookupLease : 0) |
-                                         (flags.prefix ? kLookupPrefix : 0));
+  const auto bits =
+      static_cast<uint8_t>((flags.lease ? kLookupLease : 0) | (flags.prefix ? kLookupPrefix : 0));
   call_for_codes(Op::kLookup, name_space, keys, bits, codes);
 }
 
@@ -193,8 +197,8 @@ void Client::notify_refs(ClientConnection& connection, Op op, const RefsRequest&
 
 // ---------------------------------------------------------------- get
 
-Status Client::lease(ClientConnection& connection, NamespaceIndex index,
-                     std::span<const Key> keys, Deadline deadline, Places& places) {
+Status Client::lease(ClientConnection& connection, NamespaceIndex index, std::span<const Key> keys,
+                     Deadline deadline, Places& places) {
   std::vector<uint8_t> frame;
   begin_frame(frame);
   WireWriter writer(frame);
@@ -316,8 +320,8 @@ struct Client::PutRange {
 
 Status Client::put_range(const PutRange& range, const PutOptions& options) {
   Places places;
-  HICACHE_RETURN_IF_ERROR(reserve(range.connection, range.index, range.keys, range.sizes, options,
-                                  deadline(), places));
+  HICACHE_RETURN_IF_ERROR(
+      reserve(range.connection, range.index, range.keys, range.sizes, options, deadline(), places));
   std::vector<size_t> written;
   CopyPlan plan(range.connection, Direction::kMemoryToPool, true);
   for (size_t i = 0; i < range.keys.size(); ++i) {

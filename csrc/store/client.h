@@ -2,8 +2,8 @@
 //
 // Threads: any number may call. Blocking: each call waits for the node at most call_timeout_ms and
 // copies at memory speed; while not connected it returns kUnavailable at once, which is the circuit
-// breaker: reconnecting is somebody else's job (connect(), from any thread). When a call returns, no
-// thread of ours touches the caller's memory any more, whatever the outcome.
+// breaker: reconnecting is somebody else's job (connect(), from any thread). When a call returns,
+// no thread of ours touches the caller's memory any more, whatever the outcome.
 #pragma once
 
 #include <atomic>

@@ -29,7 +29,8 @@ Result<std::shared_ptr<ClientConnection>> ClientConnection::open(const std::stri
                       " and this process to user " + std::to_string(geteuid()) +
                       "; use a runtime_dir of your own");
   }
-  std::shared_ptr<ClientConnection> connection(new ClientConnection());
+  std::shared_ptr<ClientConnection> connection =
+      std::unique_ptr<ClientConnection>(new ClientConnection());
   connection->socket_ = std::move(socket.value());
   HICACHE_RETURN_IF_ERROR(connection->say_hello(client_name, deadline));
   return connection;

@@ -1,8 +1,8 @@
 // One connection of a client to a node: requests in turn, the node's pool mapped.
 //
 // Any thread may call; calls take turns on the socket, each at most until its deadline. The first
-// failure breaks the connection for good: every later call returns kUnavailable at once, and whoever
-// waits in wait_broken() is told. The pool stays mapped as long as anyone holds the object.
+// failure breaks the connection for good: every later call returns kUnavailable at once, and
+// whoever waits in wait_broken() is told. The pool stays mapped as long as anyone holds the object.
 #pragma once
 
 #include <atomic>

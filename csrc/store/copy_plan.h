@@ -20,8 +20,7 @@ class CopyPlan {
   CopyPlan(ClientConnection& connection, Direction direction, bool checksum);
 
   /// Adds one page. The spans must stay valid until run() returns; their sizes add up to `size`.
-  void add(uint64_t size, std::span<const Extent> extents,
-           std::span<const MemorySegment> segments);
+  void add(uint64_t size, std::span<const Extent> extents, std::span<const MemorySegment> segments);
 
   /// Copies everything. Returns when no thread touches the memory any more.
   void run(CopyThreads& threads);

@@ -5,8 +5,7 @@
 namespace hicache {
 
 LeaseIndex LeaseTable::find(LeaseKind kind, SessionIndex session, LeaseIndex head) const {
-  while (head != kNoLease &&
-         (leases_[head].session != session || leases_[head].kind != kind)) {
+  while (head != kNoLease && (leases_[head].session != session || leases_[head].kind != kind)) {
     head = leases_[head].page_next;
   }
   return head;

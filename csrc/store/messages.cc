@@ -13,25 +13,40 @@ struct RawCommitItem {  // No padding on the wire.
 };
 static_assert(sizeof(RawCommitItem) == 24);
 
-bool is_code(uint8_t value) { return value < kCodeCount; }
+bool is_code(uint8_t value) {
+  return value < kCodeCount;
+}
 
 }  // namespace
 
 std::string_view op_name(Op op) {
   switch (op) {
-    case Op::kHello: return "hello";
-    case Op::kOpenNamespace: return "open_namespace";
-    case Op::kLookup: return "lookup";
-    case Op::kLease: return "lease";
-    case Op::kRelease: return "release";
-    case Op::kReserve: return "reserve";
-    case Op::kCommit: return "commit";
-    case Op::kRemove: return "remove";
-    case Op::kClear: return "clear";
-    case Op::kSetPin: return "set_pin";
-    case Op::kReportCorrupt: return "report_corrupt";
-    case Op::kStats: return "stats";
-    case Op::kStop: return "stop";
+    case Op::kHello:
+      return "hello";
+    case Op::kOpenNamespace:
+      return "open_namespace";
+    case Op::kLookup:
+      return "lookup";
+    case Op::kLease:
+      return "lease";
+    case Op::kRelease:
+      return "release";
+    case Op::kReserve:
+      return "reserve";
+    case Op::kCommit:
+      return "commit";
+    case Op::kRemove:
+      return "remove";
+    case Op::kClear:
+      return "clear";
+    case Op::kSetPin:
+      return "set_pin";
+    case Op::kReportCorrupt:
+      return "report_corrupt";
+    case Op::kStats:
+      return "stats";
+    case Op::kStop:
+      return "stop";
   }
   return "";
 }
@@ -122,8 +137,8 @@ bool decode(WireReader reader, ReserveRequest& message) {
   reader.get_array(message.keys, kBatchCountMax);
   reader.get_array(message.sizes, kBatchCountMax);
   return reader.finished() && pin < kPinCount && message.keys.size() == message.sizes.size() &&
-         std::none_of(message.sizes.begin(), message.sizes.end(),
-                      [](uint64_t size) { return size == 0; });
+         std::none_of(
+             message.sizes.begin(), message.sizes.end(), [](uint64_t size) { return size == 0; });
 }
 
 void encode(WireWriter& writer, const CommitRequest& message) {
@@ -131,8 +146,7 @@ void encode(WireWriter& writer, const CommitRequest& message) {
   writer.put(message.replace);
   writer.put(static_cast<uint32_t>(message.items.size()));
   for (const CommitItem& item : message.items) {
-    writer.put(
-        RawCommitItem{item.ref.page, item.ref.generation, item.checksum, item.is_written});
+    writer.put(RawCommitItem{item.ref.page, item.ref.generation, item.checksum, item.is_written});
   }
 }
 

@@ -222,7 +222,9 @@ bool Node::grow_store() {
   return !steps.empty();
 }
 
-void Node::want_memory() { grower_.want(store_.free_bytes()); }
+void Node::want_memory() {
+  grower_.want(store_.free_bytes());
+}
 
 // ---------------------------------------------------------------- connections
 

@@ -16,7 +16,9 @@ namespace {
 constexpr uint64_t kHelloSendMs = 1000;
 constexpr size_t kNamespacesShownMax = 100;
 
-bool has_reply(Op op) { return op != Op::kRelease && op != Op::kReportCorrupt; }
+bool has_reply(Op op) {
+  return op != Op::kRelease && op != Op::kReportCorrupt;
+}
 
 }  // namespace
 
@@ -30,16 +32,30 @@ bool Node::handle(Connection& connection, Op op, uint64_t request_id, Payload pa
   begin_frame(reply_);
   bool valid = false;
   switch (op) {
-    case Op::kOpenNamespace: valid = handle_open_namespace(payload); break;
-    case Op::kLookup: valid = handle_lookup(connection, payload); break;
-    case Op::kLease: valid = handle_lease(connection, payload); break;
+    case Op::kOpenNamespace:
+      valid = handle_open_namespace(payload);
+      break;
+    case Op::kLookup:
+      valid = handle_lookup(connection, payload);
+      break;
+    case Op::kLease:
+      valid = handle_lease(connection, payload);
+      break;
     case Op::kRelease:
-    case Op::kReportCorrupt: valid = handle_refs(connection, op, payload); break;
-    case Op::kReserve: valid = handle_reserve(connection, payload); break;
-    case Op::kCommit: valid = handle_commit(connection, payload); break;
+    case Op::kReportCorrupt:
+      valid = handle_refs(connection, op, payload);
+      break;
+    case Op::kReserve:
+      valid = handle_reserve(connection, payload);
+      break;
+    case Op::kCommit:
+      valid = handle_commit(connection, payload);
+      break;
     case Op::kRemove:
     case Op::kClear:
-    case Op::kSetPin: valid = handle_keys(op, payload); break;
+    case Op::kSetPin:
+      valid = handle_keys(op, payload);
+      break;
     case Op::kStats:
       valid = payload.empty();
       WireWriter(reply_).put_string(make_stats_json());
@@ -50,7 +66,8 @@ bool Node::handle(Connection& connection, Op op, uint64_t request_id, Payload pa
       stop_asked_ = stop_asked_ || valid;
       break;
     }
-    case Op::kHello: break;
+    case Op::kHello:
+      break;
   }
   if (!valid) {
     ++bad_frames_;
@@ -153,8 +170,7 @@ bool Node::handle_commit(Connection& connection, Payload payload) {
   codes_.clear();
   for (const CommitItem& item : request.items) {
     if (item.is_written != 0) {
-      codes_.push_back(
-          store_.commit(connection.session, item.ref, item.checksum, options, now_ms));
+      codes_.push_back(store_.commit(connection.session, item.ref, item.checksum, options, now_ms));
     } else {
       store_.abort(connection.session, item.ref);
       codes_.push_back(Code::kCancelled);
@@ -174,10 +190,10 @@ bool Node::handle_keys(Op op, Payload payload) {
   if (op == Op::kSetPin && request.flags >= kPinCount) return false;
   codes_.clear();
   for (const Key& key : request.keys) {
-    codes_.push_back(op == Op::kRemove ? store_.remove(request.index, key)
-                                       : store_.set_pin(request.index, key,
-                                                        static_cast<Pin>(request.flags),
-                                                        monotonic_ms()));
+    codes_.push_back(
+        op == Op::kRemove
+            ? store_.remove(request.index, key)
+            : store_.set_pin(request.index, key, static_cast<Pin>(request.flags), monotonic_ms()));
   }
   WireWriter(reply_).put_array(std::span<const Code>(codes_));
   return true;

@@ -6,8 +6,8 @@ namespace hicache {
 namespace {
 
 constexpr NamespaceIndex kNamespaceCountMax = 65536;
-constexpr uint64_t kDropPerStep = 256;       // Cleared pages reclaimed per step: well below 1 ms.
-constexpr size_t kPrefetchDistance = 16;     // Records in flight while keys are looked up.
+constexpr uint64_t kDropPerStep = 256;    // Cleared pages reclaimed per step: well below 1 ms.
+constexpr size_t kPrefetchDistance = 16;  // Records in flight while keys are looked up.
 constexpr uint64_t kExpectedPageSize = 256 * kKiB;
 constexpr size_t kExpectedPagesMax = 1 << 22;
 
@@ -100,9 +100,8 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
   advance(now_ms);
   ++counts_.lookup_requests;
   const SpaceIndex space = namespaces_[index].space;
-  const auto leasable =
-      static_cast<uint64_t>(options_.lookup_lease_share *
-                            static_cast<double>(options_.capacity_bytes));
+  const auto leasable = static_cast<uint64_t>(options_.lookup_lease_share *
+                                              static_cast<double>(options_.capacity_bytes));
   codes.assign(keys.size(), Code::kNotFound);
   prefetch(space, keys, hashes_);
   for (size_t i = 0; i < keys.size(); ++i) {
@@ -151,8 +150,8 @@ void PageStore::lease(SessionIndex session, NamespaceIndex index, std::span<cons
     ++counts_.get_hit_pages;
     counts_.get_hit_bytes += record.size;
     found_pages_.push_back(page);
-    locations[i] = Location{Code::kOk,   {page, record.generation}, record.size,
-                            record.checksum, record.extents.span()};
+    locations[i] = Location{
+        Code::kOk, {page, record.generation}, record.size, record.checksum, record.extents.span()};
   }
   eviction_->access(found_pages_, now_ms);
 }
@@ -188,9 +187,8 @@ void PageStore::after_lease_end(PageIndex page, LeaseKind kind) {
 }
 
 void PageStore::update_held(PageRecord& record) {
-  const bool held = record.state == PageState::kReserved ||
-                    record.state == PageState::kCondemned || record.leases != kNoLease ||
-                    record.pin == Pin::kHard;
+  const bool held = record.state == PageState::kReserved || record.state == PageState::kCondemned ||
+                    record.leases != kNoLease || record.pin == Pin::kHard;
   if (held == record.is_held) return;
   record.is_held = held;
   if (held) {
@@ -224,11 +222,11 @@ void PageStore::reserve(SessionIndex session, NamespaceIndex index, std::span<co
   }
   // Only now: a record's extents stay put, but a page found present may have been evicted above.
   for (Placement& placement : placements) {
-    if (placement.code == Code::kOk) placement.extents = records_[placement.ref.page].extents.span();
+    if (placement.code == Code::kOk)
+      placement.extents = records_[placement.ref.page].extents.span();
   }
-  std::erase_if(existing, [this](PageIndex page) {
-    return records_[page].state != PageState::kPresent;
-  });
+  std::erase_if(existing,
+                [this](PageIndex page) { return records_[page].state != PageState::kPresent; });
   eviction_->access(existing, now_ms);
 }
 
@@ -242,8 +240,8 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
       return Code::kAlreadyExists;
     }
   }
-  const auto pinnable = static_cast<uint64_t>(options_.hard_pin_share *
-                                              static_cast<double>(options_.capacity_bytes));
+  const auto pinnable =
+      static_cast<uint64_t>(options_.hard_pin_share * static_cast<double>(options_.capacity_bytes));
   Extents extents;
   if ((options.pin == Pin::kHard && pinned_bytes_ + size > pinnable) ||
       !make_room(size, extents, now_ms)) {
@@ -301,9 +299,9 @@ Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
   link(space->second, ref.page);
   table_.reserve_one([this](PageIndex page) { return hash_of(page); });
   table_.insert(hash, ref.page);
-  eviction_->insert(
-      ref.page, PageTraits{hash, record.parent_hash, record.size, record.pin == Pin::kSoft},
-      now_ms);
+  eviction_->insert(ref.page,
+                    PageTraits{hash, record.parent_hash, record.size, record.pin == Pin::kSoft},
+                    now_ms);
   update_held(record);
   ++counts_.put_stored_pages;
   counts_.put_stored_bytes += record.size;
@@ -327,8 +325,8 @@ bool PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
     if (options_.grow && options_.grow()) continue;
     // Evict nothing for a page that would not fit anyway.
     if (held_bytes_ + size > allocator_.size_bytes()) return false;
-    const PageIndex victim = eviction_->victim(
-        [this](PageIndex page) { return !records_[page].is_held; }, now_ms);
+    const PageIndex victim =
+        eviction_->victim([this](PageIndex page) { return !records_[page].is_held; }, now_ms);
     if (victim == kNoPage) return false;
     evict(victim, now_ms);
   }
@@ -389,8 +387,8 @@ Code PageStore::set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t 
   if (page == kNoPage) return Code::kNotFound;
   PageRecord& record = records_[page];
   if (record.pin == pin) return Code::kOk;
-  const auto pinnable = static_cast<uint64_t>(options_.hard_pin_share *
-                                              static_cast<double>(options_.capacity_bytes));
+  const auto pinnable =
+      static_cast<uint64_t>(options_.hard_pin_share * static_cast<double>(options_.capacity_bytes));
   if (pin == Pin::kHard && pinned_bytes_ + record.size > pinnable) return Code::kNoSpace;
   if (record.pin == Pin::kHard) pinned_bytes_ -= record.size;
   if (pin == Pin::kHard) pinned_bytes_ += record.size;

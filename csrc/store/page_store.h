@@ -100,8 +100,8 @@ class PageStore {
               LookupFlags flags, uint64_t now_ms, std::vector<Code>& codes);
 
   /// Grants a read lease on each page found.
-  void lease(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
-             uint64_t now_ms, std::vector<Location>& locations);
+  void lease(SessionIndex session, NamespaceIndex index, std::span<const Key> keys, uint64_t now_ms,
+             std::vector<Location>& locations);
 
   /// Ends the session's read and look-up leases on these pages. Unknown references are ignored.
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms);

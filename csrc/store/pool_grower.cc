@@ -33,7 +33,9 @@ std::vector<Extent> PoolGrower::take_ready() {
   return std::exchange(ready_, {});
 }
 
-std::optional<Extent> PoolGrower::grow_now() { return grow(); }
+std::optional<Extent> PoolGrower::grow_now() {
+  return grow();
+}
 
 void PoolGrower::want(uint64_t free_bytes) {
   const bool wanted = free_bytes < kAheadSize;

@@ -1,8 +1,8 @@
 // Hash table from a 64-bit hash to page indexes: 8 bytes an entry, the records stay elsewhere.
 //
 // Open addressing with linear probing, backward-shift deletion (no tombstones, so look-up time does
-// not decay) and a load of at most 3/4. The caller compares records; the table stores 32 bits of the
-// hash to make that comparison almost always the last one.
+// not decay) and a load of at most 3/4. The caller compares records; the table stores 32 bits of
+// the hash to make that comparison almost always the last one.
 //
 // Pure. Threads: one owner.
 #pragma once

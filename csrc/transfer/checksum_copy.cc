@@ -20,7 +20,7 @@ namespace {
 constexpr size_t kRound = 1024;
 constexpr size_t kLane = 64;
 constexpr size_t kLanesPerRound = kRound / kLane;
-constexpr size_t kSecretStep = 8;   // Each lane uses the secret 8 bytes further on.
+constexpr size_t kSecretStep = 8;  // Each lane uses the secret 8 bytes further on.
 constexpr size_t kSecretSize = 192;
 constexpr size_t kScrambleSecret = kSecretSize - kLane;
 constexpr size_t kLastLaneSecret = kSecretSize - kLane - 7;
@@ -100,11 +100,10 @@ __attribute__((target("avx2"))) void copy_rounds_avx2(uint64_t* accumulators, ui
     for (size_t half = 0; half < 2; ++half) {
       const __m256i mixed = _mm256_xor_si256(sums[half], _mm256_srli_epi64(sums[half], 47));
       const __m256i keyed = _mm256_xor_si256(
-          mixed, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(
-                     XXH3_kSecret + kScrambleSecret + half * 32)));
+          mixed, _mm256_loadu_si256(
+                     reinterpret_cast<const __m256i*>(XXH3_kSecret + kScrambleSecret + half * 32)));
       const __m256i high = _mm256_mul_epu32(_mm256_srli_epi64(keyed, 32), prime);
-      sums[half] =
-          _mm256_add_epi64(_mm256_mul_epu32(keyed, prime), _mm256_slli_epi64(high, 32));
+      sums[half] = _mm256_add_epi64(_mm256_mul_epu32(keyed, prime), _mm256_slli_epi64(high, 32));
     }
     source += kRound;
     target += kRound;
@@ -113,8 +112,8 @@ __attribute__((target("avx2"))) void copy_rounds_avx2(uint64_t* accumulators, ui
   _mm256_store_si256(state + 1, sums[1]);
 }
 
-void copy_rounds_x86(uint64_t* accumulators, uint8_t* target, const uint8_t* source,
-                     size_t rounds, Store store) {
+void copy_rounds_x86(uint64_t* accumulators, uint8_t* target, const uint8_t* source, size_t rounds,
+                     Store store) {
   // Streaming stores need an aligned target; KV pages are, odd ones take the other road.
   if (store == Store::kStreaming && reinterpret_cast<uintptr_t>(target) % 32 == 0) {
     copy_rounds_avx2<true>(accumulators, target, source, rounds);
@@ -129,9 +128,8 @@ __attribute__((target("avx2"))) size_t stream_avx2(uint8_t* target, const uint8_
   for (; done + 128 <= size; done += 128) {
 #pragma GCC unroll 4
     for (size_t i = 0; i < 128; i += 32) {
-      _mm256_stream_si256(
-          reinterpret_cast<__m256i*>(target + done + i),
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + done + i)));
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(target + done + i),
+                          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + done + i)));
     }
   }
   return done;
