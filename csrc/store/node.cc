@@ -1,5 +1,6 @@
 #include "store/node.h"
 
+#include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -36,6 +37,10 @@ PageStore::Options store_options(const Node::Options& options, std::function<boo
       .reservation_ttl_ms = options.reservation_ttl_ms,
       .grow = std::move(grow),
   };
+}
+
+Fd open_spare() {
+  return Fd(open("/dev/null", O_RDONLY | O_CLOEXEC));
 }
 
 Status watch(const Fd& epoll, int fd, uint32_t events) {
@@ -83,6 +88,7 @@ Node::Node(Options options, std::unique_ptr<SharedMemory> memory, Fd listener,
       started_ms_(monotonic_ms()),
       memory_(std::move(memory)),
       listener_(std::move(listener)),
+      spare_fd_(open_spare()),
       store_(store_options(options_, [this] { return grow_store(); })),
       notices_(std::move(notices)),
       idle_since_ms_(started_ms_),
@@ -164,18 +170,7 @@ void Node::run() {
       }
     }
     const uint64_t now_ms = monotonic_ms();
-    next_ms = store_.advance(now_ms);
-    for (auto it = connections_.begin(); it != connections_.end();) {
-      const int fd = (it++)->first;  // close_connection() erases it.
-      const Connection& connection = *connections_.at(fd);
-      if (connection.has_session) continue;
-      const uint64_t due_ms = connection.opened_ms + kHelloTimeoutMs;
-      if (due_ms <= now_ms) {
-        close_connection(fd);
-      } else {
-        next_ms = std::min(next_ms, due_ms);
-      }
-    }
+    next_ms = std::min(store_.advance(now_ms), close_silent_connections(now_ms));
   }
   while (!connections_.empty()) close_connection(connections_.begin()->first);
 }
@@ -231,7 +226,10 @@ void Node::want_memory() {
 void Node::accept_clients() {
   for (;;) {
     Fd socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!socket.valid()) return;
+    if (!socket.valid()) {
+      if (errno == EMFILE || errno == ENFILE) refuse_one_client();
+      return;
+    }
     Result<PeerIdentity> peer = peer_identity(socket);
     if (!peer.ok() || peer.value().uid != geteuid() ||
         connections_.size() >= options_.clients_max) {
@@ -245,6 +243,32 @@ void Node::accept_clients() {
     connection->opened_ms = monotonic_ms();
     connections_.emplace(fd, std::move(connection));
   }
+}
+
+void Node::refuse_one_client() {
+  // No descriptor is left to accept with, and a waiting client would wake the thread for ever: the
+  // spare one makes room to take it off the queue.
+  spare_fd_.reset();
+  Fd refused(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  refused.reset();
+  spare_fd_ = open_spare();
+  ++rejected_clients_;
+}
+
+uint64_t Node::close_silent_connections(uint64_t now_ms) {
+  uint64_t next_ms = UINT64_MAX;
+  if (connections_.size() == client_count_) return next_ms;
+  for (auto it = connections_.begin(); it != connections_.end();) {
+    const auto& [fd, connection] = *it++;  // close_connection() erases it.
+    if (connection->has_session) continue;
+    const uint64_t due_ms = connection->opened_ms + kHelloTimeoutMs;
+    if (due_ms <= now_ms) {
+      close_connection(fd);
+    } else {
+      next_ms = std::min(next_ms, due_ms);
+    }
+  }
+  return next_ms;
 }
 
 void Node::close_connection(int fd) {

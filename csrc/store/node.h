@@ -78,6 +78,9 @@ class Node {
   void want_memory();
 
   void accept_clients();
+  void refuse_one_client();
+  /// Closes connections that never said hello; returns when the next one is due.
+  uint64_t close_silent_connections(uint64_t now_ms);
   void read_from(Connection& connection);
   /// Handles the whole frames received so far; false: close the connection.
   bool handle_frames(Connection& connection);
@@ -101,6 +104,7 @@ class Node {
   const uint64_t started_ms_;
   std::unique_ptr<SharedMemory> memory_;
   Fd listener_;
+  Fd spare_fd_;  // See refuse_one_client().
   Fd epoll_;
   Fd wake_event_;
 
