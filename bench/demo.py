@@ -141,7 +141,7 @@ def compare(expected: Result, result: Result, tolerance: float) -> str:
 def started(tag: str, args: Sequence[str], model: str | None) -> Iterator[Server]:
     """Start a server and say so; it is stopped at the end."""
     with console.status(f"starting sglang.launch_server ({tag}): about half a minute"):
-        # A plugin that fails is only logged by SGLang: without this the stock backend would be shown.
+        # SGLang only logs a plugin that fails: without this the stock backend would be shown.
         server = Server(tag, args, {"MOONCAKE_HICACHE_SGLANG": "required"}, model=model)
     took = f"up after {server.start_seconds:.0f} s"
     console.print(f"  server [bold]{tag}[/] {took}, log {server.log_path}", soft_wrap=True)

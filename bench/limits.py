@@ -48,8 +48,10 @@ class Area:
 
     def addresses(self, size: int, first: int, count: int) -> U64:
         """Return the addresses of `count` pieces of `size` bytes, from piece `first` on."""
-        numbers: U64 = np.arange(first, first + count, dtype=np.uint64)
-        return numbers * np.uint64(size) + np.uint64(self.bytes.ctypes.data)
+        found: U64 = np.arange(first, first + count, dtype=np.uint64)
+        found *= np.uint64(size)
+        found += np.uint64(self.bytes.ctypes.data)
+        return found
 
 
 @functools.cache

@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
 pip=("$python" -m pip --disable-pip-version-check)
-[ -t 1 ] || pip+=(--progress-bar off)
+[ -t 1 ] || export PIP_PROGRESS_BAR=off
 serving=tests/serving
 torch=$(grep '^torch==' $serving/constraints.txt)
 sglang=$(grep '^sglang==' $serving/constraints.txt)
@@ -40,7 +40,7 @@ if ! "$python" -c 'import torch' 2>/dev/null; then
   echo "[torch] installing $torch"
   "${pip[@]}" install "${index[@]}" "$torch"
 fi
-echo "[sglang] installing $sglang for the CPU (about a minute)"
+echo "[sglang] installing $sglang for the CPU (about a minute; pip complains about pins, as expected)"
 # Without their dependencies: these ask for CUDA libraries that a CPU never loads.
 "${pip[@]}" install --no-deps $(grep -E '^(torchvision|sglang|xgrammar)==' $serving/constraints.txt)
 "${pip[@]}" install -c $serving/constraints.txt -r $serving/requirements.txt
