@@ -57,7 +57,8 @@ class PagePredicate {
 // A child of a page is a resident page whose parent_hash is its key_hash, whichever came first.
 // Rules that every policy keeps:
 //  * victim() never names a page while one of its descendants is evictable (leaf first);
-//  * it names a soft-pinned page only when no other page can be named by the rule above;
+//  * it names a soft-pinned leaf only when no other leaf is evictable, and a page with children
+//    only when no leaf is: then one without a soft pin before one that has it;
 //  * it returns kNoPage only when no resident page is evictable.
 // Links that would close a ring, and the second of two resident pages with one key_hash, are taken
 // as chain roots: hostile hashes cost hit rate, never a hang.
