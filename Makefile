@@ -79,12 +79,12 @@ $(stamps)/dev: pyproject.toml system-packages.txt
 
 $(stamps)/build: $(stamps)/dev $(cpp_files)
 	$(call say,build,"the C++ core with $(JOBS) jobs")
-	@mkdir -p build
+	@mkdir -p build && touch $@.begun  # A source that changes meanwhile must count as newer.
 	@set -o pipefail; $(pip) install -v --no-build-isolation --no-deps -e . 2>&1 | tee build/install.log \
 	  | grep --line-buffered -oE '(\[[0-9]+/[0-9]+\] .*|[^ ]*(error|warning): .*)$$' \
 	  || { $(pip) show -q mooncake-hicache && tail -1 build/install.log | grep -q Successfully; } \
 	  || { tail -60 build/install.log; exit 1; }
-	@touch $@
+	@mv $@.begun $@
 
 $(stamps)/sglang: $(stamps)/dev tests/serving/requirements.txt tests/serving/constraints.txt
 	@tools/install_sglang.sh $(py)
@@ -94,8 +94,9 @@ build/cpp/.built: $(stamps)/dev $(cpp_files) $(cpp_tests)
 	$(call say,build,"the C++ tests with $(JOBS) jobs")
 	@cmake -S csrc -B build/cpp -G Ninja -DHICACHE_MODULE=OFF -DHICACHE_TESTS=ON > build/cpp-configure.log \
 	  || { cat build/cpp-configure.log; exit 1; }
+	@touch $@.begun
 	cmake --build build/cpp
-	@touch $@
+	@mv $@.begun $@
 
 build/address/.run: sanitizer = address,undefined
 build/thread/.run: sanitizer = thread

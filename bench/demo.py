@@ -263,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for _ in range(workload.conversations)
         )
         show(passes, prompts)
-        console.print(f"The node ({folder}):\n{status}", markup=False)
+        console.print(f"The node ({folder}):\n{status}", markup=False, soft_wrap=True)
     verdict = verdict_of(passes)
     ok = (
         not verdict["wrong_outputs"]

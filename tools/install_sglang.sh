@@ -40,7 +40,7 @@ if ! "$python" -c 'import torch' 2>/dev/null; then
   echo "[torch] installing $torch"
   "${pip[@]}" install "${index[@]}" "$torch"
 fi
-echo "[sglang] installing $sglang for the CPU (about a minute; pip complains about pins, as expected)"
+echo "[sglang] installing $sglang for the CPU (a minute; pip complains about pins, as expected)"
 # Without their dependencies: these ask for CUDA libraries that a CPU never loads.
 "${pip[@]}" install --no-deps $(grep -E '^(torchvision|sglang|xgrammar)==' $serving/constraints.txt)
 "${pip[@]}" install -c $serving/constraints.txt -r $serving/requirements.txt
