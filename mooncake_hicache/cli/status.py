@@ -1,0 +1,115 @@
+"""`mooncake-hicache status`: what the node keeps, and how well it serves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mooncake_hicache.cli.common import (
+    EXIT_NOT_RUNNING,
+    EXIT_UNRESPONSIVE,
+    console,
+    print_json,
+    with_options,
+)
+from mooncake_hicache.cli.reach import NodeView, look
+from mooncake_hicache.config import StoreOptions
+from mooncake_hicache.units import format_duration_ms, format_size
+
+__all__ = ["status_command"]
+
+
+@with_options(["runtime_dir", "socket", "config"])
+def status_command(
+    given: dict[str, Any],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the node of this machine. Never starts one.
+
+    Exit status: 0 it answers, 3 there is none, 4 there is one and it does not answer.
+    """
+    view = look(StoreOptions(**given))
+    word, status = _verdict(view)
+    if as_json:
+        print_json(
+            {
+                "node": word,
+                "socket": view.paths.socket,
+                "answer_ms": round(view.answer_ms, 3),
+                "failure": view.failure,
+                "state": asdict(view.state) if view.state and view.is_held else None,
+                "stats": view.stats,
+            }
+        )
+    elif view.stats is None:
+        pid = f" (pid {view.state.pid})" if view.state and view.is_held else ""
+        console.print(f"{word}{pid}: {view.failure}")
+    else:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(style="dim")
+        table.add_column()
+        for name, text in _rows(view, view.stats):
+            table.add_row(name, text)
+        console.print(table)
+    raise typer.Exit(status)
+
+
+def _verdict(view: NodeView) -> tuple[str, int]:
+    if view.stats is not None:
+        return "running", 0
+    return (
+        ("unresponsive", EXIT_UNRESPONSIVE) if view.is_held else ("not running", EXIT_NOT_RUNNING)
+    )
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole > 0 else "–"
+
+
+def _rows(view: NodeView, stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    state = view.state
+    yield "node", f"running, pid {stats['pid']}, up {format_duration_ms(stats['uptime_ms'])}"
+    yield "socket", view.paths.socket
+    if state is not None and state.pid == stats["pid"]:
+        yield "http", state.http_url or "off"
+        yield "log", state.log
+        yield "started", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.started_at))
+        yield "version", state.version
+    used, size = stats["pool_used_bytes"], stats["pool_size_bytes"]
+    yield "pool", f"{format_size(used)} of {format_size(size)} used ({_share(used, size)})"
+    yield "pages", f"{stats['pages']:,} in {stats['namespaces']} namespaces"
+    yield "clients", f"{stats['clients'] - 1} (and this command)"
+    yield "leases", f"{stats['leases']:,} over {format_size(stats['leased_bytes'])}"
+    found, missed = stats["lookup_hit_pages"], stats["lookup_miss_pages"]
+    yield "look-ups", f"{found + missed:,} pages, {_share(found, found + missed)} there"
+    hits, misses = stats["get_hit_pages"], stats["get_miss_pages"]
+    yield (
+        "gets",
+        f"{hits + misses:,} pages, {_share(hits, hits + misses)} there, "
+        f"{format_size(stats['get_hit_bytes'])}",
+    )
+    yield (
+        "puts",
+        f"{stats['put_stored_pages']:,} pages stored, {format_size(stats['put_stored_bytes'])}; "
+        f"{stats['put_existing_pages']:,} were there, {stats['put_no_space_pages']:,} had no room",
+    )
+    yield (
+        "evicted",
+        f"{stats['evicted_pages']:,} pages, {format_size(stats['evicted_bytes'])}, policy "
+        f"{stats['eviction_policy']}",
+    )
+    for one in sorted(stats["namespace_use"], key=lambda one: -one["size_bytes"]):
+        yield (
+            "namespace",
+            (f"{one['pages']:,} pages, {format_size(one['size_bytes'])}: {one['description']}"),
+        )
+    trouble = {name: stats[name] for name in ("corrupt_pages", "bad_frames", "rejected_clients")}
+    yield (
+        "trouble",
+        ", ".join(f"{n.replace('_', ' ')} {c}" for n, c in trouble.items() if c) or "none",
+    )

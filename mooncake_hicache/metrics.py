@@ -1,0 +1,176 @@
+"""The metrics of a node: one table, from the counts of the core to Prometheus.
+
+The core names what it counts (`Node.stats()`); this table says what each name means, and nothing
+else does. Names are `mooncake_hicache_node_<noun>_<unit>`, counters end in `_total`, times are in
+seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+__all__ = ["NODE_METRICS", "NodeMetric", "NodeMetricsCollector", "node_metrics_text"]
+
+PREFIX = "mooncake_hicache_node_"
+
+Unit = Literal[
+    "bytes", "pages", "requests", "seconds", "clients", "leases", "namespaces", "frames", ""
+]
+
+
+@dataclass(frozen=True)
+class NodeMetric:
+    """One line of the table."""
+
+    stat: str
+    """The key in `Node.stats()`."""
+    kind: Literal["gauge", "counter", "histogram", "info"]
+    unit: Unit
+    help: str
+    part: str = ""
+    """For a count that is kept per namespace: which field of it."""
+
+    @property
+    def name(self) -> str:
+        """The Prometheus name, without the `_total` that counters get when they are written out."""
+        if self.kind == "info":
+            return PREFIX.rstrip("_")
+        if self.part:
+            return f"{PREFIX}namespace_{self.part}"
+        return PREFIX + self.stat.removesuffix("_ms") + ("_seconds" if self.scale != 1 else "")
+
+    @property
+    def scale(self) -> float:
+        """What the core's number is multiplied by: it counts milliseconds, Prometheus wants
+        seconds."""
+        return 0.001 if self.stat.endswith("_ms") else 1
+
+
+NODE_METRICS: tuple[NodeMetric, ...] = (
+    NodeMetric("pool_size_bytes", "gauge", "bytes", "Size of the pool"),
+    NodeMetric(
+        "pool_populated_bytes", "gauge", "bytes", "Part of the pool that memory stands behind"
+    ),
+    NodeMetric("pool_used_bytes", "gauge", "bytes", "Bytes of the pages in the pool"),
+    NodeMetric("pool_waste_bytes", "gauge", "bytes", "Bytes lost to rounding pages up to slots"),
+    NodeMetric("pool_reserved_bytes", "gauge", "bytes", "Bytes set aside for puts under way"),
+    NodeMetric(
+        "pool_held_bytes", "gauge", "bytes", "Bytes of dropped pages that a lease still holds"
+    ),
+    NodeMetric("pinned_bytes", "gauge", "bytes", "Bytes of pages that are pinned"),
+    NodeMetric("pages", "gauge", "pages", "Pages in the pool"),
+    NodeMetric("namespaces", "gauge", "namespaces", "Namespaces that clients have opened"),
+    NodeMetric("clients", "gauge", "clients", "Clients connected now"),
+    NodeMetric("leases", "gauge", "leases", "Leases that are running"),
+    NodeMetric("leased_bytes", "gauge", "bytes", "Bytes of pages under a lease"),
+    NodeMetric("index_size_bytes", "gauge", "bytes", "Memory of the index"),
+    NodeMetric("eviction_age_ms", "gauge", "seconds", "Age of the pages that are evicted now"),
+    NodeMetric("uptime_ms", "gauge", "seconds", "Time since the node started"),
+    NodeMetric("lookup_requests", "counter", "requests", "Look-up requests"),
+    NodeMetric("lookup_hit_pages", "counter", "pages", "Pages looked up and there"),
+    NodeMetric("lookup_miss_pages", "counter", "pages", "Pages looked up and not there"),
+    NodeMetric("get_requests", "counter", "requests", "Get requests"),
+    NodeMetric("get_hit_pages", "counter", "pages", "Pages asked for by gets and there"),
+    NodeMetric("get_miss_pages", "counter", "pages", "Pages asked for by gets and not there"),
+    NodeMetric("get_hit_bytes", "counter", "bytes", "Bytes of pages handed to gets"),
+    NodeMetric("put_requests", "counter", "requests", "Put requests"),
+    NodeMetric("put_stored_pages", "counter", "pages", "Pages stored by puts"),
+    NodeMetric("put_existing_pages", "counter", "pages", "Pages of puts that were there already"),
+    NodeMetric("put_stored_bytes", "counter", "bytes", "Bytes of pages stored by puts"),
+    NodeMetric("put_no_space_pages", "counter", "pages", "Pages of puts refused for want of room"),
+    NodeMetric("aborted_pages", "counter", "pages", "Pages reserved and never committed"),
+    NodeMetric("evicted_pages", "counter", "pages", "Pages evicted to make room"),
+    NodeMetric("evicted_bytes", "counter", "bytes", "Bytes of pages evicted to make room"),
+    NodeMetric("expired_pages", "counter", "pages", "Pages dropped because their time was over"),
+    NodeMetric("removed_pages", "counter", "pages", "Pages removed by request"),
+    NodeMetric("cleared_pages", "counter", "pages", "Pages dropped with their whole namespace"),
+    NodeMetric(
+        "corrupt_pages", "counter", "pages", "Pages dropped because their bytes had changed"
+    ),
+    NodeMetric("rejected_clients", "counter", "clients", "Clients turned away"),
+    NodeMetric(
+        "bad_frames", "counter", "frames", "Frames that made no sense; the connection was closed"
+    ),
+    NodeMetric("requests_seconds", "histogram", "seconds", "Time to serve a request, by operation"),
+    NodeMetric("namespace_use", "gauge", "pages", "Pages of a namespace", part="pages"),
+    NodeMetric("namespace_use", "gauge", "bytes", "Bytes of a namespace", part="size_bytes"),
+    NodeMetric("incarnation", "info", "", "Which start of the node this is"),
+    NodeMetric("pid", "info", "", "Process of the node"),
+    NodeMetric("eviction_policy", "info", "", "Who goes first when room is needed"),
+)
+
+
+class NodeMetricsCollector(Collector):
+    """Turns a node's counts into metrics at the moment they are asked for.
+
+    Args:
+        stats: Returns the counts; called once per collection, from the collecting thread.
+        version: The package's version, a label of the info metric.
+    """
+
+    def __init__(self, stats: Callable[[], Mapping[str, Any]], version: str) -> None:
+        self._stats = stats
+        self._version = version
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric of the table."""
+        stats = self._stats()
+        labels = {"version": self._version}
+        for metric in NODE_METRICS:
+            value = stats[metric.stat]
+            if metric.kind == "info":
+                labels[metric.stat] = str(value)
+            elif metric.part:
+                yield _by_namespace(metric, value)
+            elif metric.kind == "histogram":
+                yield _histogram(metric, value)
+            elif metric.kind == "counter":
+                yield CounterMetricFamily(metric.name, metric.help, value=value * metric.scale)
+            else:
+                yield GaugeMetricFamily(metric.name, metric.help, value=value * metric.scale)
+        identity = InfoMetricFamily(PREFIX.rstrip("_"), "The node that answers")
+        identity.add_metric([], labels)
+        yield identity
+
+
+def node_metrics_text(stats: Mapping[str, Any], version: str) -> bytes:
+    """Return the metrics of one reading of the counts in Prometheus's text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(NodeMetricsCollector(lambda: stats, version))
+    return generate_latest(registry)
+
+
+def _by_namespace(metric: NodeMetric, use: Sequence[Mapping[str, Any]]) -> GaugeMetricFamily:
+    # Long descriptions are cut, so two namespaces may share a label: Prometheus wants one sample.
+    totals: dict[str, float] = {}
+    for one in use:
+        totals[one["description"]] = totals.get(one["description"], 0) + one[metric.part]
+    family = GaugeMetricFamily(metric.name, metric.help, labels=["namespace"])
+    for description, total in totals.items():
+        family.add_metric([description], total)
+    return family
+
+
+def _histogram(metric: NodeMetric, by_operation: Mapping[str, Any]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(metric.name, metric.help, labels=["op"])
+    for operation, histogram in by_operation.items():
+        total = 0
+        buckets: list[tuple[str, float]] = []
+        bounds = [str(bound) for bound in histogram["bounds"]] + ["+Inf"]
+        for bound, count in zip(bounds, histogram["counts"], strict=True):
+            total += count
+            buckets.append((bound, total))
+        family.add_metric([operation], buckets=buckets, sum_value=histogram["sum"])
+    return family

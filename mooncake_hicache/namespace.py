@@ -1,0 +1,338 @@
+"""A namespace of a store: the part of the public API that moves pages.
+
+Keys: 32 bytes and 64 hexadecimal digits are taken as they are; any other `str` or `bytes` is hashed
+(BLAKE2b-256). Trouble of the environment is never raised here: a node that is gone, stuck or full
+makes a get a miss and a put a refusal, and the batch forms say which (`Code`). Mistakes of the
+caller are raised as `InvalidArgumentError`.
+
+All methods may be called from any thread. They release the GIL, block for at most
+`call_timeout_ms`, and when they return no byte is on its way into or out of the caller's memory,
+whatever the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from mooncake_hicache import _core
+from mooncake_hicache.buffers import spans_of
+from mooncake_hicache.errors import InvalidArgumentError
+from mooncake_hicache.pages.key import KEY_SIZE, page_key, page_keys
+
+if TYPE_CHECKING:
+    from mooncake_hicache.store import Store
+
+__all__ = ["Codes", "Key", "Keys", "Namespace", "Pin"]
+
+Key = str | bytes
+Keys = Sequence[Key] | bytes | npt.NDArray[np.uint8]
+Codes = npt.NDArray[np.uint8]
+"""One `Code` per page, as a number."""
+PlainKeys = Any
+"""Keys as the core takes them: a sequence of 32 bytes or 64 digits each, or all bytes in one."""
+Pin = Literal["none", "soft", "hard"]
+
+_T = TypeVar("_T")
+_PINS: dict[str, int] = {"none": 0, "soft": 1, "hard": 2}
+_OK = int(_core.Code.OK)
+_ALREADY_EXISTS = int(_core.Code.ALREADY_EXISTS)
+
+
+class Namespace:
+    """Pages under one description; made by `Store.namespace`.
+
+    Two namespaces whose descriptions differ in anything never see each other's pages.
+
+    Example:
+        >>> from mooncake_hicache import Store
+        >>> store = Store.open(in_process=True, pool_size="64MiB")
+        >>> pages = store.namespace({"model": "llama", "dtype": "bfloat16"})
+        >>> pages.put("page-0", b"0123")
+        True
+        >>> pages.put("page-1", [b"45", b"67"], parent="page-0")
+        True
+        >>> pages.get("page-1"), pages.get("page-2")
+        (b'4567', None)
+        >>> left, right = bytearray(2), bytearray(2)
+        >>> pages.get_into("page-1", [left, right]), left, right
+        (4, bytearray(b'45'), bytearray(b'67'))
+        >>> pages.prefix_length(["page-0", "page-1", "page-2", "page-3"])
+        2
+        >>> pages.remove("page-1"), pages.exists("page-1")
+        (True, False)
+        >>> pages.clear()
+        1
+        >>> store.close()
+    """
+
+    def __init__(self, store: Store, number: int, digest: bytes, text: str) -> None:
+        self._store = store
+        self._number = number
+        self._digest = digest
+        self._text = text
+
+    def __repr__(self) -> str:
+        return f"<Namespace {self._text} {self._digest.hex()[:12]}>"
+
+    @property
+    def digest(self) -> bytes:
+        """The 32 bytes that stand for the description."""
+        return self._digest
+
+    @property
+    def description(self) -> str:
+        """The description as one line for people."""
+        return self._text
+
+    # One page.
+
+    def put(
+        self,
+        key: Key,
+        value: Any,
+        *,
+        parent: Key | None = None,
+        ttl_ms: int = 0,
+        pin: Pin = "none",
+        replace: bool = False,
+    ) -> bool:
+        """Store a page.
+
+        Args:
+            key: The page's name.
+            value: A buffer, or a list of buffers that are gathered into one page.
+            parent: The page before this one in its chain; eviction takes a page before its parent.
+            ttl_ms: Milliseconds after which the page is dropped. 0: no such time.
+            pin: `soft`: evicted only when nothing else is left. `hard`: never evicted.
+            replace: Overwrite a page that is there. Otherwise it stays, which is success.
+
+        Returns:
+            Whether a page is there now under that key. False: no room or no node; `put_batch`
+        tells.
+        """
+        codes = self.put_batch(
+            [key], [value], parent=parent, ttl_ms=ttl_ms, pin=pin, replace=replace
+        )
+        return int(codes[0]) in (_OK, _ALREADY_EXISTS)
+
+    def get(self, key: Key) -> bytes | None:
+        """Return a page's bytes, or None for a miss."""
+        return self._store._client.get_bytes(self._number, page_key(key))
+
+    def get_into(self, key: Key, buffer: Any) -> int | None:
+        """Read a page into a writable buffer, or scatter it over a list of them.
+
+        The sizes must add up to exactly the page's: a page of another size is a miss. After a miss
+        the buffer's content is undefined.
+
+        Returns:
+            The page's size in bytes, or None for a miss.
+        """
+        spans = spans_of([buffer], writable=True)
+        codes = self._store._client.get(self._number, [page_key(key)], spans.addresses, spans.sizes)
+        return int(spans.sizes.sum()) if int(codes[0]) == _OK else None
+
+    def exists(self, key: Key) -> bool:
+        """Return whether a page is there now. Takes no lease: it may be gone when it is read."""
+        return int(self.lookup([key], lease=False, prefix=False)[0]) == _OK
+
+    def remove(self, key: Key) -> bool:
+        """Drop a page. Return whether it was there."""
+        return int(self.remove_batch([key])[0]) == _OK
+
+    def clear(self) -> int:
+        """Drop every page of this namespace and of no other; return how many there were.
+
+        Raises:
+            TransientError: No node answered.
+        """
+        return self._store._client.clear(self._number)
+
+    # Many pages.
+
+    def put_batch(
+        self,
+        keys: Keys,
+        values: Sequence[Any],
+        *,
+        parent: Key | None = None,
+        chained: bool = False,
+        ttl_ms: int = 0,
+        pin: Pin = "none",
+        replace: bool = False,
+    ) -> Codes:
+        """Store many pages in one call; see `put`.
+
+        Args:
+            keys: One per page.
+            values: For each page a buffer, or a list of buffers.
+            parent: The page before the first one, or before each of them if they are not chained.
+            chained: Each page is the parent of the next.
+            ttl_ms: As for `put`.
+            pin: As for `put`.
+            replace: As for `put`.
+
+        Returns:
+            `OK` for a page that was stored, `ALREADY_EXISTS` for one that was there, otherwise why
+        not.
+        """
+        spans = spans_of(values, writable=False)
+        return self.put_from(
+            keys,
+            spans.addresses,
+            spans.sizes,
+            parent=parent,
+            chained=chained,
+            ttl_ms=ttl_ms,
+            pin=pin,
+            replace=replace,
+        )
+
+    def get_batch(self, keys: Keys) -> list[bytes | None]:
+        """Return the bytes of many pages whose sizes need not be known, None for each miss."""
+        return self._with_keys(
+            keys, lambda plain: self._store._client.get_bytes_batch(self._number, plain)
+        )
+
+    def get_batch_into(self, keys: Keys, buffers: Sequence[Any]) -> Codes:
+        """Read many pages into writable buffers; see `get_into`. `OK` for each that was read."""
+        spans = spans_of(buffers, writable=True)
+        return self.get_into_addresses(keys, spans.addresses, spans.sizes)
+
+    def exists_batch(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """Return for each key whether its page is there now. Takes no leases."""
+        found: npt.NDArray[np.bool_] = self.lookup(keys, lease=False, prefix=False) == _OK
+        return found
+
+    def prefix_length(self, keys: Keys, *, lease: bool = True) -> int:
+        """Return how many pages from the first on are there without a gap.
+
+        Args:
+            keys: The chain, root first.
+            lease: Keep the pages that are reported for the read that follows
+        (`lookup_lease_ttl_ms`).
+        """
+        codes = self.lookup(keys, lease=lease, prefix=True)
+        misses = np.flatnonzero(codes != _OK)
+        return int(misses[0]) if len(misses) else len(codes)
+
+    def remove_batch(self, keys: Keys) -> Codes:
+        """Drop many pages: `OK` for each that was there, `NOT_FOUND` for the others."""
+        return self._with_keys(keys, lambda plain: self._store._client.remove(self._number, plain))
+
+    def pin(self, keys: Keys, pin: Pin) -> Codes:
+        """Change the pin of many pages, see `put`: `OK` for each that is there."""
+        level = _pin_level(pin)
+        return self._with_keys(
+            keys, lambda plain: self._store._client.set_pin(self._number, plain, level)
+        )
+
+    # Without Python objects: addresses of memory of this process.
+
+    def put_from(
+        self,
+        keys: Keys,
+        addresses: npt.ArrayLike,
+        sizes: npt.ArrayLike,
+        *,
+        parent: Key | None = None,
+        chained: bool = True,
+        ttl_ms: int = 0,
+        pin: Pin = "none",
+        replace: bool = False,
+    ) -> Codes:
+        """Store pages gathered from addresses; see `put_batch`.
+
+        Args:
+            keys: n keys.
+            addresses: Integers, shape (n, pieces per page). The memory must stay valid during the
+                call.
+            sizes: Bytes of the pieces, shape (pieces,) if all pages are alike, or (n, pieces).
+            parent: As for `put_batch`.
+            chained: As for `put_batch`.
+            ttl_ms: As for `put`.
+            pin: As for `put`.
+            replace: As for `put`.
+        """
+        level = _pin_level(pin)
+        parent_key = None if parent is None else page_key(parent)
+        return self._with_keys(
+            keys,
+            lambda plain: self._store._client.put(
+                self._number,
+                plain,
+                _uint64(addresses),
+                _uint64(sizes),
+                parent=parent_key,
+                chained=chained,
+                ttl_ms=ttl_ms,
+                pin=level,
+                replace=replace,
+            ),
+        )
+
+    def get_into_addresses(
+        self, keys: Keys, addresses: npt.ArrayLike, sizes: npt.ArrayLike
+    ) -> Codes:
+        """Read pages and scatter them to addresses; shapes as for `put_from`.
+
+        A page whose size is not exactly the sum of its pieces is a miss.
+        """
+        return self._with_keys(
+            keys,
+            lambda plain: self._store._client.get(
+                self._number, plain, _uint64(addresses), _uint64(sizes)
+            ),
+        )
+
+    def lookup(self, keys: Keys, *, lease: bool, prefix: bool) -> Codes:
+        """Look pages up in one request: `OK` or `NOT_FOUND` for each.
+
+        Args:
+            keys: Up to thousands.
+            lease: Keep what is reported for the read that follows.
+            prefix: The keys are a chain: after the first miss all are `NOT_FOUND`.
+        """
+        return self._with_keys(
+            keys,
+            lambda plain: self._store._client.lookup(
+                self._number, plain, lease=lease, prefix=prefix
+            ),
+        )
+
+    def _with_keys(self, keys: Keys, call: Callable[[PlainKeys], _T]) -> _T:
+        """Call with keys in a form that the core takes, hashing them only if they need it."""
+        if _are_plain(keys):
+            return call(cast(PlainKeys, keys))
+        return call(page_keys(cast(Sequence[Key], keys)))
+
+
+def _are_plain(keys: Keys) -> bool:
+    """Return whether the core can take the keys as they are. Fast: two passes without bytecode."""
+    if isinstance(keys, (bytes, bytearray, memoryview, np.ndarray)):
+        return True
+    kinds = set(map(type, keys))
+    if kinds == {bytes}:
+        return set(map(len, keys)) == {KEY_SIZE}
+    if kinds == {str} and set(map(len, keys)) == {2 * KEY_SIZE}:
+        text = "".join(keys)  # type: ignore[arg-type]
+        try:
+            bytes.fromhex(text)
+        except ValueError:
+            return False
+        return text.isalnum()  # fromhex() would skip white space.
+    return False
+
+
+def _pin_level(pin: Pin) -> int:
+    if pin not in _PINS:
+        raise InvalidArgumentError(f"pin {pin!r}: must be none, soft or hard")
+    return _PINS[pin]
+
+
+def _uint64(values: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    return np.ascontiguousarray(values, dtype=np.uint64)

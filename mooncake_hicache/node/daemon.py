@@ -1,0 +1,309 @@
+"""The node as a process: options in, pool and socket up, HTTP beside it, until asked to stop or
+idle.
+
+Start-up is ordered for speed: the engine (`_core.Node`) answers clients before the HTTP library is
+even imported. While nobody asks anything the process sleeps in the kernel; it wakes once a minute
+to see whether it is idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mooncake_hicache import _core
+from mooncake_hicache.config import NodeOptions, environment_name
+from mooncake_hicache.errors import BusyError, Error, InvalidArgumentError
+from mooncake_hicache.node.engine import engine_from_options, engine_stats
+from mooncake_hicache.node.paths import NodePaths, node_paths
+from mooncake_hicache.node.state import NodeState, hold_lock, process_start_time, read_state
+from mooncake_hicache.units import format_duration_ms, format_size
+from mooncake_hicache.version import __version__
+
+__all__ = ["run", "run_from_json"]
+
+_log = logging.getLogger("mooncake_hicache.node")
+
+WAKE_MS = 60_000
+LOCK_TRIES = 10
+LOCK_RETRY_S = 0.03
+OOM_SCORE_ADJ = 500
+
+
+def run_from_json(options_json: str, report_descriptor: int) -> int:
+    """Run a detached node, reporting to its starter through a pipe; return the exit status."""
+    if report_descriptor >= 0:
+        _forget_the_starter()
+    with _Report(report_descriptor) as report:
+        return run(NodeOptions(**json.loads(options_json)), report)
+    return 1
+
+
+def run(options: NodeOptions, report: _Report | None = None) -> int:
+    """Run a node until it is stopped, is idle for too long, or gets SIGTERM or SIGINT.
+
+    Blocks; for the main thread of a process only. Returns the exit status.
+
+    Raises:
+        BusyError: A node lives already at this place.
+        InvalidArgumentError, NoSpaceError, IoError, UnsupportedError: The options cannot be met
+    here.
+    """
+    paths = node_paths(options, create=True)
+    _set_up_log(options, is_detached=report is not None)
+    os.umask(0o077)
+    with _node_lock(paths), _http_socket(options) as http_socket:
+        state = NodeState(
+            pid=os.getpid(),
+            start_time=process_start_time(os.getpid()) or 0,
+            phase="starting",
+            version=__version__,
+            socket=paths.socket,
+            log=str(paths.log),
+            started_at=time.time(),
+            http_url=_http_url(http_socket),
+        )
+        state.write(paths.state)
+        try:
+            return asyncio.run(_Daemon(options, paths, state, http_socket).run(report))
+        finally:
+            paths.state.unlink(missing_ok=True)
+
+
+class _Daemon:
+    """What lives between the lock being taken and being given back."""
+
+    def __init__(
+        self,
+        options: NodeOptions,
+        paths: NodePaths,
+        state: NodeState,
+        http_socket: socket.socket | None,
+    ) -> None:
+        self._options = options
+        self._paths = paths
+        self._state = state
+        self._http_socket = http_socket
+        self._idle_timeout_ms = options.idle_timeout_s * 1000
+        self._socket_inode: int | None = None
+        self._logged_notices = 0
+
+    async def run(self, report: _Report | None) -> int:
+        _lose_the_race_for_memory()
+        engine = engine_from_options(self._options, self._paths.socket)
+        self._socket_inode = self._inode_of_socket()
+        stats = engine_stats(engine)
+        self._state = NodeState(
+            **{
+                **self._state.__dict__,
+                "phase": "ready",
+                "incarnation": engine.incarnation,
+                "pool_size_bytes": stats["pool_size_bytes"],
+            }
+        )
+        self._state.write(self._paths.state)
+        if report is not None:
+            report.ready()
+        self._log_start(engine)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, engine, number)
+        try:
+            async with self._http(engine):
+                reason = await loop.run_in_executor(None, self._wait_until_done, engine)
+        finally:
+            self._state.in_phase("stopping").write(self._paths.state)
+            engine.stop()
+        _log.info("node stopped: %s", reason)
+        return 0
+
+    @contextlib.asynccontextmanager
+    async def _http(self, engine: _core.Node) -> Any:
+        if self._http_socket is None:
+            yield
+            return
+        # Imported here and not above: it takes longer than all the rest of the start.
+        from mooncake_hicache.node.http import serve
+
+        async with serve(engine, self._http_socket, lambda: self._describe(engine)):
+            yield
+
+    def _describe(self, engine: _core.Node) -> dict[str, Any]:
+        options = self._options
+        return {
+            **self._state.__dict__,
+            "notices": engine.notices,
+            "options": {name: getattr(options, name) for name in type(options).model_fields},
+        }
+
+    def _log_start(self, engine: _core.Node) -> None:
+        _log.info(
+            "node ready: version %s, pid %d, socket %s, pool %s, policy %s, http %s",
+            __version__,
+            os.getpid(),
+            self._paths.socket,
+            format_size(self._state.pool_size_bytes),
+            self._options.eviction_policy,
+            self._state.http_url or "off",
+        )
+        self._log_notices(engine)
+
+    def _log_notices(self, engine: _core.Node) -> None:
+        """Log what the engine has come to know since the last time, such as memory it did not get."""
+        notices = engine.notices
+        for notice in notices[self._logged_notices :]:
+            _log.warning("%s", notice)
+        self._logged_notices = len(notices)
+
+    def _on_signal(self, engine: _core.Node, number: signal.Signals) -> None:
+        _log.info("got %s", number.name)
+        engine.stop()
+
+    def _wait_until_done(self, engine: _core.Node) -> str:
+        """Block until there is a reason to end, and return it."""
+        while True:
+            self._log_notices(engine)
+            idle_ms = engine.idle_ms()
+            wait_ms = WAKE_MS
+            if self._idle_timeout_ms > 0:
+                if idle_ms >= self._idle_timeout_ms:
+                    return f"no client for {format_duration_ms(idle_ms)} (idle_timeout_s)"
+                wait_ms = min(wait_ms, self._idle_timeout_ms - idle_ms + 1)
+            if idle_ms > 0 and self._inode_of_socket() != self._socket_inode:
+                return f"its socket {self._paths.socket} was removed, no client can come any more"
+            if engine.wait_stopped(wait_ms):
+                return "asked to"
+
+    def _inode_of_socket(self) -> int | None:
+        if self._paths.socket.startswith("@"):
+            return None
+        try:
+            return Path(self._paths.socket).stat().st_ino
+        except OSError:
+            return -1
+
+
+class _Report:
+    """The pipe to the process that starts this one: one line, then it is closed."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __enter__(self) -> _Report:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Error):
+            self._close()
+            return False
+        _log.error("%s", error)
+        self._write({"error": type(error).__name__, "message": str(error)})
+        return True
+
+    def ready(self) -> None:
+        """Tell the starter that clients may connect."""
+        self._write({"error": "", "message": ""})
+
+    def _write(self, answer: dict[str, str]) -> None:
+        if self._descriptor < 0:
+            return
+        # A starter that has given up is no reason to end.
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, json.dumps(answer).encode() + b"\n")
+        self._close()
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def _forget_the_starter() -> None:
+    """Drop what was inherited from an engine's process and does not fit a node for all of them."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    # A rank is often bound to the CPUs of its GPU; the kernel keeps the cpuset's bounds by itself.
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
+def _lose_the_race_for_memory() -> None:
+    # When memory runs out, the cache should go and not the engine that it serves.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+
+
+def _set_up_log(options: NodeOptions, *, is_detached: bool) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if options.log_file and not is_detached:
+        handlers.append(logging.FileHandler(options.log_file))
+    logging.basicConfig(
+        level=options.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        handlers=handlers,
+        force=True,
+    )
+
+
+@contextlib.contextmanager
+def _node_lock(paths: NodePaths) -> Iterator[None]:
+    for last in [False] * (LOCK_TRIES - 1) + [True]:
+        with hold_lock(paths.node_lock) as is_ours:
+            if is_ours:
+                yield
+                return
+        # Somebody who only looks whether the lock is held holds it for a moment too.
+        if not last:
+            time.sleep(LOCK_RETRY_S)
+    state = read_state(paths.state)
+    who = f"node {state.pid}" if state is not None else "a process"
+    raise BusyError(
+        f"{who} already holds {paths.node_lock}: end it with `mooncake-hicache stop`, or set "
+        "another "
+        f"runtime_dir ({environment_name('runtime_dir')})"
+    )
+
+
+@contextlib.contextmanager
+def _http_socket(options: NodeOptions) -> Iterator[socket.socket | None]:
+    """Bind the TCP port before anything else, so that a port in use is an error and not a
+    surprise."""
+    if options.http_port < 0:
+        yield None
+        return
+    place = f"{options.http_host} port {options.http_port}"
+    remedy = f"set http_host, or http_port ({environment_name('http_port')}) to 0 (any) or -1 (off)"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            options.http_host, options.http_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot serve HTTP at {place}: {error}; {remedy}") from None
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(64)
+        except OSError as error:
+            raise InvalidArgumentError(
+                f"cannot serve HTTP at {place}: {error.strerror}; {remedy}"
+            ) from None
+        listener.setblocking(False)
+        yield listener
+
+
+def _http_url(listener: socket.socket | None) -> str:
+    if listener is None:
+        return ""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

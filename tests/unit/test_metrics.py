@@ -1,0 +1,76 @@
+"""The table of metrics against what a node really counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mooncake_hicache import Store
+from mooncake_hicache.metrics import NODE_METRICS, PREFIX, node_metrics_text
+
+
+@pytest.fixture(scope="module")
+def stats() -> Iterator[dict[str, Any]]:
+    with Store.open(in_process=True, pool_size="64MiB") as store:
+        pages = store.namespace("metrics")
+        assert pages.put("page", b"x" * 5000)
+        assert pages.get("page") is not None
+        assert pages.get("other") is None
+        node = store.stats()["node"]
+        assert node is not None
+        yield node
+
+
+def test_every_count_is_in_the_table_and_the_reverse(stats: dict[str, Any]) -> None:
+    assert {metric.stat for metric in NODE_METRICS} == set(stats)
+
+
+def test_names_are_unique_and_follow_one_pattern() -> None:
+    names = [metric.name for metric in NODE_METRICS if metric.kind != "info"]
+    assert len(names) == len(set(names))
+    for name in names:
+        assert re.fullmatch(PREFIX + "[a-z_]+", name)
+        assert not name.endswith(("_total", "_ms"))
+    for metric in NODE_METRICS:
+        assert metric.kind == "info" or metric.name.endswith(metric.unit), metric
+
+
+def test_prometheus_reads_what_is_written(stats: dict[str, Any]) -> None:
+    families = {
+        family.name: family
+        for family in text_string_to_metric_families(node_metrics_text(stats, "1.2.3").decode())
+    }
+    for metric in NODE_METRICS:
+        if metric.kind == "info":
+            continue
+        family = families.pop(metric.name)
+        assert (family.type, family.documentation) == (metric.kind, metric.help)
+        if metric.part:
+            assert [sample.labels["namespace"] for sample in family.samples] == ["metrics"]
+        elif metric.kind in ("gauge", "counter"):
+            [sample] = family.samples
+            assert sample.value == pytest.approx(stats[metric.stat] * metric.scale)
+    [(name, family)] = families.items()
+    assert name.startswith(PREFIX.rstrip("_"))
+    labels = family.samples[0].labels
+    assert labels["version"] == "1.2.3"
+    assert labels["pid"] == str(stats["pid"])
+    assert labels["eviction_policy"] == stats["eviction_policy"]
+
+
+def test_a_histogram_is_cumulative_and_counts_every_request(stats: dict[str, Any]) -> None:
+    families = text_string_to_metric_families(node_metrics_text(stats, "1").decode())
+    [family] = [f for f in families if f.type == "histogram"]
+    operations = {sample.labels["op"] for sample in family.samples}
+    assert operations == set(stats["requests_seconds"])
+    for operation in operations:
+        samples = [s for s in family.samples if s.labels["op"] == operation]
+        buckets = [s.value for s in samples if s.name.endswith("_bucket")]
+        assert buckets == sorted(buckets)
+        assert buckets[-1] == next(s.value for s in samples if s.name.endswith("_count"))
+        assert buckets[-1] == sum(stats["requests_seconds"][operation]["counts"])
+    assert any(sum(h["counts"]) > 0 for h in stats["requests_seconds"].values())
