@@ -21,11 +21,19 @@ struct Key {
 
   bool operator==(const Key&) const = default;
 
-  /// The first 8 bytes. Keys are digests already, so this is as good as hashing them again.
+  /// All 32 bytes count: keys that people choose may differ in any of them.
   uint64_t hash() const {
-    uint64_t value;
-    std::memcpy(&value, bytes.data(), sizeof(value));
-    return value;
+    uint64_t words[4];
+    std::memcpy(words, bytes.data(), sizeof(words));
+    return fold(words[0] ^ 0xA0761D6478BD642F, words[1] ^ 0xE7037ED1A0B428DB) ^
+           fold(words[2] ^ 0x8EBC6AF09C88C6E3, words[3] ^ 0x589965CC75374CC3);
+  }
+
+ private:
+  /// Both halves of the product: every bit of the factors reaches every bit of the result.
+  static uint64_t fold(uint64_t a, uint64_t b) {
+    const auto product = static_cast<unsigned __int128>(a) * b;
+    return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
   }
 };
 

@@ -1,6 +1,7 @@
 // The only doors to time and randomness. Pure units take both as arguments.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace hicache {
@@ -18,7 +19,10 @@ uint64_t random_token();
 /// waits share one budget.
 class Deadline {
  public:
-  static Deadline after_ms(uint64_t ms) { return Deadline(monotonic_ns() + ms * 1'000'000); }
+  /// At most 24 days ahead, which every wait of the system can express.
+  static Deadline after_ms(uint64_t ms) {
+    return Deadline(monotonic_ns() + std::min(ms, kAheadMaxMs) * 1'000'000);
+  }
 
   bool expired() const { return monotonic_ns() >= at_ns_; }
   uint64_t remaining_ns() const {
@@ -29,6 +33,8 @@ class Deadline {
   int remaining_ms() const { return static_cast<int>((remaining_ns() + 999'999) / 1'000'000); }
 
  private:
+  static constexpr uint64_t kAheadMaxMs = 24ULL * 24 * 3600 * 1000;
+
   explicit Deadline(uint64_t at_ns) : at_ns_(at_ns) {}
   uint64_t at_ns_;
 };

@@ -243,7 +243,8 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
   const auto pinnable =
       static_cast<uint64_t>(options_.hard_pin_share * static_cast<double>(options_.capacity_bytes));
   Extents extents;
-  if ((options.pin == Pin::kHard && pinned_bytes_ + size > pinnable) ||
+  if (size > options_.capacity_bytes ||  // First: what follows adds sizes up.
+      (options.pin == Pin::kHard && pinned_bytes_ + size > pinnable) ||
       !make_room(size, extents, now_ms)) {
     ++counts_.put_no_space_pages;
     return Code::kNoSpace;
@@ -295,7 +296,8 @@ Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
   reserved_bytes_ -= record.size;
   record.checksum = checksum;
   record.state = PageState::kPresent;
-  set_expiry(ref.page, options.ttl_ms == 0 ? 0 : now_ms + options.ttl_ms);
+  const uint64_t ttl_max_ms = UINT64_MAX - now_ms;
+  set_expiry(ref.page, options.ttl_ms == 0 ? 0 : now_ms + std::min(options.ttl_ms, ttl_max_ms));
   link(space->second, ref.page);
   table_.reserve_one([this](PageIndex page) { return hash_of(page); });
   table_.insert(hash, ref.page);

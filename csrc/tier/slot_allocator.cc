@@ -45,8 +45,8 @@ void SlotAllocator::add(uint64_t offset, uint64_t size) {
 
 bool SlotAllocator::allocate(uint64_t size, Extents& extents) {
   if (size <= kSmallSizeMax) return allocate_small(size, extents);
+  if (size > free_bytes()) return false;  // Also sizes so large that rounding them would wrap.
   uint64_t slots = round_up(size, kSlotSize) / kSlotSize;
-  if (slots > free_slots_) return false;
   used_bytes_ += size;
   while (slots != 0) {
     Slot start;
