@@ -21,6 +21,7 @@ constexpr int kListenBacklog = 256;
 constexpr int kEventsPerWait = 64;
 constexpr int kWaitMaxMs = 60'000;
 constexpr uint64_t kStatsWaitMs = 2000;
+constexpr uint64_t kWaitStoppedMaxMs = 24ULL * 24 * 3600 * 1000;  // More does not fit a clock.
 constexpr uint64_t kHelloTimeoutMs = 5000;  // A connection that says nothing is closed.
 constexpr uint64_t kPoolSizeMin = 1 * kMiB;
 constexpr size_t kNoticesMax = 100;
@@ -100,19 +101,20 @@ Node::~Node() {
 }
 
 void Node::stop() {
+  std::lock_guard stop_lock(stop_mutex_);
   {
     std::lock_guard lock(mutex_);
     stop_asked_ = true;
+    stopping_ = true;
   }
   changed_.notify_all();
-  stopping_ = true;
   wake();
   if (thread_.joinable() && thread_.get_id() != std::this_thread::get_id()) thread_.join();
 }
 
 bool Node::wait_stopped(uint64_t timeout_ms) {
   std::unique_lock lock(mutex_);
-  return changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms),
+  return changed_.wait_for(lock, std::chrono::milliseconds(std::min(timeout_ms, kWaitStoppedMaxMs)),
                            [this] { return stop_asked_; });
 }
 
@@ -131,7 +133,8 @@ Result<std::string> Node::stats_json() {
   const uint64_t asked = ++stats_asked_;
   wake();
   const bool answered = changed_.wait_for(lock, std::chrono::milliseconds(kStatsWaitMs),
-                                          [&] { return stats_answered_ >= asked; });
+                                          [&] { return stats_answered_ >= asked || stopping_; });
+  if (stopping_) return Status(Code::kClosed, "the node was stopped");
   if (!answered) return Status(Code::kTimeout, "the node's thread did not answer in time");
   return stats_json_;
 }
@@ -210,7 +213,8 @@ void Node::add_ready_memory() {
 bool Node::grow_store() {
   std::vector<Extent> steps = grower_.take_ready();
   if (steps.empty()) {
-    if (std::optional<Extent> step = grower_.grow_now()) steps.push_back(*step);
+    grower_.grow_now();
+    steps = grower_.take_ready();
   }
   for (const Extent& step : steps) store_.add_memory(step.offset, step.size);
   want_memory();

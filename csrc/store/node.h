@@ -123,6 +123,7 @@ class Node {
   uint32_t client_count_ = 0;
 
   // Shared with other threads.
+  std::mutex stop_mutex_;  // One stop() at a time.
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::string> notices_;

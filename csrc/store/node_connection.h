@@ -45,7 +45,7 @@ struct Node::Connection {
     consumed_ += size;
     if (consumed_ == filled_) {
       consumed_ = filled_ = 0;
-      if (input_.size() > kInputKeepMax) input_ = {};
+      if (input_.size() > kKeepMax) input_ = {};
     } else if (consumed_ >= kReceiveMax) {
       std::memmove(input_.data(), input_.data() + consumed_, filled_ - consumed_);
       filled_ -= consumed_;
@@ -56,6 +56,11 @@ struct Node::Connection {
   /// False when the client reads too slowly: it is cut off rather than buffered for.
   bool queue(std::span<const uint8_t> bytes) {
     if (output_.size() - sent_ + bytes.size() > kOutputMax) return false;
+    // A client that always leaves a little unread must not make this grow.
+    if (sent_ > output_.size() / 2) {
+      output_.erase(output_.begin(), output_.begin() + static_cast<ptrdiff_t>(sent_));
+      sent_ = 0;
+    }
     output_.insert(output_.end(), bytes.begin(), bytes.end());
     return true;
   }
@@ -71,6 +76,7 @@ struct Node::Connection {
       sent_ += static_cast<size_t>(size);
     }
     output_.clear();
+    if (output_.capacity() > kKeepMax) output_ = {};
     sent_ = 0;
     return Flushed::kAll;
   }
@@ -87,8 +93,7 @@ struct Node::Connection {
  private:
   static constexpr size_t kReceiveMax = 256 * kKiB;
   static constexpr size_t kOutputMax = 4 * static_cast<size_t>(kPayloadSizeMax);
-
-  static constexpr size_t kInputKeepMax = 1 * kMiB;
+  static constexpr size_t kKeepMax = 1 * kMiB;  // Larger buffers are given back when empty.
 
   std::vector<uint8_t> input_;
   size_t filled_ = 0;

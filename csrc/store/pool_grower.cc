@@ -33,8 +33,14 @@ std::vector<Extent> PoolGrower::take_ready() {
   return std::exchange(ready_, {});
 }
 
-std::optional<Extent> PoolGrower::grow_now() {
-  return grow();
+void PoolGrower::grow_now() {
+  std::lock_guard step_lock(grow_mutex_);
+  {
+    // What the thread was populating meanwhile is enough.
+    std::lock_guard lock(mutex_);
+    if (!ready_.empty()) return;
+  }
+  grow();
 }
 
 void PoolGrower::want(uint64_t free_bytes) {
@@ -52,12 +58,11 @@ std::string PoolGrower::failure() const {
   return failure_;
 }
 
-std::optional<Extent> PoolGrower::grow() {
-  std::lock_guard step_lock(grow_mutex_);
+void PoolGrower::grow() {
   const uint64_t size = std::min(kStepSize, pool_size_bytes_ - populated_bytes_);
   {
     std::lock_guard lock(mutex_);
-    if (is_complete_) return std::nullopt;
+    if (is_complete_) return;
   }
   Status status;
   if (size != 0) status = memory_.populate(populated_bytes_, size);
@@ -65,11 +70,10 @@ std::optional<Extent> PoolGrower::grow() {
   is_complete_ = size == 0 || !status.ok();
   if (is_complete_) {
     failure_ = status.message();
-    return std::nullopt;
+    return;
   }
-  const Extent step{populated_bytes_, size};
+  ready_.push_back({populated_bytes_, size});
   populated_bytes_ += size;
-  return step;
 }
 
 void PoolGrower::run() {
@@ -78,10 +82,11 @@ void PoolGrower::run() {
     wake_.wait(lock, [this] { return closing_ || (is_wanted_ && !is_complete_); });
     if (closing_) return;
     lock.unlock();
-    const std::optional<Extent> step = grow();
+    {
+      std::lock_guard step_lock(grow_mutex_);
+      grow();
+    }
     lock.lock();
-    if (!step) continue;
-    ready_.push_back(*step);
     is_wanted_ = false;  // The owner adds the step and asks again if that is not enough.
     lock.unlock();
     on_ready_();

@@ -9,7 +9,6 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,15 +20,17 @@ namespace hicache {
 
 class PoolGrower {
  public:
-  /// `on_ready` is called on the grower's thread whenever take_ready() has something new.
+  /// `on_ready` is called on the grower's thread whenever take_ready() or failure() may have
+  /// something new.
   PoolGrower(SharedMemory& memory, uint64_t pool_size_bytes, std::function<void()> on_ready);
   ~PoolGrower();
 
   /// Populated steps not taken yet. Never blocks on the kernel.
   std::vector<Extent> take_ready();
 
-  /// Populates the next step on the calling thread, unless the pool is complete. Blocks.
-  std::optional<Extent> grow_now();
+  /// Makes take_ready() have something new, unless the pool is complete: waits for the step in
+  /// progress, or populates one on the calling thread. Blocks.
+  void grow_now();
 
   /// Asks the thread to keep this much populated and unused memory.
   void want(uint64_t free_bytes);
@@ -38,7 +39,8 @@ class PoolGrower {
   std::string failure() const;
 
  private:
-  std::optional<Extent> grow();
+  /// Populates one step into ready_, or finds the pool complete. Requires: grow_mutex_ held.
+  void grow();
   void run();
 
   SharedMemory& memory_;
