@@ -71,23 +71,17 @@ void bind_to_numa_node(uint8_t* address, uint64_t size, int node,
 
 }  // namespace
 
-SharedMemory::SharedMemory(Fd fd, uint8_t* address, uint64_t size_bytes)
-    : fd_(std::move(fd)), address_(address), size_bytes_(size_bytes) {}
+SharedMemory::SharedMemory(Fd fd, uint8_t* address, uint64_t size_bytes, uint64_t mapped_size_bytes)
+    : fd_(std::move(fd)),
+      address_(address),
+      size_bytes_(size_bytes),
+      mapped_size_bytes_(mapped_size_bytes) {}
 
 SharedMemory::~SharedMemory() {
-  munmap(address_, size_bytes_);
+  munmap(address_, mapped_size_bytes_);
 }
 
-Result<std::unique_ptr<SharedMemory>> SharedMemory::create(const Options& options,
-                                                           std::vector<std::string>& notices) {
-  const uint64_t huge_wanted = round_up(options.size_bytes, kHugePageSize) / kHugePageSize;
-  bool huge = options.huge_pages != HugePages::kNever && free_huge_pages() >= huge_wanted;
-  if (!huge && options.huge_pages == HugePages::kAlways) {
-    return Status(Code::kNoSpace, "huge_pages = always: " + huge_page_remedy(options.size_bytes));
-  }
-  if (!huge && options.huge_pages == HugePages::kAuto) {
-    notices.push_back("the pool uses 4 KiB OS pages: " + huge_page_remedy(options.size_bytes));
-  }
+Result<std::unique_ptr<SharedMemory>> SharedMemory::make(const Options& options, bool huge) {
   uint64_t size_bytes = 0;
   Result<Fd> fd = create_memfd(options, huge, &size_bytes);
   if (!fd.ok()) return fd.status();
@@ -97,10 +91,30 @@ Result<std::unique_ptr<SharedMemory>> SharedMemory::create(const Options& option
     return Status(Code::kNoSpace, "mapping a pool of " + std::to_string(size_bytes) + " bytes: " +
                                       std::strerror(errno) + "; choose a smaller pool_size");
   }
-  auto* bytes = static_cast<uint8_t*>(address);
-  if (!huge && options.huge_pages != HugePages::kNever) madvise(address, size_bytes, MADV_HUGEPAGE);
-  bind_to_numa_node(bytes, size_bytes, options.numa_node, notices);
-  return std::unique_ptr<SharedMemory>(new SharedMemory(std::move(fd.value()), bytes, size_bytes));
+  return std::unique_ptr<SharedMemory>(new SharedMemory(
+      std::move(fd.value()), static_cast<uint8_t*>(address), size_bytes, size_bytes));
+}
+
+Result<std::unique_ptr<SharedMemory>> SharedMemory::create(const Options& options,
+                                                           std::vector<std::string>& notices) {
+  const uint64_t huge_wanted = round_up(options.size_bytes, kHugePageSize) / kHugePageSize;
+  bool huge = options.huge_pages != HugePages::kNever && free_huge_pages() >= huge_wanted;
+  if (!huge && options.huge_pages == HugePages::kAlways) {
+    return Status(Code::kNoSpace, "huge_pages = always: " + huge_page_remedy(options.size_bytes));
+  }
+  Result<std::unique_ptr<SharedMemory>> made = make(options, huge);
+  if (!made.ok() && huge && options.huge_pages == HugePages::kAuto) {
+    huge = false;  // Somebody else took them, or a limit (cgroup) is lower than the system's count.
+    made = make(options, huge);
+  }
+  if (!made.ok()) return made;
+  SharedMemory& memory = *made.value();
+  if (!huge && options.huge_pages == HugePages::kAuto) {
+    notices.push_back("the pool uses 4 KiB OS pages: " + huge_page_remedy(options.size_bytes));
+    madvise(memory.address_, memory.size_bytes_, MADV_HUGEPAGE);
+  }
+  bind_to_numa_node(memory.address_, memory.size_bytes_, options.numa_node, notices);
+  return made;
 }
 
 Result<std::unique_ptr<SharedMemory>> SharedMemory::map(Fd fd, uint64_t size_bytes) {
@@ -111,10 +125,11 @@ Result<std::unique_ptr<SharedMemory>> SharedMemory::map(Fd fd, uint64_t size_byt
     return Status(Code::kCorrupt, "the node sent a pool that is not a sealed memfd of " +
                                       std::to_string(size_bytes) + " bytes");
   }
-  void* address = mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  const auto file_size = static_cast<uint64_t>(stat.st_size);
+  void* address = mmap(nullptr, file_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (address == MAP_FAILED) return io_error("mapping the node's pool", errno);
   return std::unique_ptr<SharedMemory>(
-      new SharedMemory(std::move(fd), static_cast<uint8_t*>(address), size_bytes));
+      new SharedMemory(std::move(fd), static_cast<uint8_t*>(address), size_bytes, file_size));
 }
 
 Status SharedMemory::populate(uint64_t offset, uint64_t size) {

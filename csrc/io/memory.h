@@ -46,11 +46,13 @@ class SharedMemory {
   Status populate(uint64_t offset, uint64_t size);
 
  private:
-  SharedMemory(Fd fd, uint8_t* address, uint64_t size_bytes);
+  SharedMemory(Fd fd, uint8_t* address, uint64_t size_bytes, uint64_t mapped_size_bytes);
+  static Result<std::unique_ptr<SharedMemory>> make(const Options& options, bool huge);
 
   Fd fd_;
   uint8_t* address_;
   uint64_t size_bytes_;
+  uint64_t mapped_size_bytes_;  // The whole file: huge pages are only unmapped as a whole.
 };
 
 }  // namespace hicache

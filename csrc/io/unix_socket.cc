@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
@@ -171,7 +172,10 @@ Status receive_all(const Fd& socket, std::span<uint8_t> bytes, Deadline deadline
 bool wait_closed(const Fd& socket, int timeout_ms) {
   // POLLRDHUP alone: replies that arrive meanwhile belong to the thread that asked.
   pollfd waited{socket.get(), POLLRDHUP, 0};
-  const int ready = poll(&waited, 1, timeout_ms);
+  const Deadline deadline = Deadline::after_ms(static_cast<uint64_t>(std::max(timeout_ms, 0)));
+  int ready;
+  while ((ready = poll(&waited, 1, deadline.remaining_ms())) < 0 && errno == EINTR) {
+  }
   return ready > 0 && (waited.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
 }
 

@@ -16,6 +16,27 @@ namespace {
 constexpr uint64_t kHelloSendMs = 1000;
 constexpr size_t kNamespacesShownMax = 100;
 
+/// Takes out of a reply what would make it larger than a frame may be: a batch of scattered pages
+/// can have more extents than one frame holds. Answered kBusy: ask again for fewer.
+template <typename Place>
+std::vector<PageRef> cut_to_frame(std::vector<Place>& places) {
+  constexpr size_t kPlaceSizeMax = 32;  // Without extents.
+  std::vector<PageRef> cut;
+  size_t left = kPayloadSizeMax - sizeof(uint32_t) - places.size() * kPlaceSizeMax;
+  static_assert(kBatchCountMax * kPlaceSizeMax < kPayloadSizeMax / 2);
+  for (Place& place : places) {
+    if (place.extents.size_bytes() <= left) {
+      left -= place.extents.size_bytes();
+      continue;
+    }
+    cut.push_back(place.ref);
+    place.code = Code::kBusy;
+    place.ref = PageRef{kNoPage, 0};
+    place.extents = {};
+  }
+  return cut;
+}
+
 bool has_reply(Op op) {
   return op != Op::kRelease && op != Op::kReportCorrupt;
 }
@@ -128,9 +149,12 @@ bool Node::handle_lookup(Connection& connection, Payload payload) {
 bool Node::handle_lease(Connection& connection, Payload payload) {
   KeysRequest& request = keys_request_;
   if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
-  store_.lease(connection.session, request.index, request.keys, monotonic_ms(), locations_);
+  const uint64_t now_ms = monotonic_ms();
+  store_.lease(connection.session, request.index, request.keys, now_ms, locations_);
+  const std::vector<PageRef> cut = cut_to_frame(locations_);
   WireWriter writer(reply_);
   encode_locations(writer, locations_);
+  store_.release(connection.session, cut, now_ms);
   return true;
 }
 
@@ -156,8 +180,10 @@ bool Node::handle_reserve(Connection& connection, Payload payload) {
   };
   store_.reserve(connection.session, request.index, request.keys, request.sizes, options,
                  monotonic_ms(), placements_);
+  const std::vector<PageRef> cut = cut_to_frame(placements_);
   WireWriter writer(reply_);
   encode_placements(writer, placements_);
+  for (const PageRef& ref : cut) store_.abort(connection.session, ref);
   want_memory();
   return true;
 }

@@ -26,15 +26,19 @@ NodeStats PageStore::stats() const {
 }
 
 std::vector<PageStore::NamespaceUse> PageStore::namespace_use(size_t count_max) const {
-  std::vector<NamespaceUse> use;
-  for (const Namespace& name_space : namespaces_) {
-    const PageList& pages = spaces_.at(name_space.space);
-    use.push_back({name_space.digest, name_space.description, pages.count, pages.size_bytes});
+  std::vector<std::pair<uint64_t, NamespaceIndex>> order;  // Without the texts: there may be many.
+  for (NamespaceIndex i = 0; i < namespaces_.size(); ++i) {
+    order.emplace_back(UINT64_MAX - spaces_.at(namespaces_[i].space).size_bytes, i);
   }
-  std::stable_sort(use.begin(), use.end(), [](const NamespaceUse& a, const NamespaceUse& b) {
-    return a.size_bytes > b.size_bytes;
-  });
-  if (use.size() > count_max) use.resize(count_max);
+  count_max = std::min(count_max, order.size());
+  std::partial_sort(order.begin(), order.begin() + static_cast<ptrdiff_t>(count_max), order.end());
+  order.resize(count_max);
+  std::vector<NamespaceUse> use;
+  for (const auto& [unused, i] : order) {
+    const PageList& pages = spaces_.at(namespaces_[i].space);
+    use.push_back({namespaces_[i].digest, namespaces_[i].description, pages.count,
+                   pages.size_bytes});
+  }
   return use;
 }
 
