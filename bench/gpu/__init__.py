@@ -1,0 +1,1 @@
+"""The benchmark on a real GPU: SGLang with our tier, beside recomputation and other tiers."""

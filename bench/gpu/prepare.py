@@ -1,0 +1,138 @@
+"""Collect what the GPU machine lacks into one folder: `python3 -m bench.gpu.prepare [FOLDER]`.
+
+The machine has torch and CUDA but no network, and at most 64 MiB travel to it. The folder (57 MiB,
+`.carry` by default, which git ignores) then holds:
+
+    whl/*.whl       what SGLang and we import and the machine does not have (wheels.txt)
+    sglang.tar.xz   SGLang without its image and video part, with stand-ins for two packages
+    kernel.tar.xz   its CUDA kernels, for Hopper only (18 MB of 383)
+    include/        xxhash.h, for the build of our core
+
+Takes about 2 minutes and 1 GB of disk. Raises CalledProcessError when a download fails.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+SGLANG = "sglang==0.5.17"  # The newest that pins the machine's torch, 2.11.
+KERNEL = "sglang-kernel==0.4.5"
+WHEELS = Path(__file__).with_name("wheels.txt")
+XXHASH_HEADER = Path("/usr/include/xxhash.h")
+PLATFORMS = [
+    *(f"--platform=manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17)),
+    "--platform=manylinux2014_x86_64",
+    "--platform=manylinux1_x86_64",
+]
+
+# SGLang's CUDA branch imports names of these at module level and calls none of them with
+# `--attention-backend triton --sampling-backend pytorch --grammar-backend none`. Both are large.
+STAND_INS = {"flashinfer": "0.6.15.post1", "xgrammar": "0.2.1"}
+STAND_IN = '''"""Import-only stand-in: whoever calls into it gets an error."""
+import importlib.machinery, sys
+__version__ = "{version}"
+
+
+def _attr(module):
+    def get(name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        def missing(*args, **kwargs):
+            raise NotImplementedError(f"{{module}}.{{name}}: stand-in")
+        missing.__name__ = name
+        return missing
+    return get
+
+
+class _Loader:
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        module.__path__ = []
+        module.__getattr__ = _attr(module.__name__)
+
+
+class _Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("{name}."):
+            return importlib.machinery.ModuleSpec(name, _Loader(), is_package=True)
+
+
+sys.meta_path.append(_Finder())
+__getattr__ = _attr(__name__)
+'''
+
+
+def download(folder: Path, *what: str) -> None:
+    """Download wheels for the GPU machine's Python, without their dependencies."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+        + ["--python-version", "3.12", "--implementation", "cp", *PLATFORMS]
+        + ["-d", str(folder), *what],
+        check=True,
+    )
+
+
+def extract(wheel: Path, target: Path, wanted: Callable[[str], bool]) -> None:
+    """Extract the files of a wheel that are wanted."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target, [name for name in archive.namelist() if wanted(name)])
+
+
+def pack(archive: Path, folder: Path) -> None:
+    """Write a folder's content as tar.xz."""
+    with tarfile.open(archive, "w:xz", preset=6) as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, path.name)
+
+
+def is_hopper_kernel(name: str) -> bool:
+    """Whether a file of the kernel wheel is needed on an H200."""
+    if name.endswith(".so"):
+        return name.endswith(("sm90/common_ops.abi3.so", "spatial_ops.abi3.so"))
+    return ".libs/" not in name
+
+
+def prepare(out: Path) -> None:
+    """Fill the folder `out`."""
+    (out / "whl").mkdir(parents=True, exist_ok=True)
+    (out / "include").mkdir(exist_ok=True)
+    shutil.copy(XXHASH_HEADER, out / "include")
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        print("wheels …", flush=True)
+        download(out / "whl", "-r", str(WHEELS))
+        print(f"{SGLANG} …", flush=True)
+        download(work, SGLANG)
+        extract(
+            next(work.glob("sglang-*.whl")),
+            work / "sglang",
+            lambda file: not file.startswith("sglang/multimodal_gen/"),
+        )
+        for package, version in STAND_INS.items():
+            folder = work / "sglang" / package
+            folder.mkdir()
+            text = STAND_IN.format(name=package, version=version)
+            (folder / "__init__.py").write_text(text, encoding="utf-8")
+        pack(out / "sglang.tar.xz", work / "sglang")
+        print(f"{KERNEL} …", flush=True)
+        download(work, KERNEL)
+        extract(next(work.glob("sglang_kernel-*.whl")), work / "kernel", is_hopper_kernel)
+        for file in ("elementwise.py", "sampling.py"):  # Its own kernels instead of flashinfer's.
+            path = work / "kernel" / "sgl_kernel" / file
+            text = path.read_text(encoding="utf-8")
+            path.write_text(text.replace("_has_flashinfer = True", "_has_flashinfer = False"))
+        pack(out / "kernel.tar.xz", work / "kernel")
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{size / 2**20:.1f} MiB in {out}")
+
+
+if __name__ == "__main__":
+    prepare(Path(sys.argv[1] if len(sys.argv) > 1 else ".carry").resolve())
