@@ -3,7 +3,7 @@
 With a backend named `mooncake` SGLang asks the package `mooncake` for the memory of its host pools,
 so that the original's transfer engine can reach it, and warns if there is no such package. Our
 pages are copied by the engine's own process, which can reach any of its memory; SGLang's default
-allocator (prefaulted, huge pages with `SGLANG_HUGEPAGE_SIZE`) is as good as one of our own would be.
+allocator (prefaulted, huge pages with `SGLANG_HUGEPAGE_SIZE`) is as good as one of ours would be.
 """
 
 from __future__ import annotations

@@ -7,12 +7,14 @@ by module path without `interface_v1`), and tools use them by hand.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mooncake_hicache._core import Code
-from mooncake_hicache.store import Namespace
+
+if TYPE_CHECKING:
+    from mooncake_hicache.store import Namespace
 
 __all__ = ["get_flat", "put_flat"]
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mooncake_hicache.pages.geometry import Addresses, PageGeometry, part
 from mooncake_hicache.sglang.identity import Coordinates, head_groups, pool_description
-from mooncake_hicache.store import Namespace, Store
+
+if TYPE_CHECKING:
+    from mooncake_hicache.store import Namespace, Store
 
 __all__ = ["Pool", "Share", "is_logical", "open_pool", "page_tokens_of", "pool_tensors"]
 

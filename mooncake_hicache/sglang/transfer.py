@@ -59,7 +59,7 @@ class Mover:
         self._log = OccasionalLog(logger)
 
     def prefix_length(self, pool: Pool, keys: Sequence[str], *, lease: bool) -> int:
-        """Return how many pages from the start are stored whole. A round trip per object of a page."""
+        """Return how many pages from the start are whole. One round trip per object of a page."""
         if pool.is_logical:
             return len(keys)
         length = len(keys) if pool.shares else 0
