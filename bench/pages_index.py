@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
@@ -95,7 +96,6 @@ def index_growth(progress: Progress, large: int) -> dict[str, float]:
         private_node("1GiB"),
         Store.open() as large_store,
     ):
-        chance = random.Random(1)
         small_pages = small_store.namespace({"bench": "pages", "case": "small index"})
         small_keys = keys_of("small", SMALL_INDEX)
         put_small(small_pages, small_keys, 256)
@@ -112,36 +112,45 @@ def index_growth(progress: Progress, large: int) -> dict[str, float]:
         stats = node_stats(large_store)
         if stats["pages"] != large:
             raise RuntimeError(f"{stats['pages']} pages in the index, not {large}")
-        calls = (
-            _random_lookup(small_pages, small_keys, chance),
-            _random_lookup(pages, keys, chance),
-        )
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(LOOKUP_ROUNDS):
-            for call, seconds in zip(calls, times, strict=True):
-                for number in range(LOOKUP_CALLS):
-                    began = time.perf_counter()
-                    call()
-                    if number >= LOOKUP_CALLS // 5:  # The first ones find the other's cache lines.
-                        seconds.append(time.perf_counter() - began)
-        small_us, large_us = (float(np.median(seconds)) * 1e6 for seconds in times)
-        return {
+        figures: dict[str, float] = {
             "pages": large,
             "bytes_per_page_reported": stats["index_size_bytes"] / large,
             "bytes_per_page_resident": (resident_bytes(pid) - empty) / large,
-            "lookup_2048_small_p50_us": small_us,
-            "lookup_2048_large_p50_us": large_us,
-            "lookup_ratio": large_us / small_us,
         }
+        for kind in ("chain", "random"):
+            small_us, large_us = _medians_us(
+                _lookup(small_pages, small_keys, kind), _lookup(pages, keys, kind)
+            )
+            figures[f"{kind}_small_p50_us"] = small_us
+            figures[f"{kind}_large_p50_us"] = large_us
+            figures[f"{kind}_ratio"] = large_us / small_us
+        return figures
 
 
-def _random_lookup(
-    pages: Namespace, keys: list[str], chance: random.Random
-) -> Callable[[], object]:
-    # As bytes: thousands of strings strewn over the memory of Python would be measured instead.
-    batches = [bytes.fromhex("".join(chance.sample(keys, LOOKUP_BATCH))) for _ in range(64)]
-    turn = iter(range(1 << 40))
-    return lambda: pages.lookup(batches[next(turn) % len(batches)], lease=False, prefix=False)
+def _medians_us(*calls: Callable[[], object]) -> list[float]:
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(LOOKUP_ROUNDS):
+        for call, seconds in zip(calls, times, strict=True):
+            for number in range(LOOKUP_CALLS):
+                began = time.perf_counter()
+                call()
+                if number >= LOOKUP_CALLS // 5:  # The first ones find the other's cache lines.
+                    seconds.append(time.perf_counter() - began)
+    return [float(np.median(seconds)) * 1e6 for seconds in times]
+
+
+def _lookup(pages: Namespace, keys: list[str], kind: str) -> Callable[[], object]:
+    """Return a look-up of 2048 pages: of chains, which were put together, or from anywhere."""
+    chance = random.Random(1)
+    batches = []
+    for _ in range(256):
+        start = chance.randrange(len(keys) - LOOKUP_BATCH)
+        chain = keys[start : start + LOOKUP_BATCH]
+        some = chain if kind == "chain" else chance.sample(keys, LOOKUP_BATCH)
+        # As bytes: thousands of strings strewn over the memory of Python would be measured instead.
+        batches.append(bytes.fromhex("".join(some)))
+    turn = itertools.cycle(batches)
+    return lambda: pages.lookup(next(turn), lease=False, prefix=kind == "chain")
 
 
 def node_stats(store: Store) -> dict[str, int]:
