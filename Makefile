@@ -30,7 +30,7 @@ demo: $(stamps)/build $(stamps)/sglang  ## Serve with the real SGLang and show p
 test: cpp-test pytest  ## Run all tests: C++, Python, and the real server
 
 pytest: $(stamps)/build $(stamps)/sglang
-	$(call say,pytest,"unit tests first, then those that start the real server")
+	$(call say,pytest,"unit tests; then those that start the real server")
 	$(py) -m pytest $(PYTEST_ARGS)
 
 cpp-test: build/cpp/.built
@@ -43,7 +43,7 @@ bench: $(stamps)/build $(stamps)/sglang  ## Run the benchmarks; writes bench/res
 	$(py) -m bench hits --json bench/results/hits.json --plot bench/results/hits.png
 
 lint: $(stamps)/build  ## Check style and types
-	$(call say,lint,"ruff, mypy, clang-format")
+	$(call say,lint,"style and types")
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
