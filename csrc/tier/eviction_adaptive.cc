@@ -5,24 +5,28 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <utility>
 
 namespace hicache {
 namespace {
 
 constexpr int kAgeCount = ReuseModel::kAgeCount;
-constexpr int kFrequencyMax = 8;
-constexpr int kFrequencyMask = 7;       // class bits 0-2: uses - 1
-constexpr int kHadChildBit = 1 << 3;    // class bit 3
-constexpr int kSupersededBit = 1 << 4;  // class bit 4
+// A class: uses - 1 in bits 0 to 3, then these.
+constexpr int kFrequencyMax = 12;
+constexpr int kFrequencyMask = 15;
+constexpr int kHadChildBit = 1 << 4;
+constexpr int kSupersededBit = 1 << 5;
+static_assert(2 * kSupersededBit == ReuseModel::kClassCount);
 
-constexpr size_t kGhostsMin = size_t{1} << 16;
+constexpr size_t kGhostsMin = size_t{1} << 15;
 // Anew after a sixteenth of the capacity came in, but not for fewer uses than this.
 constexpr uint64_t kLearnTicks = ReuseModel::kTicksPerCapacity / 16;
 constexpr uint64_t kLearnUsesMin = 256;
 // Observations fade to a half while this much comes in.
-constexpr double kHalfLifeTicks = 64.0 * ReuseModel::kTicksPerCapacity;
-constexpr int kAgingCellsPerCall = 4;
-constexpr int kAgingMovesPerCell = 4;
+constexpr double kHalfLifeTicks = 16.0 * ReuseModel::kTicksPerCapacity;
+// Enough to keep up with one insert per call: a page ages by some fifteen steps in its life.
+constexpr int kAgingCellsPerCall = 16;
+constexpr int kAgingMovesPerCell = 16;
 
 }  // namespace
 
@@ -39,7 +43,8 @@ AdaptiveEviction::AdaptiveEviction(uint64_t capacity_bytes)
 int AdaptiveEviction::class_of(PageIndex page) const {
   const LinkedPage& record = pages_[page];
   int page_class = static_cast<int>(record.frequency) - 1;
-  if (record.had_child) {
+  // A page that just came may yet get its child: the same put may not have come to it.
+  if (record.had_child || page == chain_end_ || age_step_of(page) == 0) {
     page_class |= kHadChildBit;
   } else if (pages_.has_newer_sibling(page)) {
     page_class |= kSupersededBit;
@@ -63,6 +68,7 @@ void AdaptiveEviction::use(PageIndex page) {
 }
 
 void AdaptiveEviction::on_insert(PageIndex page) {
+  set_chain_end(page);
   LinkedPage& record = pages_[page];
   advance(record.size_bytes);
   ghosts_.reserve(pages_.page_count());
@@ -79,6 +85,8 @@ void AdaptiveEviction::on_access(PageIndex page) {
   use(page);
 }
 
+void AdaptiveEviction::on_chain_end(PageIndex page) { set_chain_end(page); }
+
 void AdaptiveEviction::on_family_change(PageIndex page) {
   const int old_class = static_cast<int>(pages_[page].mark);
   const int new_class = class_of(page);
@@ -88,6 +96,7 @@ void AdaptiveEviction::on_family_change(PageIndex page) {
 }
 
 void AdaptiveEviction::on_erase(PageIndex page, EraseReason reason) {
+  if (page == chain_end_) chain_end_ = kNoPage;
   const LinkedPage& record = pages_[page];
   const auto page_class = static_cast<uint8_t>(record.mark);
   const uint64_t tick = tick_of(page);
@@ -129,7 +138,9 @@ void AdaptiveEviction::learn() {
     if (cell.oldest != kNoPage) filled_ranks_[rank / 64] |= uint64_t{1} << (rank % 64);
   }
   for (int cell = 0; cell < kCellCount; ++cell) {
-    cells_[cell].is_ripening = cell % kAgeCount + 1 < kAgeCount && worth(cell + 1) > worth(cell);
+    const int step = cell % kAgeCount;
+    cells_[cell].is_ripening =
+        step > 0 && step + 1 < kAgeCount && worth(cell + 1) > worth(cell);
   }
 }
 
@@ -171,17 +182,32 @@ void AdaptiveEviction::take_from_cell(PageIndex page) {
 }
 
 void AdaptiveEviction::add_candidate(PageIndex page) {
+  ++candidate_count_;
+  if (page == chain_end_) return;
   const int step = age_step_of(page);
   const int cell = static_cast<int>(pages_[page].mark) * kAgeCount + step;
   // A parent whose last child left goes next, so that chains leave whole.
   put_in_cell(page, cell, step == 0 || cells_[cell].is_ripening);
-  ++candidate_count_;
 }
 
 void AdaptiveEviction::remove_candidate(PageIndex page) {
-  take_from_cell(page);
-  pages_[page].order = tick_of(page) << kCellBits;
   --candidate_count_;
+  if (page != chain_end_) take_from_cell(page);
+}
+
+// Into the cell of its present class and age.
+void AdaptiveEviction::move_on(PageIndex page) {
+  on_family_change(page);
+  const int page_class = static_cast<int>(pages_[page].mark);
+  put_in_cell(page, page_class * kAgeCount + age_step_of(page), true);
+}
+
+// Evicting the page below which a put goes on would waste the pages that it brings.
+void AdaptiveEviction::set_chain_end(PageIndex page) {
+  if (page == chain_end_) return;
+  const PageIndex before = std::exchange(chain_end_, page);
+  if (place_of(page) == PagePlace::kCandidate) take_from_cell(page);
+  if (before != kNoPage && place_of(before) == PagePlace::kCandidate) move_on(before);
 }
 
 int AdaptiveEviction::next_filled_cell(int from) const {
@@ -214,7 +240,7 @@ void AdaptiveEviction::age_some_cells() {
       const PageIndex page = cells_[cell].oldest;
       if (page == kNoPage || age_step_of(page) == cell % kAgeCount) break;
       take_from_cell(page);
-      put_in_cell(page, cell / kAgeCount * kAgeCount + age_step_of(page), true);
+      move_on(page);
     }
   }
 }
@@ -224,12 +250,12 @@ PageIndex AdaptiveEviction::next_candidate() {
   age_some_cells();
   while (true) {
     const int cell = least_worth_cell();
-    if (cell < 0) return kNoPage;
+    if (cell < 0) return candidate_count_ == 0 ? kNoPage : chain_end_;
     const PageIndex page =
         cells_[cell].is_ripening ? cells_[cell].youngest : cells_[cell].oldest;
     if (age_step_of(page) == cell % kAgeCount) return page;
     take_from_cell(page);
-    put_in_cell(page, cell / kAgeCount * kAgeCount + age_step_of(page), true);
+    move_on(page);
   }
 }
 
@@ -257,6 +283,7 @@ std::string AdaptiveEviction::check_policy() const {
     if (is_filled != has_pages || is_rank_filled != has_pages) return "filled bits are wrong";
     if (cell_of_rank_[rank] != cell) return "rank of a cell is wrong";
   }
+  if (chain_end_ != kNoPage && place_of(chain_end_) == PagePlace::kCandidate) ++count;
   return count == candidate_count_ ? "" : "pages are missing from the cells";
 }
 

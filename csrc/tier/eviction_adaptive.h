@@ -35,6 +35,7 @@ class AdaptiveEviction final : public EvictionBase {
 
   void on_insert(PageIndex page) override;
   void on_access(PageIndex page) override;
+  void on_chain_end(PageIndex page) override;
   void on_erase(PageIndex page, EraseReason reason) override;
   void on_family_change(PageIndex page) override;
   void add_candidate(PageIndex page) override;
@@ -57,6 +58,8 @@ class AdaptiveEviction final : public EvictionBase {
   void learn();
   void put_in_cell(PageIndex page, int cell, bool is_at_youngest);
   void take_from_cell(PageIndex page);
+  void move_on(PageIndex page);
+  void set_chain_end(PageIndex page);
   void age_some_cells();
   int next_filled_cell(int from) const;
   int least_worth_cell() const;
@@ -75,6 +78,7 @@ class AdaptiveEviction final : public EvictionBase {
   uint64_t uses_since_learning_ = 0;
   double ghost_reach_ticks_ = 0;
   int aging_cell_ = 0;
+  PageIndex chain_end_ = kNoPage;  // of the put or access just seen; not in a cell
 };
 
 }  // namespace hicache

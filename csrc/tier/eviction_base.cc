@@ -96,6 +96,7 @@ void EvictionBase::insert(PageIndex page, const PageTraits& traits, uint64_t) {
 
 // From the leaf up: the root is used last, and so leaves last.
 void EvictionBase::access(std::span<const PageIndex> chain_root_first, uint64_t) {
+  if (!chain_root_first.empty()) on_chain_end(chain_root_first.back());
   for (size_t i = chain_root_first.size(); i-- > 0;) {
     const PageIndex page = chain_root_first[i];
     assert(pages_.is_resident(page));

@@ -36,6 +36,8 @@ class EvictionBase : public Eviction {
   // before, and put back after.
   virtual void on_insert(PageIndex page) = 0;
   virtual void on_access(PageIndex page) = 0;
+  // Before the uses of an access: its last page, below which a put may follow.
+  virtual void on_chain_end(PageIndex) {}
   virtual void on_erase(PageIndex page, EraseReason reason) = 0;
   // Got its first child, or, being a leaf, a newer sibling.
   virtual void on_family_change(PageIndex) {}

@@ -57,6 +57,11 @@ class S3FifoEviction final : public EvictionBase {
     LinkedPage& record = pages_[page];
     record.frequency = std::min<uint64_t>(record.frequency + 1, kFrequencyMax);
     if (record.is_soft_pinned) record.order = ++turns_;
+    // An inner page's turn may not come for long: it must not fill the probation meanwhile.
+    if (record.mark != kInMain && !pages_.is_leaf(page)) {
+      move_to_main(page);
+      record.order = ++turns_;
+    }
   }
 
   void on_erase(PageIndex page, EraseReason reason) override {

@@ -8,6 +8,9 @@ namespace {
 
 constexpr double kFirstStepTicks = 16;
 constexpr double kStepsPerOctave = 3;
+// One page held for the time in which the whole capacity is filled, for nothing: keeps a class of
+// which little is known from seeming precious after one hit.
+constexpr double kDoubtTicks = ReuseModel::kTicksPerCapacity;
 
 struct AgeEdges {
   AgeEdges() {
@@ -82,6 +85,32 @@ void ReuseModel::forget_before(uint64_t tick, uint64_t now_tick) {
   retire_until(tick / kCohortTicks, now_tick);
 }
 
+// What was observed, and the time that pages of the cohorts have waited so far.
+std::array<ReuseModel::PerAge, ReuseModel::kClassCount> ReuseModel::exposure_with_waiting(
+    uint64_t now_tick) const {
+  std::array<PerAge, kClassCount> exposure = exposure_;
+  std::array<PerAge, kClassCount> waiting{};  // pages by the step that they have reached
+  for (uint64_t cohort = cohort_first_; cohort <= now_tick / kCohortTicks; ++cohort) {
+    const uint64_t middle = cohort * kCohortTicks + kCohortTicks / 2;
+    const uint64_t age = now_tick - std::min(middle, now_tick);
+    const int step = age_step(age);
+    const double ticks_in_step = static_cast<double>(age) - kEdges.ticks[step];
+    const Cohort& counts = cohorts_[cohort % kCohortCount];
+    for (int c = 0; c < kClassCount; ++c) {
+      exposure[c][step] += counts[c] * ticks_in_step;
+      waiting[c][step] += counts[c];
+    }
+  }
+  for (int c = 0; c < kClassCount; ++c) {
+    double passed = 0;  // pages that are past this step
+    for (int step = kAgeCount - 1; step >= 0; --step) {
+      exposure[c][step] += passed * (kEdges.ticks[step + 1] - kEdges.ticks[step]);
+      passed += waiting[c][step];
+    }
+  }
+  return exposure;
+}
+
 void ReuseModel::learn(uint64_t now_tick, double keep_share) {
   for (int c = 0; c < kClassCount; ++c) {
     for (int step = 0; step < kAgeCount; ++step) {
@@ -89,25 +118,16 @@ void ReuseModel::learn(uint64_t now_tick, double keep_share) {
       exposure_[c][step] *= keep_share;
     }
   }
-  std::array<PerAge, kClassCount> exposure = exposure_;
-  for (uint64_t cohort = cohort_first_; cohort <= now_tick / kCohortTicks; ++cohort) {
-    const double start = static_cast<double>(cohort * kCohortTicks);
-    const double age = std::max(0.0, static_cast<double>(now_tick) - start - kCohortTicks / 2.0);
-    const Cohort& counts = cohorts_[cohort % kCohortCount];
-    for (int c = 0; c < kClassCount; ++c) {
-      if (counts[c] != 0) add_exposure(exposure[c], age, counts[c]);
-    }
-  }
+  const std::array<PerAge, kClassCount> exposure = exposure_with_waiting(now_tick);
   for (int c = 0; c < kClassCount; ++c) {
     for (int age = 0; age < kAgeCount; ++age) {
       double hits = 0;
-      double ticks = 0;
+      double ticks = kDoubtTicks;
       double best = 0;
       for (int step = age; step < kAgeCount; ++step) {
-        const double width = kEdges.ticks[step + 1] - kEdges.ticks[step];
         hits += hits_[c][step];
-        ticks += exposure[c][step] + width * 1e-3;
-        best = std::max(best, hits / (ticks + kTicksPerCapacity));
+        ticks += exposure[c][step];
+        best = std::max(best, hits / ticks);
       }
       worth_[c][age] = static_cast<float>(best);
     }

@@ -56,6 +56,7 @@ class ReuseModel {
   static void add_exposure(PerAge& exposure, double ticks, double count);
   bool is_counted(uint64_t tick) const { return tick / kCohortTicks >= cohort_first_; }
   Cohort& cohort_of(uint64_t tick) { return cohorts_[tick / kCohortTicks % kCohortCount]; }
+  std::array<PerAge, kClassCount> exposure_with_waiting(uint64_t now_tick) const;
   void retire_until(uint64_t cohort, uint64_t now_tick);
 
   std::vector<Cohort> cohorts_;  // ring
