@@ -192,7 +192,7 @@ def _runtime_folder(options: StoreOptions) -> Iterator[Check]:
         yield Check("runtime folder", "ok", f"{folder} is private")
         return
     above = next(parent for parent in folder.parents if parent.exists())
-    if os.access(above, os.W_OK | os.X_OK):
+    if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
         yield Check("runtime folder", "ok", f"{folder} will be made by the first client")
     else:
         yield Check(

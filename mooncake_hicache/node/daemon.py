@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import errno
 import json
 import logging
 import os
 import signal
 import socket
+import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 from mooncake_hicache import _core
 from mooncake_hicache.config import NodeOptions, environment_name
-from mooncake_hicache.errors import BusyError, Error, InvalidArgumentError
+from mooncake_hicache.errors import BusyError, Error, InvalidArgumentError, UnavailableError
 from mooncake_hicache.node.engine import engine_from_options, engine_stats
 from mooncake_hicache.node.paths import NodePaths, node_paths
 from mooncake_hicache.node.state import NodeState, hold_lock, process_start_time, read_state
@@ -94,59 +97,73 @@ class _Daemon:
         self._paths = paths
         self._state = state
         self._http_socket = http_socket
+        self._engine: _core.Node | None = None
         self._idle_timeout_ms = options.idle_timeout_s * 1000
         self._socket_inode: int | None = None
         self._logged_notices = 0
 
     async def run(self, report: _Report | None) -> int:
+        # Before anybody can know of this node. A signal is looked at when this first waits, and the
+        # engine is there by then.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
         _lose_the_race_for_memory()
-        engine = engine_from_options(self._options, self._paths.socket)
+        _clear_stale_socket(self._paths)
+        self._engine = engine_from_options(self._options, self._paths.socket)
+        try:
+            reason = await self._serve(self._engine, report)
+            self._state.in_phase("stopping").write(self._paths.state)
+        finally:
+            # Both here, while the lock is held: the engine removes its socket when it goes, and
+            # after the lock is free that could be the socket of the next node.
+            self._engine.stop()
+            self._engine = None
+        _log.info("node stopped: %s", reason)
+        return 0
+
+    async def _serve(self, engine: _core.Node, report: _Report | None) -> str:
+        """Serve until there is a reason to end, and return it."""
         self._socket_inode = self._inode_of_socket()
-        stats = engine_stats(engine)
-        self._state = NodeState(
-            **{
-                **self._state.__dict__,
-                "phase": "ready",
-                "incarnation": engine.incarnation,
-                "pool_size_bytes": stats["pool_size_bytes"],
-            }
+        self._state = dataclasses.replace(
+            self._state,
+            phase="ready",
+            incarnation=engine.incarnation,
+            pool_size_bytes=engine_stats(engine)["pool_size_bytes"],
         )
         self._state.write(self._paths.state)
         if report is not None:
             report.ready()
-        self._log_start(engine)
+        self._log_start()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, engine, number)
-        try:
-            async with self._http(engine):
-                reason = await loop.run_in_executor(None, self._wait_until_done, engine)
-        finally:
-            self._state.in_phase("stopping").write(self._paths.state)
-            engine.stop()
-        _log.info("node stopped: %s", reason)
-        return 0
+        async with self._http():
+            return await loop.run_in_executor(None, self._wait_until_done, engine)
 
     @contextlib.asynccontextmanager
-    async def _http(self, engine: _core.Node) -> Any:
+    async def _http(self) -> AsyncIterator[None]:
         if self._http_socket is None:
             yield
             return
         # Imported here and not above: it takes longer than all the rest of the start.
         from mooncake_hicache.node.http import serve
 
-        async with serve(engine, self._http_socket, lambda: self._describe(engine)):
+        async with serve(self._stats, self._describe, self._http_socket):
             yield
 
-    def _describe(self, engine: _core.Node) -> dict[str, Any]:
+    def _stats(self) -> dict[str, Any]:
+        engine = self._engine
+        if engine is None:
+            raise UnavailableError("the node is stopping")
+        return engine_stats(engine)
+
+    def _describe(self) -> dict[str, Any]:
         options = self._options
         return {
-            **self._state.__dict__,
-            "notices": engine.notices,
+            **dataclasses.asdict(self._state),
+            "notices": self._engine.notices if self._engine else [],
             "options": {name: getattr(options, name) for name in type(options).model_fields},
         }
 
-    def _log_start(self, engine: _core.Node) -> None:
+    def _log_start(self) -> None:
         _log.info(
             "node ready: version %s, pid %d, socket %s, pool %s, policy %s, http %s",
             __version__,
@@ -156,18 +173,18 @@ class _Daemon:
             self._options.eviction_policy,
             self._state.http_url or "off",
         )
-        self._log_notices(engine)
 
     def _log_notices(self, engine: _core.Node) -> None:
-        """Log what the engine has come to know since the last time, such as memory it did not get."""
+        """Log what the engine has found out since the last time, such as memory it did not get."""
         notices = engine.notices
         for notice in notices[self._logged_notices :]:
             _log.warning("%s", notice)
         self._logged_notices = len(notices)
 
-    def _on_signal(self, engine: _core.Node, number: signal.Signals) -> None:
+    def _on_signal(self, number: signal.Signals) -> None:
         _log.info("got %s", number.name)
-        engine.stop()
+        if self._engine is not None:
+            self._engine.stop()
 
     def _wait_until_done(self, engine: _core.Node) -> str:
         """Block until there is a reason to end, and return it."""
@@ -271,6 +288,25 @@ def _node_lock(paths: NodePaths) -> Iterator[None]:
         "another "
         f"runtime_dir ({environment_name('runtime_dir')})"
     )
+
+
+def _clear_stale_socket(paths: NodePaths) -> None:
+    """Remove the socket of a node that was killed. The node lock is held, so none of ours lives."""
+    path = paths.socket
+    if path.startswith("@"):
+        return
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise InvalidArgumentError(f"{path} is there and is no socket: remove it, or set socket")
+    if Path(path).parent != paths.folder:
+        # A place of somebody's choice: a node of another folder may live there.
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(path) != errno.ECONNREFUSED:
+                raise BusyError(f"somebody listens at {path} already: end that, or set socket")
+    Path(path).unlink()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, cast
 
 from mooncake_hicache import _core
-from mooncake_hicache.config import NodeOptions
+from mooncake_hicache.config import NodeOptions, environment_name
+from mooncake_hicache.errors import InvalidArgumentError
+from mooncake_hicache.machine import numa_node_count
 
 __all__ = ["engine_from_options", "engine_stats"]
 
@@ -17,6 +19,12 @@ def engine_from_options(options: NodeOptions, socket_path: str) -> _core.Node:
         NoSpaceError: The pool is larger than the memory on offer.
         InvalidArgumentError, IoError, UnsupportedError: The engine refuses an option.
     """
+    node_count = numa_node_count()
+    if options.numa_node >= node_count:
+        raise InvalidArgumentError(
+            f"numa_node {options.numa_node}: this machine has {node_count}; set numa_node "
+            f"({environment_name('numa_node')}) to -1 … {node_count - 1}"
+        )
     return _core.Node(
         socket_path=socket_path,
         pool_size_bytes=options.pool_size_bytes(),

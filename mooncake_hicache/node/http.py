@@ -14,10 +14,8 @@ from typing import Any
 
 from aiohttp import web
 
-from mooncake_hicache import _core
 from mooncake_hicache.errors import TransientError
 from mooncake_hicache.metrics import node_metrics_text
-from mooncake_hicache.node.engine import engine_stats
 from mooncake_hicache.version import __version__
 
 __all__ = ["serve"]
@@ -28,17 +26,20 @@ CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 @contextlib.asynccontextmanager
 async def serve(
-    engine: _core.Node, listener: socket.socket, describe: Callable[[], Mapping[str, Any]]
+    stats: Callable[[], Mapping[str, Any]],
+    describe: Callable[[], Mapping[str, Any]],
+    listener: socket.socket,
 ) -> AsyncIterator[None]:
     """Answer on a listening socket for as long as the `async with` lasts.
 
     Args:
-        engine: Whose counts are shown.
-        listener: A TCP socket that listens already.
+        stats: Returns the node's counts; called from other threads, may block and may raise
+            `TransientError`.
         describe: Returns what `/status` says beside the counts; must be JSON-serialisable.
+        listener: A TCP socket that listens already.
     """
     application = web.Application()
-    pages = _Pages(lambda: engine_stats(engine), describe)
+    pages = _Pages(stats, describe)
     application.router.add_get("/metrics", pages.metrics)
     application.router.add_get("/health", pages.health)
     application.router.add_get("/status", pages.status)
@@ -59,12 +60,14 @@ async def serve(
 
 class _Pages:
     def __init__(
-        self, stats: Callable[[], dict[str, Any]], describe: Callable[[], Mapping[str, Any]]
+        self,
+        stats: Callable[[], Mapping[str, Any]],
+        describe: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._read_stats = stats
         self._describe = describe
 
-    async def _stats(self) -> dict[str, Any]:
+    async def _stats(self) -> Mapping[str, Any]:
         # In a thread: the engine answers from its own, and if that is stuck this one must not be.
         try:
             return await asyncio.get_running_loop().run_in_executor(None, self._read_stats)

@@ -82,15 +82,15 @@ def read_state(path: Path) -> NodeState | None:
 
 
 def process_start_time(pid: int) -> int | None:
-    """Return when a process started, in clock ticks after boot; None if there is no such
-    process."""
+    """Return when a process started, in clock ticks after boot; None if it does not live."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The name in brackets may hold spaces and brackets; field 22 counts from after the last of
-    # them.
-    return int(text[text.rindex(")") + 2 :].split()[19])
+    # The name in brackets may hold spaces and brackets; the third field comes after the last one.
+    fields = text[text.rindex(")") + 2 :].split()
+    # One that has ended and was not waited for by its parent is still listed.
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 @contextlib.contextmanager

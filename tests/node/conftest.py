@@ -1,0 +1,114 @@
+"""A node folder of its own for each test, with whatever lives in it ended afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mooncake_hicache.config import StoreOptions
+from mooncake_hicache.node.paths import NodePaths, node_paths
+from mooncake_hicache.node.state import NodeState, is_locked, read_state
+
+POOL_SIZE = "64MiB"
+DEADLINE_S = 30.0
+
+
+def wait_for(what: str, condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> float:
+    """Wait for a condition; return the seconds it took, fail with its name after the deadline."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < deadline_s, f"not within {deadline_s:.0f} s: {what}"
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+@dataclass(frozen=True)
+class NodeFolder:
+    """The folder of a test's node, and what can be seen of the node in it."""
+
+    path: Path
+
+    @property
+    def paths(self) -> NodePaths:
+        return node_paths(StoreOptions(runtime_dir=str(self.path)))
+
+    @property
+    def state(self) -> NodeState | None:
+        return read_state(self.paths.state)
+
+    @property
+    def pid(self) -> int:
+        state = self.state
+        assert state is not None, "no node has written its state"
+        return state.pid
+
+    @property
+    def is_held(self) -> bool:
+        return is_locked(self.paths.node_lock)
+
+    @property
+    def log(self) -> str:
+        return self.paths.log.read_text()
+
+    @property
+    def start_count(self) -> int:
+        """How many nodes have become ready here."""
+        return self.log.count("node ready:")
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def freeze(self) -> None:
+        """Stop the node's process, and return once each of its threads stands still."""
+        self.signal(signal.SIGSTOP)
+        tasks = list(Path(f"/proc/{self.pid}/task").iterdir())
+        wait_for(
+            "it stands still",
+            lambda: all(
+                (t / "stat").read_text().rsplit(")", 1)[1].split()[0] == "T" for t in tasks
+            ),
+        )
+
+    def run(
+        self, *arguments: str, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command line, and return what it said."""
+        return subprocess.run(
+            [sys.executable, "-m", "mooncake_hicache", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env={**os.environ, **(env or {})},
+        )
+
+    def end(self) -> None:
+        """End the node that lives here, however it is."""
+        state = self.state
+        if state is not None and state.is_our_living_process():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(state.pid, signal.SIGKILL)
+        wait_for("the node is gone", lambda: not self.is_held)
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[NodeFolder]:
+    # Not tmp_path: its paths are too long for a socket.
+    path = Path(tempfile.mkdtemp(prefix="hicache-"))
+    monkeypatch.setenv("MOONCAKE_HICACHE_RUNTIME_DIR", str(path))
+    monkeypatch.setenv("MOONCAKE_HICACHE_POOL_SIZE", POOL_SIZE)
+    found = NodeFolder(path)
+    yield found
+    found.end()
+    shutil.rmtree(path, ignore_errors=True)
