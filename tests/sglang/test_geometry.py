@@ -22,8 +22,9 @@ def pools(draw):
     """A host pool of any kind, layout and shape."""
     kind = draw(st.sampled_from(["mha", "asymmetric", "mla", "dcp", "mamba", "paged", "indexer"]))
     page = draw(pages_of)
-    tokens = page * draw(st.integers(1, 12))
     layers = draw(small)
+    # SGLang itself cannot build a `page_head` pool of fewer pages than layers.
+    tokens = page * draw(st.integers(layers, 12))
     if kind == "mha":
         layout = draw(st.sampled_from(host_pools.MHA_LAYOUTS))
         return host_pools.mha(layout, heads=draw(small), layers=layers, page=page, tokens=tokens)

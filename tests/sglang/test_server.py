@@ -1,0 +1,194 @@
+"""The real server: pages come back from every tier, and every output is the one without a cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+pytest.importorskip("sglang")
+
+from tests.serving.server import HICACHE_ARGS, Server
+
+pytestmark = [pytest.mark.serving, pytest.mark.timeout(900)]
+
+THRESHOLD = ["--hicache-storage-backend-extra-config", json.dumps({"prefetch_threshold": 16})]
+PROMPT = [(7 * i) % 250 for i in range(400)]
+# All full pages but for the last token, which is always computed: 24 pages of 16 tokens.
+CACHED = 384
+BACKEND = "/hicache/storage-backend"
+
+
+def agree(first, other):
+    """Equal tokens, and equal log-probabilities up to the order of additions."""
+    assert other.tokens == first.tokens
+    assert max(abs(a - b) for a, b in zip(other.logprobs, first.logprobs, strict=True)) < 1e-3
+
+
+def cached(result):
+    return {tier: result.details.get(tier, 0) for tier in ("device", "host", "storage")}
+
+
+def push_out(server):
+    """Fill the device's pool with other prompts."""
+    for k in range(6):
+        server.generate([(11 * i + 31 * k + 1) % 250 for i in range(400)], 4)
+
+
+def walk_through_the_tiers(server):
+    """Cold, device, host and storage, in turn; returns the first answer."""
+    cold = server.generate(PROMPT)
+    assert cold.cached_tokens == 0
+    again = server.generate(PROMPT)
+    agree(cold, again)
+    assert cached(again)["device"] == CACHED
+    push_out(server)
+    from_host = server.generate(PROMPT)
+    agree(cold, from_host)
+    assert cached(from_host) == {"device": 0, "host": CACHED, "storage": 0}
+    server.flush()
+    from_storage = server.generate(PROMPT)
+    agree(cold, from_storage)
+    assert cached(from_storage) == {"device": 0, "host": 0, "storage": CACHED}
+    assert from_storage.details["storage_backend"] == "MooncakeHiCacheStore"
+    return cold
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What a server without any hierarchical cache answers."""
+    with Server("plain") as server:
+        return server.generate(PROMPT)
+
+
+def test_one_rank_restart_faults_and_endpoints(expected, runtime_dir):
+    """One server for several goals, as each start takes half a minute."""
+    args = [*HICACHE_ARGS, *THRESHOLD, "--enable-metrics"]
+    with Server("tp1", args) as server:
+        agree(expected, walk_through_the_tiers(server))
+        assert "keeps KV pages of" in server.log
+        assert "tensor allocator requires mooncake" not in server.log
+        metrics = server.get("/metrics")
+        assert 'storage_backend="mooncake"' in metrics
+        assert "sglang:prefetch_bandwidth" in metrics
+    with Server("tp1-again", [*args, "--admin-api-key", "k"]) as server:
+        warm = server.generate(PROMPT)
+        agree(expected, warm)
+        assert cached(warm)["storage"] == CACHED
+        assert_detach_and_attach(server, expected)
+        assert_clear_forgets(server, expected)
+        assert_serving_survives_the_node(server, expected, runtime_dir)
+
+
+def admin(server, method, path, body=None):
+    """Ask what only an administrator may."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}{path}",
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"content-type": "application/json", "authorization": "Bearer k"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return response.read()
+
+
+def flush(server):
+    """Empty device and host, as soon as all pages are written."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            admin(server, "POST", "/flush_cache")
+            return
+        except urllib.error.HTTPError as error:
+            assert error.code == 400
+            assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def assert_detach_and_attach(server, expected):
+    flush(server)
+    admin(server, "DELETE", BACKEND)
+    flush(server)
+    without = server.generate(PROMPT)
+    agree(expected, without)
+    assert cached(without)["storage"] == 0
+    extra = {"hicache_storage_backend_extra_config_json": THRESHOLD[1]}
+    flush(server)
+    admin(server, "PUT", BACKEND, {"hicache_storage_backend": "mooncake", **extra})
+    # Pages computed while there was no storage are not written by themselves.
+    flush(server)
+    back = server.generate(PROMPT)
+    agree(expected, back)
+    assert cached(back)["storage"] == CACHED
+
+
+def assert_clear_forgets(server, expected):
+    admin(server, "POST", f"{BACKEND}/clear")
+    flush(server)
+    cold = server.generate(PROMPT)
+    agree(expected, cold)
+    assert cold.cached_tokens == 0
+
+
+def assert_serving_survives_the_node(server, expected, runtime_dir):
+    state = json.loads((runtime_dir / "node.json").read_text())
+    flush(server)
+    os.kill(int(state["pid"]), signal.SIGKILL)
+    begun = time.monotonic()
+    agree(expected, server.generate(PROMPT))
+    assert time.monotonic() - begun < 20
+    # The next node takes over without being asked.
+    deadline = time.monotonic() + 60
+    stored = {"storage": 0}
+    while stored["storage"] != CACHED and time.monotonic() < deadline:
+        flush(server)
+        answer = server.generate(PROMPT)
+        agree(expected, answer)
+        stored = cached(answer)
+    assert stored["storage"] == CACHED
+
+
+def test_two_ranks(expected, runtime_dir):
+    args = [*HICACHE_ARGS, *THRESHOLD, "--tp", "2"]
+    with Server("tp2", args) as server:
+        walk_through_the_tiers(server)
+    with Server("tp1-after-tp2", [*HICACHE_ARGS, *THRESHOLD]) as server:
+        other = server.generate(PROMPT)
+        agree(expected, other)
+        assert other.cached_tokens == 0, "pages of two ranks must not be pages of one"
+
+
+def test_behind_the_failure_injector(expected, runtime_dir):
+    env = {
+        "SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE": "0.3",
+        "SGLANG_TEST_HICACHE_BACKEND_RANDOM_DELAY": "0.05",
+    }
+    with Server("injector", [*HICACHE_ARGS, *THRESHOLD], env) as server:
+        for _ in range(6):
+            agree(expected, server.generate(PROMPT))
+            server.flush()
+
+
+def test_wrong_option_leaves_a_server_without_a_cache(expected, runtime_dir):
+    wrong = json.dumps({"prefetch_threshold": 16, "mooncake_hicache": {"pool_sise": "1GiB"}})
+    args = [*HICACHE_ARGS, "--hicache-storage-backend-extra-config", wrong]
+    with Server("wrong-option", args) as server:
+        agree(expected, server.generate(PROMPT))
+        server.flush()
+        again = server.generate(PROMPT)
+        agree(expected, again)
+        assert again.cached_tokens == 0
+        assert "unknown option pool_sise" in server.log
+        assert "pool_size" in server.log
+
+
+def test_switched_off_leaves_sglang_alone(runtime_dir):
+    from tests.serving.server import ServerError
+
+    with pytest.raises(ServerError, match="mooncake"):
+        Server("off", [*HICACHE_ARGS], {"MOONCAKE_HICACHE_SGLANG": "off"})
