@@ -306,26 +306,17 @@ class Namespace:
 
     def _with_keys(self, keys: Keys, call: Callable[[PlainKeys], _T]) -> _T:
         """Call with keys in a form that the core takes, hashing them only if they need it."""
-        if _are_plain(keys):
-            return call(cast(PlainKeys, keys))
+        if isinstance(keys, (bytes, bytearray, memoryview, np.ndarray)) or not len(keys):
+            return call(keys)
+        first = keys[0]
+        if len(first) == (KEY_SIZE if isinstance(first, bytes) else 2 * KEY_SIZE):
+            try:
+                return call(keys)
+            except InvalidArgumentError:
+                # Only the first key was looked at, because the core looks at all of them: another
+                # one may need hashing, or the call is wrong and says so again.
+                pass
         return call(page_keys(cast(Sequence[Key], keys)))
-
-
-def _are_plain(keys: Keys) -> bool:
-    """Return whether the core can take the keys as they are. Fast: two passes without bytecode."""
-    if isinstance(keys, (bytes, bytearray, memoryview, np.ndarray)):
-        return True
-    kinds = set(map(type, keys))
-    if kinds == {bytes}:
-        return set(map(len, keys)) == {KEY_SIZE}
-    if kinds == {str} and set(map(len, keys)) == {2 * KEY_SIZE}:
-        text = "".join(keys)  # type: ignore[arg-type]
-        try:
-            bytes.fromhex(text)
-        except ValueError:
-            return False
-        return text.isalnum()  # fromhex() would skip white space.
-    return False
 
 
 def _pin_level(pin: Pin) -> int:
