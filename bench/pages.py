@@ -53,13 +53,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything; takes a few minutes."""
     figures: dict[str, Any] = {"machine": machine()}
     with bar() as progress:
-        with private_node(f"{3 * WORKING_SET // MiB}MiB"), Store.open() as store:
+        pool_size = 3 * WORKING_SET
+        with private_node(f"{pool_size // MiB}MiB"), Store.open() as store:
             unverified = Store.open(verify=False)
             threads = store.options.copy_thread_count()
             figures["threads"] = threads
             ours, other = Area(WORKING_SET), Area(WORKING_SET)
             bench = Bench(store, unverified, threads, ours, other, args.seconds)
             figures["cold"] = bench.cold()
+            bench.warm(pool_size)
             speeds = bench.transfers(progress)
             figures["copies"] = [speed.row() for speed in speeds]
             task = progress.add_task("look-ups and latency", total=None)
@@ -76,23 +78,28 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
+def size_text(size: int) -> str:
+    """Write a size as people do."""
+    return f"{size // MiB} MiB" if size >= MiB else f"{size // KiB} KiB"
+
+
 def show_copies(copies: Sequence[dict[str, Any]]) -> None:
     """Print speeds by size and batch."""
     table = Table(title="GB/s, and the share of the best copy", title_justify="left")
     table.add_column("pages", justify="right", no_wrap=True)
-    for column in ("put", "get", "unverified", "best copy", "of kind"):
+    for column in ("put", "get", "unverified", "best copy", "by"):
         table.add_column(column, justify="right", no_wrap=True)
     cells: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
     for one in copies:
         name = one["operation"] if one["verify"] else "unverified"
         cells.setdefault((one["size"], one["batch"]), {})[name] = one
     for (size, batch), by_name in cells.items():
-        row = [f"{batch} × {size // KiB} KiB"]
+        row = [f"{batch} × {size_text(size)}"]
         for name in ("put", "get", "unverified"):
             one = by_name[name]
-            row.append(f"{one['speed'] / 1e9:5.2f}  {one['ratio']:.2f}")
+            row.append(f"{one['speed'] / 1e9:.1f} {one['ratio']:.2f}")
         get = by_name["get"]
-        row += [f"{get['copy_speed'] / 1e9:.2f}", f"{get['copy_kind']}, {get['copy_threads']}"]
+        row += [f"{get['copy_speed'] / 1e9:.1f}", f"{get['copy_kind']} ×{get['copy_threads']}"]
         table.add_row(*row)
     console.print(table)
 
@@ -132,21 +139,13 @@ def bounds_of(figures: dict[str, Any]) -> list[Bound]:
         Bound("get, 32 × 4 MiB, verified", ratio("get", 4 * MiB, 32), copy, 0.85, True),
         Bound("put, 32 × 4 MiB", ratio("put", 4 * MiB, 32), copy, 0.80, True),
         Bound("get, 128 × 64 KiB, verified", ratio("get", 64 * KiB, 128), copy, 0.6, True),
-        Bound(
-            "prefix of 2048 keys, hit, p50", times["prefix_2048_hit"]["p50_us"], "µs", 300, False
-        ),
-        Bound(
-            "prefix of 2048 keys, miss, p50", times["prefix_2048_miss"]["p50_us"], "µs", 300, False
-        ),
-        Bound(
-            "exists of 2048 keys, hit, p50", times["exists_2048_hit"]["p50_us"], "µs", 300, False
-        ),
-        Bound(
-            "exists of 2048 keys, miss, p50", times["exists_2048_miss"]["p50_us"], "µs", 300, False
-        ),
+        Bound("prefix of 2048, hit, p50", times["prefix_2048_hit"]["p50_us"], "µs", 300, False),
+        Bound("prefix of 2048, miss, p50", times["prefix_2048_miss"]["p50_us"], "µs", 300, False),
+        Bound("exists of 2048, hit, p50", times["exists_2048_hit"]["p50_us"], "µs", 300, False),
+        Bound("exists of 2048, miss, p50", times["exists_2048_miss"]["p50_us"], "µs", 300, False),
         Bound("get of one 4 KiB page, p50", times["get_4k"]["p50_us"], "µs", 30, False),
         Bound(f"index, at {index['pages']:,} pages", per_page, "bytes a page", 256, False),
-        Bound("prefix of 2048 keys, to 10,000 pages", index["chain_ratio"], "×", 1.2, False),
+        Bound("1 M pages to 10 k, prefix, p50", index["chain_ratio"], "×", 1.2, False),
         Bound("pool filled, three models", 100 * figures["waste"]["fill_min"], "%", 95, True),
         Bound("pool wasted, three models", 100 * figures["waste"]["waste_max"], "%", 5, False),
         Bound("idle node", figures["idle"]["node_percent"], "% of a core", 1, False),
@@ -154,7 +153,7 @@ def bounds_of(figures: dict[str, Any]) -> list[Bound]:
     ]
     if figures["adapter"]:
         own = figures["adapter"]["own_p50_us"] / 1000
-        bounds.append(Bound("adapter, per get of 128 pages, p50", own, "ms", 1, False))
+        bounds.append(Bound("adapter, get of 128 pages, p50", own, "ms", 1, False))
     return bounds
 
 
@@ -166,7 +165,7 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
     from matplotlib import pyplot
 
     operations = (("put", True, "put"), ("get", True, "get, verified"), ("get", False, "get"))
-    labels = [f"{size // KiB} KiB" if size < MiB else f"{size // MiB} MiB" for size in SIZES]
+    labels = [size_text(size) for size in SIZES]
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for panel, batch in zip(panels, (32, 128), strict=True):
         for operation, verify, label in operations:

@@ -25,7 +25,7 @@ WASTE_POOL = 2048 * MiB
 # and one rank of eight of Llama-3-70B (40 KiB a token).
 MODEL_PAGE_SIZES = (61 * 576 * 2 * 64, 144 * KiB * 64, 40 * KiB * 64)
 LOOKUP_ROUNDS, LOOKUP_CALLS = 10, 100
-IDLE_SECONDS = 10.0
+IDLE_SECONDS, SETTLE_SECONDS = 10.0, 3.0  # A young node still prepares its pool.
 
 
 def percentiles_us(call: Callable[[], object], count: int) -> dict[str, float]:
@@ -204,6 +204,7 @@ def idle(store: Store) -> dict[str, float]:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    time.sleep(SETTLE_SECONDS)
     node, client = node_seconds(), time.process_time()
     time.sleep(IDLE_SECONDS)
     return {

@@ -64,7 +64,7 @@ def show_bounds(bounds: Sequence[Bound]) -> bool:
         sign = "≥" if one.at_least else "≤"
         mark = "[green]✓[/]" if one.holds else "[red]✗[/]"
         unit = f" {one.unit}" if one.unit else ""
-        table.add_row(one.what, f"{one.figure:.3g}{unit}", f"{sign} {one.limit:g}{unit}", mark)
+        table.add_row(one.what, f"{one.figure:.4g}{unit}", f"{sign} {one.limit:g}{unit}", mark)
     console.print(table)
     return all(one.holds for one in bounds)
 
