@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 SOURCE = Path(__file__).with_name("limits.c")
 BUILD = SOURCE.parents[1] / "build" / "bench"
-KINDS = {"libc": 0, "streaming": 1, "rep movsb": 2}
+KINDS = {"libc": 0, "streaming": 1, "movsb": 2}
 
 U64 = npt.NDArray[np.uint64]
 
