@@ -1,0 +1,211 @@
+"""Time to first token by where the prompt is cached, and the same tokens from everywhere."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.server import Answer, Server, prompt
+
+NEW_TOKENS = 4
+
+# More tokens than the GPU's cache holds, so that asking in turn finds every prompt in L2; few
+# enough for L2. Chosen for 49152 tokens on the GPU and 135000 in L2.
+DEVICE_TOKENS = 49152
+PROMPTS = {4096: 14, 16384: 4, 32768: 3}
+
+
+class Samples:
+    """Answers by length and by where the prompt was found; a wrong place is kept and said."""
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+        self.rows: list[dict[str, Any]] = []
+
+    def add(
+        self, length: int, wanted: str, answer: Answer, reference: Sequence[int] | None
+    ) -> None:
+        """Keep one answer, and whether its tokens are those of the reference."""
+        same = None if reference is None else list(answer.tokens) == list(reference)
+        row = {
+            "server": self.tag,
+            "length": length,
+            "wanted": wanted,
+            "source": answer.source,
+            "sent_s": answer.sent_s,
+            "ttft_s": answer.ttft_s,
+            "cached": answer.cached,
+            "tokens": list(answer.tokens),
+            "same": same,
+        }
+        self.rows.append(row)
+
+    def summary(self) -> list[str]:
+        """Return a line for each length and place."""
+        lines = []
+        for length in sorted({row["length"] for row in self.rows}):
+            for wanted in dict.fromkeys(row["wanted"] for row in self.rows):
+                rows = [r for r in self.rows if r["length"] == length and r["wanted"] == wanted]
+                if not rows:
+                    continue
+                good = sorted(r["ttft_s"] for r in rows if wanted.startswith(r["source"]))
+                odd = [r["source"] for r in rows if not wanted.startswith(r["source"])]
+                same = [r["same"] for r in rows if r["same"] is not None]
+                p50 = f"{statistics.median(good) * 1e3:8.1f}" if good else "       -"
+                last = f"{good[-1] * 1e3:8.1f}" if good else "       -"
+                lines.append(
+                    f"{self.tag:9} {length:6} {wanted:12} p50 {p50} ms  max {last} ms  "
+                    f"n {len(good):3}  same {sum(same)}/{len(same)}  elsewhere {odd}"
+                )
+        return lines
+
+
+def prompts_of(length: int) -> list[list[int]]:
+    """Return the prompts of one length, the same in every server."""
+    return [prompt((length, number), length) for number in range(PROMPTS[length])]
+
+
+def warm_up(server: Server, lengths: Iterable[int]) -> None:
+    """Let kernels be compiled and memory be touched."""
+    for length in lengths:
+        for number in range(2):
+            server.ask(prompt(("warm", server.port, length, number), length), NEW_TOKENS)
+
+
+def cold(server: Server, samples: Samples, length: int) -> list[Answer]:
+    """Ask every prompt for the first time."""
+    answers = []
+    for ids in prompts_of(length):
+        answer = server.ask(ids, NEW_TOKENS)
+        samples.add(length, "cold", answer, None)
+        answers.append(answer)
+    return answers
+
+
+def hits_l1(server: Server, samples: Samples, length: int, times: int) -> None:
+    """Ask the latest prompt again and again."""
+    ids = prompts_of(length)[-1]
+    reference: tuple[int, ...] | None = None
+    for _ in range(times):
+        answer = server.ask(ids, NEW_TOKENS)
+        samples.add(length, "L1", answer, reference)
+        reference = reference or answer.tokens
+
+
+def hits_l2(
+    server: Server, samples: Samples, length: int, rounds: int, references: list[Answer]
+) -> None:
+    """Ask all prompts in turn, several times."""
+    for _ in range(rounds):
+        for ids, reference in zip(prompts_of(length), references, strict=True):
+            samples.add(length, "L2", server.ask(ids, NEW_TOKENS), reference.tokens)
+
+
+def hits_l3(
+    server: Server,
+    samples: Samples,
+    length: int,
+    rounds: int,
+    references: Sequence[Sequence[int]],
+    name: str = "L3",
+    flush_first: bool = True,
+) -> list[float]:
+    """Empty L1 and L2 and ask all prompts, several times. Returns the seconds of each flush."""
+    flushes = []
+    for number in range(rounds):
+        if number or flush_first:
+            flushes.append(round(server.flush(), 2))
+        for ids, reference in zip(prompts_of(length), references, strict=True):
+            samples.add(length, name, server.ask(ids, NEW_TOKENS), reference)
+    return flushes
+
+
+class Running:
+    """A request that decodes in the background, and when each of its tokens came."""
+
+    def __init__(self, server: Server, new_tokens: int) -> None:
+        self.times: list[float] = []
+        ids = prompt(("running", server.port, time.monotonic()), 512)
+        self._thread = threading.Thread(
+            target=lambda: server.ask(ids, new_tokens, self.times.append)
+        )
+
+    def __enter__(self) -> Running:
+        self._thread.start()
+        while len(self.times) < 5 and self._thread.is_alive():
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+    def rate(self, begin: float, end: float) -> float:
+        """Return the tokens per second between two moments."""
+        inside = [t for t in self.times if begin <= t <= end]
+        return (len(inside) - 1) / (inside[-1] - inside[0]) if len(inside) > 1 else 0.0
+
+
+def decode_beside_hits(server: Server, samples: Samples, length: int) -> dict[str, float]:
+    """Return the decode rate of a running request, alone and while hits of L3 and L2 arrive."""
+    rates: dict[str, float] = {}
+    server.flush()
+    with Running(server, 400) as running:
+        begin = time.monotonic()
+        time.sleep(1.5)
+        rates["alone"] = running.rate(begin, time.monotonic())
+        for name in ("L3", "L2"):
+            begin = time.monotonic()
+            for ids in prompts_of(length):
+                samples.add(length, f"{name} busy", server.ask(ids, 1), None)
+                time.sleep(0.2)
+            rates[name] = running.rate(begin, time.monotonic())
+    return rates
+
+
+def read_events(path: Path) -> list[list[Any]]:
+    """Return the events that the plugin noted, by begin."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found: list[list[Any]] = sorted((json.loads(line) for line in lines), key=lambda e: e[1])
+    return found
+
+
+def where_time_goes(row: dict[str, Any], events: list[list[Any]]) -> dict[str, float]:
+    """Split the time to first token of one hit from storage, in milliseconds."""
+    begin, end = row["sent_s"], row["sent_s"] + row["ttft_s"]
+    inside = [event for event in events if begin <= event[1] < end]
+
+    def of(name: str) -> list[list[Any]]:
+        return [event for event in inside if event[0].endswith("." + name)]
+
+    def total(name: str) -> float:
+        return sum(event[2] - event[1] for event in of(name))
+
+    prefetch, query, transfer = (
+        of("prefetch_from_storage"),
+        of("_storage_hit_query"),
+        of("_page_transfer"),
+    )
+    progress, batches = of("check_prefetch_progress"), of("run_batch")
+    if not (prefetch and query and transfer and progress and batches):
+        return {}
+    gets = of("batch_get_v1") or of("batch_get")
+    steps = {
+        "request reaches the scheduler": prefetch[0][1] - begin,
+        "wait for the look-up thread": query[0][1] - prefetch[0][2],
+        "page hashes": query[0][2] - query[0][1] - total("batch_exists"),
+        "exists": total("batch_exists"),
+        "wait for a scheduler step, room in L2": transfer[0][1] - query[0][2],
+        "read: store": total("get_into_addresses"),
+        "read: adapter": sum(e[2] - e[1] for e in gets) - total("get_into_addresses"),
+        "read: SGLang": transfer[0][2] - transfer[0][1] - sum(e[2] - e[1] for e in gets),
+        "wait for a scheduler step": progress[0][2] - transfer[0][2],
+        "L2 to GPU, forward, answer": end - progress[0][2],
+    }
+    return {name: round(seconds * 1e3, 2) for name, seconds in steps.items()}
