@@ -185,7 +185,7 @@ def where_time_goes(row: dict[str, Any], events: list[list[Any]]) -> dict[str, f
         return [event for event in inside if event[0].endswith("." + name)]
 
     def total(name: str) -> float:
-        return sum(event[2] - event[1] for event in of(name))
+        return float(sum(event[2] - event[1] for event in of(name)))
 
     prefetch, query, transfer = (
         of("prefetch_from_storage"),

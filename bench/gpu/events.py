@@ -54,7 +54,7 @@ def _wrap(owner: Any, method: str, log: _Log, keep: Callable[[Any], bool] | None
 
 
 def _wrap_progress(tree: Any, log: _Log) -> None:
-    """Note only the call that ends a prefetch; the others are made at every step of the scheduler."""
+    """Note only the call that ends a prefetch; the others come at every scheduler step."""
     original = tree.check_prefetch_progress
 
     @functools.wraps(original)

@@ -1,4 +1,4 @@
-"""Unpack what was carried, build and install the project: everything into one folder, no network."""
+"""Unpack what was carried, build and install the project: all into one folder, no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bandwidth of each leg of a page's way beside the machine's own limits: `python -m bench.gpu.legs`.
+"""Bandwidth of each leg of a page's way beside the machine's limits: `python -m bench.gpu.legs`.
 
 Prints one line of JSON, the last one, in bytes per second unless a name says otherwise. Runs in a
 process of its own. Takes half a minute, 12 GiB of memory and as much of the pool.

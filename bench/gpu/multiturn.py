@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from bench.gpu.server import Server, prompt
+from bench.gpu.server import Answer, Server, prompt
 
 
 def conversations(
@@ -20,21 +19,20 @@ def conversations(
     working set is that of all clients, and least recently used caches do their worst.
     """
     contexts = [prompt(("turn", client, 0), turn_tokens) for client in range(clients)]
+
+    def ask(client: int) -> tuple[int, Answer]:
+        context = contexts[client]
+        asked = len(context)
+        answer = server.ask(context, answer_tokens)
+        context += answer.tokens
+        context += prompt(("turn", client, len(context)), turn_tokens)
+        return asked, answer
+
     rows = []
     for number in range(rounds):
-        lock = threading.Lock()
-        answers = []
-
-        def ask(client: int) -> None:
-            answer = server.ask(contexts[client], answer_tokens)
-            with lock:
-                answers.append((len(contexts[client]), answer))
-            contexts[client] += [*answer.tokens]
-            contexts[client] += prompt(("turn", client, len(contexts[client])), turn_tokens)
-
         begun = time.monotonic()
         with ThreadPoolExecutor(at_once) as threads:
-            list(threads.map(ask, range(clients)))
+            answers = list(threads.map(ask, range(clients)))
         seconds = time.monotonic() - begun
         asked = sum(length for length, _ in answers)
         ttfts = sorted(answer.ttft_s for _, answer in answers)

@@ -172,7 +172,7 @@ class Server:
             connection.close()
 
     def flush(self) -> float:
-        """Empty L1 and L2, as soon as the writes to storage are done. Returns the seconds it took."""
+        """Empty L1 and L2, once the writes to storage are done. Returns the seconds it took."""
         begun = time.monotonic()
         while True:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
