@@ -1,0 +1,168 @@
+"""
+The compiled core of mooncake_hicache. Use the modules of the package instead.
+"""
+
+import enum
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+
+KEY_SIZE: int = 32
+
+class Code(enum.IntEnum):
+    """How one item of a batch ended."""
+
+    OK = 0
+
+    NOT_FOUND = 1
+    """A miss."""
+
+    ALREADY_EXISTS = 2
+    """Nothing to do: the page is there."""
+
+    BUSY = 3
+    """Nothing was started; try again."""
+
+    TIMEOUT = 4
+    """It may have happened."""
+
+    UNAVAILABLE = 5
+    """Not connected to a node."""
+
+    NOT_LEADER = 6
+
+    LEASE_EXPIRED = 7
+
+    NO_SPACE = 8
+    """No room, and nothing that may be evicted."""
+
+    CORRUPT = 9
+    """The bytes did not match their checksum; dropped."""
+
+    INVALID_ARGUMENT = 10
+
+    UNSUPPORTED = 11
+
+    CANCELLED = 12
+    """The namespace was cleared or the put took too long."""
+
+    CLOSED = 13
+
+    IO = 14
+
+    INTERNAL = 15
+
+class Node:
+    """
+    A node: a pool of shared memory and the index of its pages, served on a unix socket.
+
+    One thread of its own; every method may be called from any thread. Sizes are bytes, times
+    milliseconds, shares 0 to 1. A `socket_path` that starts with "@" is abstract: no file.
+    """
+
+    def __init__(self, *, socket_path: str, pool_size_bytes: int, huge_pages: str, numa_node: int, eviction_policy: str, read_lease_ttl_ms: int, lookup_lease_ttl_ms: int, lookup_lease_share: float, hard_pin_share: float = 0.5, reservation_ttl_ms: int = 30000, clients_max: int) -> None: ...
+
+    @property
+    def socket_path(self) -> str: ...
+
+    @property
+    def incarnation(self) -> int:
+        """Differs between any two lives of a node."""
+
+    @property
+    def notices(self) -> list[str]:
+        """What was asked for and could not be had, oldest first."""
+
+    def stats(self) -> object:
+        """Return counters and gauges. Waits up to 2 s for the node's thread."""
+
+    def wait_stopped(self, timeout_ms: int) -> bool:
+        """
+        Block until a client asked the node to stop, or stop() was called; False at the time-out.
+        """
+
+    def idle_ms(self) -> int:
+        """
+        Return the milliseconds since the last client left, 0 while there is one.
+        """
+
+    def stop(self) -> None:
+        """Close every connection and end the thread. May be called again."""
+
+class Client:
+    """
+    A client of one node. Any number of threads may call; every call releases the GIL.
+
+    `keys` is a sequence of 32-byte `bytes` or 64-digit hex `str`, or one bytes-like object of
+    n * 32 bytes, at most 65536 of them. Batch calls return one `Code` per key as a uint8 array
+    and raise only for misuse: when not connected every item is UNAVAILABLE, at once. No call
+    waits for the node longer than `call_timeout_ms`, and after it returned, whatever the
+    outcome, nothing touches the given memory any more.
+    """
+
+    def __init__(self, *, copy_threads: int, call_timeout_ms: int, verify: bool, name: str) -> None: ...
+
+    def connect(self, socket_path: str, timeout_ms: int) -> None:
+        """
+        Connect to the node that listens there, in place of any earlier connection.
+        """
+
+    def is_connected(self) -> bool: ...
+
+    def wait_disconnected(self, timeout_ms: int) -> bool:
+        """Block until not connected (True) or the time-out (False)."""
+
+    def open_namespace(self, digest: bytes, description: str) -> int:
+        """Return a number for the namespace, valid for this client's life."""
+
+    def lookup(self, namespace: int, keys: object, *, lease: bool, prefix: bool) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """
+        Return OK or NOT_FOUND per key. `lease`: keep what is found for the read to come.
+        `prefix`: everything after the first miss is NOT_FOUND.
+        """
+
+    def get(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """
+        Read pages into memory: page i is scattered over addresses[i, :] with sizes[:] or
+        sizes[i, :]. An object of another total size is NOT_FOUND.
+        """
+
+    def put(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], *, parent: object | None, chained: bool, ttl_ms: int = 0, pin: int = 0, replace: bool = False) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """
+        Store pages gathered from memory. OK: stored; ALREADY_EXISTS: nothing to do.
+        """
+
+    def get_bytes(self, namespace: int, key: bytes | str) -> bytes | None:
+        """Return an object of any size, or None."""
+
+    def get_bytes_batch(self, namespace: int, keys: object) -> list:
+        """Return each object, or None, in one round trip."""
+
+    def remove(self, namespace: int, keys: object) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]: ...
+
+    def set_pin(self, namespace: int, keys: object, pin: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """Pin: 0 none, 1 soft, 2 hard."""
+
+    def clear(self, namespace: int) -> int:
+        """Drop every page of the namespace; return how many."""
+
+    def node_stats(self) -> object:
+        """Return the node's counters and gauges."""
+
+    def stats(self) -> dict:
+        """Return this client's counters."""
+
+    def stop_node(self) -> None:
+        """Ask the node to stop."""
+
+    def close(self) -> None:
+        """Break the connection. May be called again."""
+
+STRIPE_SIZE: int = 524288
+
+def page_checksum(address: int, size: int) -> int:
+    """
+    Return the checksum of a page of `size` bytes that lies in one piece at `address`.
+    """
