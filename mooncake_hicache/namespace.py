@@ -13,7 +13,7 @@ whatever the outcome.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -306,7 +306,9 @@ class Namespace:
 
     def _with_keys(self, keys: Keys, call: Callable[[PlainKeys], _T]) -> _T:
         """Call with keys in a form that the core takes, hashing them only if they need it."""
-        if isinstance(keys, (bytes, bytearray, memoryview, np.ndarray)) or not len(keys):
+        if isinstance(keys, np.ndarray):
+            return call(keys.tobytes())
+        if isinstance(keys, (bytes, bytearray, memoryview)) or not len(keys):
             return call(keys)
         first = keys[0]
         if len(first) == (KEY_SIZE if isinstance(first, bytes) else 2 * KEY_SIZE):
@@ -316,7 +318,7 @@ class Namespace:
                 # Only the first key was looked at, because the core looks at all of them: another
                 # one may need hashing, or the call is wrong and says so again.
                 pass
-        return call(page_keys(cast(Sequence[Key], keys)))
+        return call(page_keys(keys))
 
 
 def _pin_level(pin: Pin) -> int:

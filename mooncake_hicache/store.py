@@ -173,7 +173,9 @@ class Store:
 
     def _connect(self, cancelled: threading.Event) -> None:
         if self._engine is not None:
-            self._connect_client(self._engine.socket_path, self._options.start_timeout_ms)
+            if self._engine.wait_stopped(0):
+                raise ClosedError("the node in this process was stopped")
+            self._connect_client(self._engine.socket_path, self._options.node_unresponsive_ms)
         else:
             find_or_start(self._options, self._connect_client, cancelled=cancelled)
 
