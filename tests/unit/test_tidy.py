@@ -294,8 +294,8 @@ def test_no_banned_call() -> None:
         before = ""
         for number, line in enumerate(lines_of(path), 1):
             code = line.split("//")[0]
-            # A private constructor can only be called with `new`, straight into its owner; and Python
-            # gets memory to own through a pair of `new` and `delete`.
+            # A private constructor can only be called with `new`, straight into its owner; and what
+            # Python shall own is made with `new`.
             owned = "unique_ptr" in before + code or "bind" in path.parts
             findings += [
                 f"{name_of(path)}:{number}: {why}: {line.strip()}"
