@@ -3,6 +3,7 @@
 Phases, in the order given:
 
     legs       bandwidth of each leg beside the machine's limits
+    levers     what could make hits cheaper: huge pages, populated memory, copies by the GPU
     none       SGLang without HiCache
     l2         HiCache without storage
     ours       HiCache with our tier
@@ -137,22 +138,36 @@ def versions(run: Run) -> dict[str, str]:
 
 def phase_legs(run: Run) -> None:
     """Measure the legs, in a process of their own."""
-    command = [sys.executable, "-m", "bench.gpu.legs", str(run.options.touch)]
-    environ = {**environment(run.site)}
+    _in_own_process(run, "legs", str(run.options.touch))
+
+
+def phase_levers(run: Run) -> None:
+    """Measure what could make a hit cheaper, in a process of its own."""
+    _in_own_process(run, "levers")
+
+
+def _in_own_process(run: Run, name: str, *args: str) -> None:
+    command = [sys.executable, "-m", f"bench.gpu.{name}", *args]
     done = subprocess.run(
-        command, env=environ, cwd="/tmp", stdout=subprocess.PIPE, text=True, check=False
+        command,
+        env=environment(run.site),
+        cwd="/tmp",
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if done.returncode:
-        run.results["legs"] = {"failed": done.returncode}
-        return
-    run.results["legs"] = json.loads(done.stdout.splitlines()[-1])
-    for name, value in run.results["legs"].items():
-        print("legs", name, _rounded(value), flush=True)
+        raise RuntimeError(f"bench.gpu.{name} ended with {done.returncode}")
+    run.results[name] = json.loads(done.stdout.splitlines()[-1])
+    for what, value in run.results[name].items():
+        print(name, what, _rounded(value), flush=True)
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
     if isinstance(value, float):
         return f"{value / 1e9:.1f} GB/s" if value > 1e6 else f"{value:.6g}"
     return value
@@ -290,6 +305,7 @@ def stop_node(run: Run) -> None:
 
 PHASES: dict[str, tuple[Callable[[Run], None], int]] = {
     "legs": (phase_legs, 60),
+    "levers": (phase_levers, 60),
     "none": (lambda run: phase_plain(run, "none"), 90),
     "l2": (lambda run: phase_plain(run, "l2"), 120),
     "ours": (phase_ours, 150),

@@ -153,6 +153,8 @@ class Running:
 def decode_beside_hits(server: Server, samples: Samples, length: int) -> dict[str, float]:
     """Return the decode rate of a running request, alone and while hits of L3 and L2 arrive."""
     rates: dict[str, float] = {}
+    with Running(server, 60):  # A prompt beside a running request compiles one more kernel.
+        server.ask(prompts_of(length)[0], 1)
     server.flush()
     with Running(server, 400) as running:
         begin = time.monotonic()
