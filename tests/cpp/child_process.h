@@ -1,0 +1,34 @@
+// Roles that tests run in processes of their own, to be killed: this program, started once more.
+#pragma once
+
+#include <csignal>
+#include <string>
+#include <vector>
+
+namespace hicache::testing {
+
+/// What `--role=NAME ARGUMENTS` does; called by main().
+///   node PATH POOL_SIZE       a node; says "ready" and waits to be killed
+///   reserve PATH COUNT SIZE   a client that reserves pages, writes half of them, and waits
+///   lease PATH COUNT          a client that leases pages for reading, and waits
+int run_role(const std::string& role, const std::vector<std::string>& arguments);
+
+class ChildProcess {
+ public:
+  /// Starts it and waits until it says that it is ready.
+  ChildProcess(const std::string& role, const std::vector<std::string>& arguments);
+  ~ChildProcess();
+  ChildProcess(const ChildProcess&) = delete;
+  ChildProcess& operator=(const ChildProcess&) = delete;
+
+  bool is_ready() const { return is_ready_; }
+  void signal(int number);
+  /// SIGKILL, and waits for its end.
+  void end();
+
+ private:
+  int pid_ = -1;
+  bool is_ready_ = false;
+};
+
+}  // namespace hicache::testing
