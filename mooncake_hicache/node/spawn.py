@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -22,8 +23,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mooncake_hicache import errors
-from mooncake_hicache.config import NodeOptions, StoreOptions
+from mooncake_hicache.config import NodeOptions, StoreOptions, environment_name
 from mooncake_hicache.errors import (
+    BusyError,
     InternalError,
     TimeoutError_,
     TransientError,
@@ -59,6 +61,7 @@ def find_or_start(
     at once too.
 
     Raises:
+        BusyError: The node has as many clients as it takes.
         UnavailableError: No node answers, and none may be started, or it ended while starting.
         TimeoutError_: The node did not become ready in time.
         InvalidArgumentError, NoSpaceError, IoError, UnsupportedError: The node refuses to start
@@ -114,6 +117,8 @@ class _Finder:
     def _try_connect(self, timeout_ms: int) -> bool:
         try:
             self._connect(self._paths.socket, max(1, min(timeout_ms, self._remaining_ms())))
+        except BusyError:
+            raise  # An answer: it lives, and wants no more of us for now.
         except TransientError:
             return False
         return True
@@ -158,6 +163,11 @@ class _Finder:
             if self._try_connect(max(LAST_ASK_MS, left_ms)):
                 return True
             if time.monotonic() - began >= patience_ms / 1000:
+                if _turns_clients_away(self._paths.socket):
+                    raise BusyError(
+                        f"the node at {self._paths.socket} turns clients away: it has as many as "
+                        f"clients_max ({environment_name('clients_max')}) allows"
+                    )
                 self._kill(state, patience_ms)
                 return False
             self._pause("a node that holds the lock does not answer")
@@ -184,6 +194,19 @@ class _Finder:
                     f"node {state.pid} was killed and still holds {lock} after {KILL_WAIT_S:.0f} s"
                 )
             self._pause("the node that was killed does not go")
+
+
+def _turns_clients_away(path: str) -> bool:
+    """Return whether somebody takes a connection and closes it at once: a sign of life."""
+    if path.startswith("@"):
+        path = "\0" + path[1:]
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(LAST_ASK_MS / 1000)
+        try:
+            probe.connect(path)
+            return probe.recv(1) == b""
+        except OSError:
+            return False
 
 
 def start_detached(options: NodeOptions, *, timeout_ms: int) -> None:

@@ -15,6 +15,7 @@ import pytest
 from mooncake_hicache import Store
 from mooncake_hicache.config import StoreOptions
 from mooncake_hicache.errors import (
+    BusyError,
     Error,
     InvalidArgumentError,
     NoSpaceError,
@@ -222,6 +223,16 @@ def test_a_process_that_is_not_ours_is_never_killed(folder: NodeFolder) -> None:
         finally:
             bystander.kill()
             folder.paths.state.unlink()
+
+
+def test_a_node_that_is_full_is_not_taken_for_stuck(folder: NodeFolder) -> None:
+    with Store.open(clients_max=1) as store:
+        with pytest.raises(BusyError, match="MOONCAKE_HICACHE_CLIENTS_MAX"):
+            Store.open(node_unresponsive_ms=200)
+        assert store.namespace("x").put("page", b"x")
+    with Store.open(wait_ms=10_000) as store:
+        assert store.namespace("x").get("page") == b"x"
+    assert folder.start_count == 1
 
 
 def test_a_holder_without_a_state_is_waited_for_and_then_named(folder: NodeFolder) -> None:
