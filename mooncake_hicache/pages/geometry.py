@@ -118,7 +118,7 @@ class PageGeometry:
     def _agrees(self, page: int, ask: Probe) -> bool:
         addresses, sizes = ask(page)
         expected = self.addresses(np.array([page], dtype=np.int64))[0]
-        return list(addresses) == expected.tolist() and list(sizes) == self.sizes.tolist()
+        return bool(list(addresses) == expected.tolist() and list(sizes) == self.sizes.tolist())
 
     def _inside(self, spans: Sequence[tuple[int, int]]) -> bool:
         last = (self.bases + np.uint64(self.page_count - 1) * self.strides + self.sizes).tolist()

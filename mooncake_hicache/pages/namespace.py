@@ -43,12 +43,13 @@ def namespace_digest(description: Mapping[str, object] | str) -> bytes:
 def namespace_text(description: Mapping[str, object] | str) -> str:
     """Return a description as one readable line, for logs and status pages.
 
-    Items that are None are left out here (never in the digest).
+    Items stand in the order in which they were given; those that are None are left out (here, never
+    in the digest).
     """
     plain = _plain(description, "description")
     if isinstance(plain, dict):
         return " ".join(
-            f"{key}={_readable(value)}" for key, value in sorted(plain.items()) if value is not None
+            f"{key}={_readable(value)}" for key, value in plain.items() if value is not None
         )
     return str(plain)
 

@@ -134,12 +134,16 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         self._pools: dict[str, Pool] = {}
         self._anchor: Pool | None = None
         self._flat: Namespace | None = None
+        extra = getattr(storage_config, "extra_config", None) or {}
+        # Loaded by module path and not declared to read host pools in place: the engine then passes
+        # pages as tensors.
+        self._is_flat = "module_path" in extra and not extra.get("interface_v1")
         self._settings: Settings | None = None
         self._model: dict[str, object] | None = None
         self._store: Store | None = None
         self._mover: Mover | None = None
         self._must_clear: set[Namespace] = set()
-        self._open(getattr(storage_config, "extra_config", None))
+        self._open(extra)
 
     def _open(self, extra_config: Any) -> None:
         is_first = not (self.coordinates.tp_rank or self.coordinates.pp_rank)
@@ -230,9 +234,16 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
     def batch_exists(self, keys: list[str], extra_info: Any = None) -> int:
         """Return how many pages from the start are stored, and keep them for a following read."""
         pool, mover = self._anchor, self._ready()
-        if pool is None or mover is None:
+        # What a logical anchor stands for is in its side pools, which were not asked about.
+        if pool is None or mover is None or _is_anchor_only(pool):
             return 0
-        return mover.prefix_length(pool, keys, lease=True)
+        return self._kv_prefix_length(mover, pool, keys)
+
+    def _kv_prefix_length(self, mover: Mover, anchor: Pool, keys: list[str]) -> int:
+        if self._is_flat and not anchor.is_logical:
+            flat = self._flat_namespace()
+            return 0 if flat is None else flat.prefix_length(keys, lease=True)
+        return mover.prefix_length(anchor, keys, lease=True)
 
     @_never_raises(_all_false)
     def batch_get_v1(
@@ -266,9 +277,9 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
     ) -> PoolTransferResult:
         """Return which prefixes can be restored from the anchor and all side pools together."""
         anchor, mover = self._anchor, self._ready()
-        if anchor is None or mover is None:
+        if anchor is None or mover is None or (_is_anchor_only(anchor) and not pool_transfers):
             return _result(0, {}, [])
-        kv_pages = mover.prefix_length(anchor, keys, lease=True)
+        kv_pages = self._kv_prefix_length(mover, anchor, keys)
         if not kv_pages:
             return _result(0, {}, [])
         span = keys[:kv_pages]
@@ -414,7 +425,9 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
     def exists(self, key: str) -> bool:
         """Whether a page of the anchor pool, or one written with `set`, is stored."""
         pool, mover = self._anchor, self._ready()
-        if pool is not None and mover is not None and mover.prefix_length(pool, [key], lease=False):
+        if pool is None or mover is None:
+            return False
+        if not pool.is_logical and mover.prefix_length(pool, [key], lease=False):
             return True
         namespace = self._flat_namespace()
         return namespace is not None and bool(namespace.exists(key))
@@ -522,6 +535,11 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
                 "hicache_object_layout": {"pools": []},
                 "reason": f"the layout cannot be described: {error}",
             }
+
+
+def _is_anchor_only(pool: Pool) -> bool:
+    """Whether a pool has no pages on any rank; a stand-in for another rank's pool has some."""
+    return pool.is_logical and not getattr(pool.host, "_is_dummy", False)
 
 
 def _parent(extra_info: Any) -> str | None:

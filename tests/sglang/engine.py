@@ -54,6 +54,7 @@ class Engine:
         is_mla: bool = False,
         model: str,
         extra: dict[str, object] | None = None,
+        backend: str = "mooncake",
     ) -> None:
         extra_config = json.dumps({"prefetch_threshold": 1, **(extra or {})})
         arguments = ServerArgs(
@@ -63,7 +64,7 @@ class Engine:
             hicache_io_backend=io,
             hicache_mem_layout=layout,
             hicache_write_policy="write_through",
-            hicache_storage_backend="mooncake",
+            hicache_storage_backend=backend,
             hicache_storage_backend_extra_config=extra_config,
             hicache_storage_prefetch_policy="wait_complete",
             hicache_ratio=2.0,

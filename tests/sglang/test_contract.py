@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -526,6 +527,30 @@ def test_wrong_configuration_warns_once_and_always_misses(caplog, wrong):
     assert time.monotonic() - begun < 5
     warnings = [r for r in caplog.records if "mooncake" in r.name and r.levelname == "WARNING"]
     assert warnings, "nothing says why there is no cache"
+
+
+def test_clear_that_does_not_reach_the_node_is_made_up_for(opened, runtime_dir):
+    """After new weights an old page is a wrong page: none may be found before it is dropped."""
+    storage = config()
+    host = host_pools.mha()
+    names, _ = stored(opened(host, storage), host)
+    alone = {"mooncake_hicache": {"autostart": False, "node_unresponsive_ms": 600_000}}
+    backend = opened(host, config(model_name=storage.model_name, extra_config=alone))
+    assert backend.batch_exists(names) == 4
+    node = int(backend._store.stats()["node"]["pid"])
+    os.kill(node, signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        backend.clear()
+        assert backend.batch_exists(names) == 0
+        assert backend.batch_get_v1(names, slots(host, range(4))) == [False] * 4
+        assert time.monotonic() - begun < 5
+    finally:
+        os.kill(node, signal.SIGCONT)
+    until(lambda: backend._store.is_connected, 30)
+    assert backend.batch_exists(names) == 0
+    assert backend.batch_set_v1(names[:1], slots(host, [0])) == [True]
+    assert backend.batch_exists(names) == 1
 
 
 def test_without_a_node_every_call_returns_at_once(opened, tmp_path):

@@ -78,6 +78,20 @@ def test_kv_of_one_engine_reaches_another_through_the_node(engine, is_mla, io, l
     assert same(reader.load(PROMPT), computed)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_backend_loaded_by_module_path(engine, in_place):
+    extra = {
+        "backend_name": "hicache",
+        "module_path": plugin.ADAPTER_MODULE,
+        "class_name": plugin.ADAPTER_CLASS,
+        **({"interface_v1": 1} if in_place else {}),
+    }
+    writer, reader = (engine(backend="dynamic", extra=extra) for _ in range(2))
+    computed = writer.compute(PROMPT, 7)
+    assert reader.prefetch(PROMPT) == len(PROMPT)
+    assert same(reader.load(PROMPT), computed)
+
+
 def test_engine_with_another_layout_finds_nothing(engine):
     engine(layout="page_first").compute(PROMPT, 7)
     assert engine(layout="page_head").prefetch(PROMPT) == 0

@@ -151,7 +151,9 @@ def test_logical_anchor_stores_nothing_and_never_limits(opened):
     indices = slots(anchor, range(PAGES))
     assert backend.batch_set_v1(names, indices) == [True] * PAGES
     assert backend.batch_get_v1(names, indices) == [True] * PAGES
-    assert backend.batch_exists(names) == PAGES
+    # Asked without the side pools, it must not claim what only they could have.
+    assert backend.batch_exists(names) == 0
+    assert backend.batch_exists_v2(names, []).kv_hit_pages == 0
     assert backend.batch_exists_v2(names, [transfer(PoolName.DEEPSEEK_V4_C4)]).kv_hit_pages == 0
     stored_side(backend, PoolName.DEEPSEEK_V4_C4, side[PoolName.DEEPSEEK_V4_C4], names, range(7))
     stored_side(backend, PoolName.SWA, side[PoolName.SWA], names, [3, 4])

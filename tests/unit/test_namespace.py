@@ -77,7 +77,7 @@ def test_error_says_where_the_value_is():
 
 def test_text_is_one_readable_line():
     text = namespace_text({"model": "a b", "tp": [0, 2], "pp": None, "pool": "kv"})
-    assert text == 'model="a b" pool=kv tp=[0,2]'
+    assert text == 'model="a b" tp=[0,2] pool=kv'
     assert namespace_text("plain") == "plain"
 
 
