@@ -16,12 +16,14 @@ constexpr std::array<std::pair<EvictionKind, std::string_view>, 3> kKindNames{{
 
 }  // namespace
 
-std::unique_ptr<Eviction> make_eviction(EvictionKind kind, uint64_t capacity_bytes,
-                                        uint64_t) {
+std::unique_ptr<Eviction> make_eviction(EvictionKind kind, uint64_t capacity_bytes, uint64_t) {
   switch (kind) {
-    case EvictionKind::kLru: return make_lru_eviction();
-    case EvictionKind::kS3Fifo: return make_s3fifo_eviction(capacity_bytes);
-    case EvictionKind::kAdaptive: return make_adaptive_eviction(capacity_bytes);
+    case EvictionKind::kLru:
+      return make_lru_eviction();
+    case EvictionKind::kS3Fifo:
+      return make_s3fifo_eviction(capacity_bytes);
+    case EvictionKind::kAdaptive:
+      return make_adaptive_eviction(capacity_bytes);
   }
   return nullptr;
 }

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kAgeCount = ReuseModel::kAgeCount;
 // A class: uses - 1 in bits 0 to 3, then these.
-constexpr int kFrequencyMax = 12;
+constexpr int kFrequencyMax = 15;
 constexpr int kFrequencyMask = 15;
 constexpr int kHadChildBit = 1 << 4;
 constexpr int kSupersededBit = 1 << 5;
@@ -24,9 +24,16 @@ constexpr uint64_t kLearnTicks = ReuseModel::kTicksPerCapacity / 16;
 constexpr uint64_t kLearnUsesMin = 256;
 // Observations fade to a half while this much comes in.
 constexpr double kHalfLifeTicks = 16.0 * ReuseModel::kTicksPerCapacity;
+// A use counts half after this much, so that the count tells how often, not since when.
+constexpr double kUseHalfLifeTicks = 32.0 * ReuseModel::kTicksPerCapacity;
 // Enough to keep up with one insert per call: a page ages by some fifteen steps in its life.
 constexpr int kAgingCellsPerCall = 16;
 constexpr int kAgingMovesPerCell = 16;
+
+uint64_t uses_left(uint64_t uses, uint64_t ticks) {
+  const double share = std::exp2(-static_cast<double>(ticks) / kUseHalfLifeTicks);
+  return static_cast<uint64_t>(static_cast<double>(uses) * share + 0.5);
+}
 
 }  // namespace
 
@@ -75,17 +82,21 @@ void AdaptiveEviction::on_insert(PageIndex page) {
   if (const auto ghost = ghosts_.take(record.key_hash)) {
     const uint64_t tick = now_tick_ - ((now_tick_ - ghost->stamp) & GhostTable::kStampMax);
     model_.add_reuse(ghost->mark, tick, now_tick_);
-    record.frequency = (ghost->mark & kFrequencyMask) + 1;
+    record.frequency = uses_left((ghost->mark & kFrequencyMask) + 1, now_tick_ - tick);
   }
   use(page);
 }
 
 void AdaptiveEviction::on_access(PageIndex page) {
-  model_.add_reuse(static_cast<int>(pages_[page].mark), tick_of(page), now_tick_);
+  LinkedPage& record = pages_[page];
+  model_.add_reuse(static_cast<int>(record.mark), tick_of(page), now_tick_);
+  record.frequency = uses_left(record.frequency, now_tick_ - tick_of(page));
   use(page);
 }
 
-void AdaptiveEviction::on_chain_end(PageIndex page) { set_chain_end(page); }
+void AdaptiveEviction::on_chain_end(PageIndex page) {
+  set_chain_end(page);
+}
 
 void AdaptiveEviction::on_family_change(PageIndex page) {
   const int old_class = static_cast<int>(pages_[page].mark);
@@ -139,8 +150,7 @@ void AdaptiveEviction::learn() {
   }
   for (int cell = 0; cell < kCellCount; ++cell) {
     const int step = cell % kAgeCount;
-    cells_[cell].is_ripening =
-        step > 0 && step + 1 < kAgeCount && worth(cell + 1) > worth(cell);
+    cells_[cell].is_ripening = step > 0 && step + 1 < kAgeCount && worth(cell + 1) > worth(cell);
   }
 }
 
@@ -251,8 +261,7 @@ PageIndex AdaptiveEviction::next_candidate() {
   while (true) {
     const int cell = least_worth_cell();
     if (cell < 0) return candidate_count_ == 0 ? kNoPage : chain_end_;
-    const PageIndex page =
-        cells_[cell].is_ripening ? cells_[cell].youngest : cells_[cell].oldest;
+    const PageIndex page = cells_[cell].is_ripening ? cells_[cell].youngest : cells_[cell].oldest;
     if (age_step_of(page) == cell % kAgeCount) return page;
     take_from_cell(page);
     move_on(page);

@@ -50,9 +50,7 @@ class AdaptiveEviction final : public EvictionBase {
   int cell_of(PageIndex page) const {
     return static_cast<int>(pages_[page].order & ((1u << kCellBits) - 1));
   }
-  int age_step_of(PageIndex page) const {
-    return ReuseModel::age_step(now_tick_ - tick_of(page));
-  }
+  int age_step_of(PageIndex page) const { return ReuseModel::age_step(now_tick_ - tick_of(page)); }
   void use(PageIndex page);
   void advance(uint64_t size_bytes);
   void learn();

@@ -24,12 +24,21 @@ void EvictionBase::enter_order(PageIndex page) {
 
 void EvictionBase::leave_order(PageIndex page) {
   switch (place_of(page)) {
-    case PagePlace::kCandidate: remove_candidate(page); break;
-    case PagePlace::kSoftCandidate: soft_.remove(page); break;
-    case PagePlace::kParked: unpark(parked_, page); break;
-    case PagePlace::kSoftParked: unpark(soft_parked_, page); break;
+    case PagePlace::kCandidate:
+      remove_candidate(page);
+      break;
+    case PagePlace::kSoftCandidate:
+      soft_.remove(page);
+      break;
+    case PagePlace::kParked:
+      unpark(parked_, page);
+      break;
+    case PagePlace::kSoftParked:
+      unpark(soft_parked_, page);
+      break;
     case PagePlace::kInner:
-    case PagePlace::kAbsent: break;
+    case PagePlace::kAbsent:
+      break;
   }
   set_place(page, PagePlace::kInner);
 }
@@ -62,20 +71,17 @@ void EvictionBase::unpark(ParkedList& list, PageIndex page) {
   --list.count;
 }
 
-// Asks the pages longest set aside; returns the first that is evictable, back in its order.
-PageIndex EvictionBase::recheck_parked(ParkedList& list, PagePredicate is_evictable,
-                                       size_t count_max) {
+// Asks the pages longest set aside; those that are evictable go back to their order.
+void EvictionBase::recheck_parked(ParkedList& list, PagePredicate is_evictable, size_t count_max) {
   for (size_t left = std::min(count_max, list.count); left > 0; --left) {
     const PageIndex page = list.first;
-    if (!is_evictable(page)) {
+    if (is_evictable(page)) {
+      leave_order(page);
+      enter_order(page);
+    } else {
       park(page);  // To the end.
-      continue;
     }
-    leave_order(page);
-    enter_order(page);
-    return page;
   }
-  return kNoPage;
 }
 
 void EvictionBase::insert(PageIndex page, const PageTraits& traits, uint64_t) {
@@ -114,22 +120,25 @@ void EvictionBase::erase(PageIndex page, EraseReason reason) {
   if (parent != kNoPage && pages_.is_leaf(parent)) enter_order(parent);
 }
 
+PageIndex EvictionBase::next_evictable(ParkedList& list, PagePredicate is_evictable) {
+  const bool is_soft = &list == &soft_parked_;
+  recheck_parked(list, is_evictable, kRechecksPerVictim);
+  for (bool is_last = false;; is_last = true) {
+    for (PageIndex page = is_soft ? next_soft() : next_candidate(); page != kNoPage;
+         page = is_soft ? next_soft() : next_candidate()) {
+      if (is_evictable(page)) return page;
+      park(page);
+    }
+    if (is_last) return kNoPage;
+    recheck_parked(list, is_evictable, list.count);
+  }
+}
+
 PageIndex EvictionBase::victim(PagePredicate is_evictable, uint64_t) {
-  recheck_parked(parked_, is_evictable, kRechecksPerVictim);
-  for (PageIndex page = next_candidate(); page != kNoPage; page = next_candidate()) {
-    if (is_evictable(page)) return page;
-    park(page);
-  }
-  PageIndex page = recheck_parked(parked_, is_evictable, parked_.count);
-  if (page != kNoPage) return page;
-  recheck_parked(soft_parked_, is_evictable, kRechecksPerVictim);
-  for (page = next_soft(); page != kNoPage; page = next_soft()) {
-    if (is_evictable(page)) return page;
-    park(page);
-  }
-  page = recheck_parked(soft_parked_, is_evictable, soft_parked_.count);
-  if (page != kNoPage) return page;
-  return inner_victim(is_evictable);
+  PageIndex page = next_evictable(parked_, is_evictable);
+  if (page == kNoPage) page = next_evictable(soft_parked_, is_evictable);
+  if (page == kNoPage) page = inner_victim(is_evictable);
+  return page;
 }
 
 // No leaf is evictable: every evictable page is above a parked leaf.  Each page is looked at a

@@ -69,7 +69,8 @@ class EvictionBase : public Eviction {
   void reorder(PageIndex page, Change change);
   void park(PageIndex page);
   void unpark(ParkedList& list, PageIndex page);
-  PageIndex recheck_parked(ParkedList& list, PagePredicate is_evictable, size_t count_max);
+  void recheck_parked(ParkedList& list, PagePredicate is_evictable, size_t count_max);
+  PageIndex next_evictable(ParkedList& list, PagePredicate is_evictable);
   PageIndex next_soft() const { return soft_.is_empty() ? kNoPage : soft_.top(); }
   PageIndex inner_victim(PagePredicate is_evictable) const;
   PageIndex lowest_evictable(PageIndex top, PagePredicate is_evictable,

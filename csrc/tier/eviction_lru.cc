@@ -25,6 +25,8 @@ class LruEviction final : public EvictionBase {
 
 }  // namespace
 
-std::unique_ptr<Eviction> make_lru_eviction() { return std::make_unique<LruEviction>(); }
+std::unique_ptr<Eviction> make_lru_eviction() {
+  return std::make_unique<LruEviction>();
+}
 
 }  // namespace hicache

@@ -5,7 +5,9 @@
 namespace hicache {
 namespace {
 
-uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>((hash * 0x9e3779b97f4a7c15u) >> 32); }
+uint32_t tag_of(uint64_t hash) {
+  return static_cast<uint32_t>((hash * 0x9e3779b97f4a7c15u) >> 32);
+}
 
 }  // namespace
 

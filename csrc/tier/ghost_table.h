@@ -24,7 +24,8 @@ class GhostTable {
   // Grows to at least this many entries; what is remembered stays.
   void reserve(size_t entry_count);
 
-  // Remembers; returns the ghost that had to be forgotten for it.  `now_stamp` tells which is oldest.
+  // Remembers; returns the ghost that had to be forgotten for it.  `now_stamp` tells which is
+  // oldest.
   std::optional<Ghost> add(uint64_t hash, Ghost ghost, uint32_t now_stamp);
 
   // Takes the ghost out, if there is one.

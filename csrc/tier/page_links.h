@@ -39,11 +39,11 @@ struct LinkedPage {
   uint64_t size_bytes : 44;
   uint64_t place : 3;
   uint64_t is_soft_pinned : 1;
-  uint64_t is_named : 1;       // found by its key_hash
-  uint64_t is_waiting : 1;     // `parent` is the list of a missing parent
-  uint64_t had_child : 1;      // since it came
-  uint64_t frequency : 4;      // uses, saturating; the policy's
-  uint64_t mark : 8;           // the policy's
+  uint64_t is_named : 1;    // found by its key_hash
+  uint64_t is_waiting : 1;  // `parent` is the list of a missing parent
+  uint64_t had_child : 1;   // since it came
+  uint64_t frequency : 4;   // uses, saturating; the policy's
+  uint64_t mark : 8;        // the policy's
 };
 static_assert(sizeof(LinkedPage) == 48);
 
@@ -74,9 +74,7 @@ class PageLinks {
     return record.is_waiting ? kNoPage : record.parent;
   }
   bool is_leaf(PageIndex page) const { return (*this)[page].first_child == kNoPage; }
-  bool has_newer_sibling(PageIndex page) const {
-    return (*this)[page].prev_sibling != kNoPage;
-  }
+  bool has_newer_sibling(PageIndex page) const { return (*this)[page].prev_sibling != kNoPage; }
 
   size_t page_count() const { return page_count_; }
   PageIndex index_end() const { return static_cast<PageIndex>(chunks_.size() << kChunkBits); }
