@@ -172,8 +172,8 @@ def bounds_of(rows: Sequence[dict[str, Any]]) -> list[Bound]:
 def show(title: str, rows: Sequence[dict[str, Any]], first: str) -> None:
     """Print the table."""
     table = Table(title=title, title_justify="left")
-    table.add_column(first, justify="right")
-    for column in (*POLICIES, "s3fifo textbook", BELADY, "adaptive ÷ lru", "of the way"):
+    table.add_column(first, justify="right", no_wrap=True)
+    for column in (*POLICIES, "textbook", BELADY, "÷ lru", "way"):
         table.add_column(column, justify="right")
     for row in rows:
         shares = row["hit_share"]
@@ -195,6 +195,10 @@ def show(title: str, rows: Sequence[dict[str, Any]], first: str) -> None:
             "-" if way is None else f"{100 * way:.0f} %",
         )
     console.print(table)
+    console.print(
+        "textbook: S3-FIFO as published, page by page; ÷ lru, way: adaptive, of LRU's hits, and "
+        "of the way from LRU to Belady's optimum"
+    )
 
 
 def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -285,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name in WORKLOADS
             ]
         )
-        show("Share of pages hit, made requests", rows, "workload and capacity")
+        show("Share of pages hit, made requests", rows, "workload")
     else:
         path = args.trace or TRACE
         if not path.is_file():
