@@ -186,6 +186,7 @@ class Store:
             if abandoned is not None:
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(abandoned))
         self._is_closed = True
+        self._close_lock = threading.Lock()  # Another thread may have held it at the fork.
         self._client = _Gone(
             f"this store was opened in process {os.getppid()} and is used in its child "
             f"{os.getpid()} after fork(): open a new store in the child"

@@ -44,6 +44,7 @@ Connect = Callable[[str, int], None]
 
 RETRY_S = 0.02
 LAST_ASK_MS = 100
+CANCEL_LOOK_MS = 100
 LOG_TAIL_SIZE_BYTES = 2000
 LOG_SIZE_MAX_BYTES = 8 << 20
 KILL_WAIT_S = 10.0
@@ -136,7 +137,7 @@ class _Finder:
         """Runs in the one process that holds the start lock."""
         if is_locked(self._paths.node_lock) and self._outlive_or_kill():
             return
-        start_detached(self._options, timeout_ms=self._remaining_ms())
+        start_detached(self._options, timeout_ms=self._remaining_ms(), cancelled=self._cancelled)
         while not self._try_connect(self._options.node_unresponsive_ms):
             self._pause("the node that was just started does not answer")
 
@@ -209,12 +210,14 @@ def _turns_clients_away(path: str) -> bool:
             return False
 
 
-def start_detached(options: NodeOptions, *, timeout_ms: int) -> None:
+def start_detached(
+    options: NodeOptions, *, timeout_ms: int, cancelled: threading.Event | None = None
+) -> None:
     """Start a node in a process of its own that outlives this one; return when it answers.
 
     The process has its own session, no terminal, none of our files, and is no child of ours:
     engines end by killing all their children, and the node is to outlive them. Blocks for at most
-    `timeout_ms`.
+    `timeout_ms`, or until `cancelled` is set; the node may come up all the same.
 
     Raises:
         BusyError: A node holds the lock already.
@@ -248,7 +251,7 @@ def start_detached(options: NodeOptions, *, timeout_ms: int) -> None:
     finally:
         os.close(writer)
     try:
-        answer = _read_line(reader, timeout_ms)
+        answer = _read_line(reader, timeout_ms, cancelled or threading.Event())
     finally:
         os.close(reader)
         # The process forks at once and this first one ends; reap it whatever happened.
@@ -264,7 +267,7 @@ def _open_log(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "ab")
 
 
-def _read_line(reader: int, timeout_ms: int) -> bytes | None:
+def _read_line(reader: int, timeout_ms: int, cancelled: threading.Event) -> bytes | None:
     """Return what the node reported; empty if it ended before, None if it took too long."""
     deadline = time.monotonic() + timeout_ms / 1000
     # Not select(): an engine's descriptors go beyond its 1024.
@@ -273,8 +276,10 @@ def _read_line(reader: int, timeout_ms: int) -> bytes | None:
     line = b""
     while not line.endswith(b"\n"):
         left_ms = int((deadline - time.monotonic()) * 1000)
-        if left_ms <= 0 or not poller.poll(left_ms):
+        if left_ms <= 0 or cancelled.is_set():
             return None
+        if not poller.poll(min(left_ms, CANCEL_LOOK_MS)):
+            continue
         piece = os.read(reader, 65536)
         if not piece:
             break

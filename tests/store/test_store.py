@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import mmap
 import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,6 +238,42 @@ def test_hard_pins_stay_and_are_bounded(store: Store, pages: Namespace) -> None:
 def test_a_pool_that_does_not_fit_is_refused() -> None:
     with pytest.raises(NoSpaceError, match="900TB"):
         Store.open(in_process=True, pool_size="900TB")
+
+
+# ---- damage
+
+
+def flip_a_bit_in_the_pool(near: bytes) -> None:
+    """Find some bytes in the shared memory of the node in this process, and change one bit."""
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if "memfd:" not in str(path.readlink()):
+                continue
+            with path.open("r+b") as pool, mmap.mmap(pool.fileno(), 0) as memory:
+                place = memory.find(near)
+                if place >= 0:
+                    memory[place] ^= 0x10
+                    return
+    raise AssertionError("the page is not in shared memory")
+
+
+def test_a_flipped_bit_in_the_pool_is_a_miss_and_drops_the_page(
+    store: Store, pages: Namespace
+) -> None:
+    page = page_of(42, 200_000)
+    assert pages.put("page", page)
+    assert pages.put("other", page_of(43))
+    flip_a_bit_in_the_pool(page[150_000:150_064])
+    target = bytearray(len(page))
+    assert pages.get_into("page", target) is None
+    node = store.stats()["node"]
+    assert node is not None
+    assert node["corrupt_pages"] == 1
+    assert store.stats()["client"]["corrupt_pages"] == 1
+    assert not pages.exists("page")
+    assert pages.get("other") == page_of(43)
+    assert pages.put("page", page)
+    assert pages.get("page") == page
 
 
 # ---- life cycle
