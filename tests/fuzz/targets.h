@@ -1,0 +1,201 @@
+// What the fuzzers call: everything that parses bytes which another process sent. Each target may
+// read what it is given or refuse it; it must not crash, and not allocate for what is not there.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <span>
+#include <vector>
+
+#include "net/frame.h"
+#include "store/messages.h"
+#include "store/page_store.h"
+
+namespace hicache::fuzz {
+
+using Input = std::span<const uint8_t>;
+
+inline void require(bool condition) {
+  if (!condition) std::abort();
+}
+
+inline void frame_header(Input input) {
+  if (input.size() < kFrameHeaderSize) return;
+  const auto header = decode_frame_header(input.first<kFrameHeaderSize>());
+  if (header.ok()) require(header.value().payload_size <= kPayloadSizeMax);
+}
+
+template <typename Message>
+void decode_again(Input input) {
+  Message message{};
+  if (!decode(WireReader(input), message)) return;
+  std::vector<uint8_t> bytes;
+  WireWriter writer(bytes);
+  encode(writer, message);
+  Message again{};
+  require(bytes.size() == input.size() && decode(WireReader(bytes), again));
+}
+
+/// What a node reads. The first byte chooses the message.
+inline void requests(Input input) {
+  if (input.empty()) return;
+  const Input payload = input.subspan(1);
+  switch (input[0] % 6) {
+    case 0:
+      return decode_again<HelloRequest>(payload);
+    case 1:
+      return decode_again<OpenNamespaceRequest>(payload);
+    case 2:
+      return decode_again<RefsRequest>(payload);
+    case 3:
+      return decode_again<ReserveRequest>(payload);
+    case 4:
+      return decode_again<CommitRequest>(payload);
+    default:
+      break;
+  }
+  KeysRequest keys;
+  if (decode(WireReader(payload), keys)) require(keys.keys.size() <= kBatchCountMax);
+}
+
+/// What a client reads.
+inline void replies(Input input) {
+  if (input.empty()) return;
+  const Input payload = input.subspan(1);
+  switch (input[0] % 3) {
+    case 0:
+      return decode_again<HelloReply>(payload);
+    case 1:
+      return decode_again<OpenNamespaceReply>(payload);
+    default:
+      break;
+  }
+  std::vector<Code> codes;
+  if (!decode_codes(WireReader(payload), codes)) return;
+  for (const Code code : codes) require(static_cast<uint8_t>(code) < kCodeCount);
+}
+
+/// Places: what a client will read from and write to.
+inline void places(Input input) {
+  constexpr uint64_t kPool = 64 * kMiB;
+  Places places;
+  if (!decode(WireReader(input), places, kPool)) return;
+  for (const Place& place : places.places) {
+    uint64_t size = 0;
+    for (const Extent& extent : places.extents_of(place)) {
+      require(extent.offset <= kPool && extent.size <= kPool - extent.offset);
+      size += extent.size;
+    }
+    require(place.code != Code::kOk || (size == place.size && size != 0));
+  }
+}
+
+/// A page store driven by requests that decoded: what hostile but well-formed clients can do to it.
+class StoreDriver {
+ public:
+  StoreDriver()
+      : store_({.capacity_bytes = kPool,
+                .eviction = EvictionKind::kAdaptive,
+                .seed = 1,
+                .read_lease_ttl_ms = 50,
+                .lookup_lease_ttl_ms = 20,
+                .lookup_lease_share = 0.5,
+                .hard_pin_share = 0.5,
+                .reservation_ttl_ms = 100,
+                .grow = nullptr}) {
+    store_.add_memory(0, kPool);
+    for (SessionIndex& session : sessions_) session = store_.open_session();
+    for (uint8_t i = 0; i < 2; ++i) {
+      NamespaceDigest digest;
+      digest.bytes.fill(i);
+      (void)store_.open_namespace(digest, "");
+    }
+  }
+
+  void run(Input input) {
+    while (input.size() >= 8) {
+      step(input.first<8>());
+      input = input.subspan(8);
+    }
+    require(store_.check_invariants().empty());
+  }
+
+ private:
+  static constexpr uint64_t kPool = 4 * kMiB;
+
+  void step(std::span<const uint8_t, 8> bytes) {
+    const SessionIndex session = sessions_[bytes[1] % sessions_.size()];
+    const NamespaceIndex space = bytes[2] % 2;
+    Key key;
+    key.bytes.fill(bytes[3] % 16);
+    const PageRef ref{static_cast<PageIndex>(bytes[3] % 32), static_cast<uint32_t>(bytes[4])};
+    now_ms_ += bytes[7] % 8;
+    std::vector<Code> codes;
+    std::vector<PageStore::Location> locations;
+    std::vector<PageStore::Placement> placements;
+    // From one byte to nearly 2^64: every power of two and its neighbours.
+    const uint64_t size = std::max<uint64_t>(1, (uint64_t{1} << (bytes[5] % 64)) + bytes[6] - 1);
+    const auto pin = static_cast<Pin>(bytes[6] % kPinCount);
+    switch (bytes[0] % 12) {
+      case 0:
+        return store_.lookup(session, space, {&key, 1}, {bytes[5] % 2 == 0, true}, now_ms_, codes);
+      case 1:
+        return store_.lease(session, space, {&key, 1}, now_ms_, locations);
+      case 2:
+        return store_.release(session, {&ref, 1}, now_ms_);
+      case 3:
+      case 4:
+        store_.reserve(session, space, {&key, 1}, {&size, 1},
+                       {bytes[4] % 2 == 0 ? &key : nullptr, false, bytes[4] % 3 == 0, pin}, now_ms_,
+                       placements);
+        return;
+      case 5:
+      case 6:
+        (void)store_.commit(session, ref, size, {bytes[5] % 2 == 0 ? size : 0, bytes[6] % 2 == 0},
+                            now_ms_);
+        return;
+      case 7:
+        return store_.abort(session, ref);
+      case 8:
+        (void)store_.remove(space, key);
+        return;
+      case 9:
+        (void)store_.set_pin(space, key, pin, now_ms_);
+        return;
+      case 10:
+        return store_.report_corrupt(ref);
+      default:
+        break;
+    }
+    if (bytes[5] % 4 == 0) {
+      (void)store_.clear(space);
+    } else {
+      store_.close_session(session, now_ms_);
+      sessions_[bytes[1] % sessions_.size()] = store_.open_session();
+    }
+  }
+
+  PageStore store_;
+  std::array<SessionIndex, 3> sessions_{};
+  uint64_t now_ms_ = 1000;
+};
+
+inline void store(Input input) {
+  StoreDriver().run(input);
+}
+
+struct Target {
+  const char* name;
+  void (*run)(Input);
+};
+
+inline constexpr std::array kTargets = {
+    Target{"frame_header", frame_header},
+    Target{"requests", requests},
+    Target{"replies", replies},
+    Target{"places", places},
+    Target{"store", store},
+};
+
+}  // namespace hicache::fuzz
