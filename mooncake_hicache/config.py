@@ -46,7 +46,6 @@ __all__ = [
     "NodeOptions",
     "StoreOptions",
     "environment_name",
-    "node_fields",
     "options_file_text",
 ]
 
@@ -310,10 +309,6 @@ class StoreOptions(NodeOptions):
         """Return how many threads copy inside one call, with 0 resolved for this machine."""
         return self.copy_threads or min(cpu_count(), COPY_THREADS_AUTO_MAX)
 
-    def node_options(self) -> NodeOptions:
-        """Return the part of these options that a node is started with."""
-        return NodeOptions(**{name: getattr(self, name) for name in NodeOptions.model_fields})
-
     def replaced(self, **overrides: Any) -> StoreOptions:
         """Return a copy in which the given options have other values, checked like arguments."""
         if not overrides:
@@ -324,11 +319,6 @@ class StoreOptions(NodeOptions):
             if self.source_of(name) == "argument"
         }
         return type(self)(**{**given, **overrides})
-
-
-def node_fields() -> dict[str, FieldInfo]:
-    """Return the options of a node by name."""
-    return dict(NodeOptions.model_fields)
 
 
 def options_file_text() -> str:

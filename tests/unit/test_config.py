@@ -190,13 +190,6 @@ def test_replaced_keeps_arguments_and_checks_the_new_ones() -> None:
         options.replaced(pool_sizes="1")
 
 
-def test_node_options_are_the_nodes_part(tmp_path: Path) -> None:
-    options = StoreOptions(pool_size="1GiB", runtime_dir=str(tmp_path), copy_threads=2)
-    node = options.node_options()
-    assert type(node) is NodeOptions
-    assert (node.pool_size, node.runtime_dir) == ("1GiB", str(tmp_path))
-
-
 def test_copy_threads_are_resolved_for_this_machine() -> None:
     assert StoreOptions(copy_threads=5).copy_thread_count() == 5
     assert 1 <= StoreOptions().copy_thread_count() <= 16
