@@ -529,7 +529,7 @@ def test_wrong_configuration_warns_once_and_always_misses(caplog, wrong):
     assert warnings, "nothing says why there is no cache"
 
 
-def test_clear_that_does_not_reach_the_node_is_made_up_for(opened, runtime_dir):
+def test_clear_that_does_not_reach_the_node_is_made_up_for(runtime_dir, opened):
     """After new weights an old page is a wrong page: none may be found before it is dropped."""
     storage = config()
     host = host_pools.mha()

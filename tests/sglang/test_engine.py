@@ -153,7 +153,7 @@ def node_pid(backend):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_node_that_dies_or_hangs_costs_misses_and_comes_back(engine, runtime_dir, how):
+def test_node_that_dies_or_hangs_costs_misses_and_comes_back(runtime_dir, engine, how):
     writer = engine()
     writer.compute(PROMPT, 7)
     old = node_pid(writer.adapter)
