@@ -1,6 +1,7 @@
 // Writes one JSON object, in order, without building a tree.
 #pragma once
 
+#include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -68,9 +69,9 @@ class JsonWriter {
     text_ += ':';
   }
   void number(double value) {
-    char digits[32];
-    std::snprintf(digits, sizeof(digits), "%.9g", value);
-    text_ += digits;
+    char digits[32];  // Not printf: a program's locale may write 0.5 as 0,5.
+    const auto end = std::to_chars(digits, digits + sizeof(digits), value).ptr;
+    text_.append(digits, end);
   }
   void string(std::string_view value) {
     text_ += '"';

@@ -89,10 +89,32 @@ Status ClientConnection::notify(Op op, std::vector<uint8_t>& frame, Deadline dea
 Status ClientConnection::exchange(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
                                   Deadline deadline) {
   if (broken_) return Status(Code::kUnavailable, "the connection to the node is broken");
-  std::unique_lock turn(turn_, std::chrono::nanoseconds(deadline.remaining_ns()));
-  if (!turn.owns_lock()) {
+  HICACHE_RETURN_IF_ERROR(take_turn(deadline));
+  Status status = exchange_in_turn(op, frame, reply, deadline);
+  end_turn();
+  return status;
+}
+
+Status ClientConnection::take_turn(Deadline deadline) {
+  std::unique_lock lock(turn_mutex_);
+  if (!turn_free_.wait_for(lock, std::chrono::nanoseconds(deadline.remaining_ns()),
+                           [this] { return !turn_taken_; })) {
     return Status(Code::kTimeout, "other calls kept the connection until the deadline");
   }
+  turn_taken_ = true;
+  return Status();
+}
+
+void ClientConnection::end_turn() {
+  {
+    std::lock_guard lock(turn_mutex_);
+    turn_taken_ = false;
+  }
+  turn_free_.notify_one();
+}
+
+Status ClientConnection::exchange_in_turn(Op op, std::vector<uint8_t>& frame,
+                                          std::vector<uint8_t>* reply, Deadline deadline) {
   if (broken_) return Status(Code::kUnavailable, "the connection to the node is broken");
   const uint64_t request_id = next_request_id_++;
   end_frame(frame, static_cast<uint16_t>(op), request_id);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -52,8 +53,12 @@ class ClientConnection {
 
  private:
   ClientConnection() = default;
+  Status take_turn(Deadline deadline);
+  void end_turn();
   Status exchange(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
                   Deadline deadline);
+  Status exchange_in_turn(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
+                          Deadline deadline);
   Status say_hello(const std::string& client_name, Deadline deadline);
 
   Fd socket_;
@@ -61,8 +66,11 @@ class ClientConnection {
   std::unique_ptr<std::atomic<uint8_t>[]> touched_;
   uint64_t incarnation_ = 0;
   std::atomic<bool> broken_{false};
-  std::timed_mutex turn_;  // One request at a time; guards next_request_id_.
-  uint64_t next_request_id_ = 1;
+  // One request at a time. Not std::timed_mutex, which thread sanitizers do not understand.
+  std::mutex turn_mutex_;
+  std::condition_variable turn_free_;
+  bool turn_taken_ = false;
+  uint64_t next_request_id_ = 1;  // Of who has the turn.
   std::mutex namespaces_mutex_;
   std::vector<int64_t> namespaces_;  // By local number; -1: not asked yet.
 };

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <csignal>
+#include <fstream>
 #include <thread>
 
 #include "io/memory.h"
@@ -213,6 +214,30 @@ TEST(SharedMemory, AHostileDescriptorIsRefused) {
   ASSERT_EQ(ftruncate(unsealed, kMiB), 0);
   EXPECT_EQ(code_of(unsealed, kMiB), Code::kCorrupt) << "it could shrink under us";
   EXPECT_EQ(code_of(open("/dev/zero", O_RDWR | O_CLOEXEC), kMiB), Code::kCorrupt);
+}
+
+TEST(SharedMemory, HugePagesComeBack) {
+  const auto free_pages = [] {
+    uint64_t count = 0;
+    std::ifstream("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages") >> count;
+    return count;
+  };
+  const uint64_t before = free_pages();
+  if (before < 4) GTEST_SKIP() << "this machine has no huge pages to spare";
+  std::vector<std::string> notices;
+  {
+    auto owner = SharedMemory::create({3 * kMiB, HugePages::kAlways, -1}, notices);
+    ASSERT_TRUE(owner.ok()) << owner.status().message();
+    EXPECT_TRUE(notices.empty());
+    ASSERT_TRUE(owner.value()->populate(0, 3 * kMiB).ok());
+    // A part of a huge page at the end, as a pool of odd size has.
+    auto other = SharedMemory::map(Fd(dup(owner.value()->fd().get())), 3 * kMiB);
+    ASSERT_TRUE(other.ok()) << other.status().message();
+    other.value()->address()[3 * kMiB - 1] = 5;
+    EXPECT_EQ(owner.value()->address()[3 * kMiB - 1], 5);
+    EXPECT_EQ(free_pages(), before - 2);
+  }
+  EXPECT_EQ(free_pages(), before);
 }
 
 TEST(SharedMemory, SaysWhatCouldNotBeHad) {
