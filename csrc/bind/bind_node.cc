@@ -91,9 +91,8 @@ void bind_node(nb::module_& m) {
                     uint64_t, double, double, uint64_t, uint32_t>(),
            nb::kw_only(), nb::arg("socket_path"), nb::arg("pool_size_bytes"), nb::arg("huge_pages"),
            nb::arg("numa_node"), nb::arg("eviction_policy"), nb::arg("read_lease_ttl_ms"),
-           nb::arg("lookup_lease_ttl_ms"), nb::arg("lookup_lease_share"),
-           nb::arg("hard_pin_share") = 0.5, nb::arg("reservation_ttl_ms") = 30'000,
-           nb::arg("clients_max"))
+           nb::arg("lookup_lease_ttl_ms"), nb::arg("lookup_lease_share"), nb::arg("hard_pin_share"),
+           nb::arg("reservation_ttl_ms"), nb::arg("clients_max"))
       .def_prop_ro("socket_path", [](const PythonNode& self) { return self.node->socket_path(); })
       .def_prop_ro(
           "incarnation", [](const PythonNode& self) { return self.node->incarnation(); },

@@ -12,6 +12,8 @@ namespace nb = nanobind;
 
 NB_MODULE(_core, m) {
   using hicache::Code;
+  // A forked child keeps its parent's objects alive on purpose, see Store; that is no leak.
+  nb::set_leak_warnings(false);
   m.doc() = "The compiled core of mooncake_hicache. Use the modules of the package instead.";
   m.attr("KEY_SIZE") = hicache::kKeySize;
   nb::enum_<Code>(m, "Code", nb::is_arithmetic(), "How one item of a batch ended.")

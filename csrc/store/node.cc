@@ -25,6 +25,7 @@ constexpr uint64_t kWaitStoppedMaxMs = 24ULL * 24 * 3600 * 1000;  // More does n
 constexpr uint64_t kHelloTimeoutMs = 5000;  // A connection that says nothing is closed.
 constexpr uint64_t kPoolSizeMin = 1 * kMiB;
 constexpr size_t kNoticesMax = 100;
+constexpr uint64_t kIncarnationMax = uint64_t{1} << 53;  // Exact in every JSON reader.
 
 PageStore::Options store_options(const Node::Options& options, std::function<bool()> grow) {
   return PageStore::Options{
@@ -85,7 +86,7 @@ Result<std::unique_ptr<Node>> Node::start(Options options) {
 Node::Node(Options options, std::unique_ptr<SharedMemory> memory, Fd listener,
            std::vector<std::string> notices)
     : options_(std::move(options)),
-      incarnation_(random_token()),
+      incarnation_(random_token() % kIncarnationMax + 1),
       started_ms_(monotonic_ms()),
       memory_(std::move(memory)),
       listener_(std::move(listener)),
@@ -97,6 +98,12 @@ Node::Node(Options options, std::unique_ptr<SharedMemory> memory, Fd listener,
 
 Node::~Node() {
   stop();
+  close_listener();  // Of a node whose thread never started.
+}
+
+void Node::close_listener() {
+  if (!listener_.valid()) return;
+  listener_.reset();
   if (options_.socket_path[0] != '@') unlink(options_.socket_path.c_str());
 }
 
@@ -175,6 +182,7 @@ void Node::run() {
     const uint64_t now_ms = monotonic_ms();
     next_ms = std::min(store_.advance(now_ms), close_silent_connections(now_ms));
   }
+  close_listener();
   while (!connections_.empty()) close_connection(connections_.begin()->first);
 }
 

@@ -42,10 +42,9 @@ class Node {
   /// Makes the pool, binds the socket and starts the thread.
   static Result<std::unique_ptr<Node>> start(Options options);
 
-  /// Stops and removes the socket file.
   ~Node();
 
-  /// Closes every connection and ends the thread. May be called again.
+  /// Stops listening, closes every connection and ends the thread. May be called again.
   void stop();
 
   /// True once a client asked the node to stop, or stop() was called.
@@ -77,6 +76,8 @@ class Node {
   bool grow_store();
   void want_memory();
 
+  /// Ends listening and removes the socket file.
+  void close_listener();
   void accept_clients();
   void refuse_one_client();
   /// Closes connections that never said hello; returns when the next one is due.
