@@ -145,7 +145,7 @@ def bounds_of(figures: dict[str, Any]) -> list[Bound]:
         Bound("exists of 2048, miss, p50", times["exists_2048_miss"]["p50_us"], "µs", 300, False),
         Bound("get of one 4 KiB page, p50", times["get_4k"]["p50_us"], "µs", 30, False),
         Bound(f"index, at {index['pages']:,} pages", per_page, "bytes a page", 256, False),
-        Bound("1 M pages to 10 k, prefix, p50", index["chain_ratio"], "×", 1.2, False),
+        Bound("1 M pages to 10 k, prefix, p50", index["prefix_ratio"], "×", 1.2, False),
         Bound("pool filled, three models", 100 * figures["waste"]["fill_min"], "%", 95, True),
         Bound("pool wasted, three models", 100 * figures["waste"]["waste_max"], "%", 5, False),
         Bound("idle node", figures["idle"]["node_percent"], "% of a core", 1, False),

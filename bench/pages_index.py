@@ -117,10 +117,8 @@ def index_growth(progress: Progress, large: int) -> dict[str, float]:
             "bytes_per_page_reported": stats["index_size_bytes"] / large,
             "bytes_per_page_resident": (resident_bytes(pid) - empty) / large,
         }
-        for kind in ("chain", "random"):
-            small_us, large_us = _medians_us(
-                _lookup(small_pages, small_keys, kind), _lookup(pages, keys, kind)
-            )
+        for kind, lookup in (("prefix", _prefixes), ("strewn", _strewn)):
+            small_us, large_us = _medians_us(lookup(small_pages, small_keys), lookup(pages, keys))
             figures[f"{kind}_small_p50_us"] = small_us
             figures[f"{kind}_large_p50_us"] = large_us
             figures[f"{kind}_ratio"] = large_us / small_us
@@ -139,18 +137,22 @@ def _medians_us(*calls: Callable[[], object]) -> list[float]:
     return [float(np.median(seconds)) * 1e6 for seconds in times]
 
 
-def _lookup(pages: Namespace, keys: list[str], kind: str) -> Callable[[], object]:
-    """Return a look-up of 2048 pages: of chains, which were put together, or from anywhere."""
+def _prefixes(pages: Namespace, keys: list[str]) -> Callable[[], object]:
+    """Return the look-up that an engine makes: chains of 2048 pages, by name, with leases."""
     chance = random.Random(1)
-    batches = []
-    for _ in range(256):
-        start = chance.randrange(len(keys) - LOOKUP_BATCH)
-        chain = keys[start : start + LOOKUP_BATCH]
-        some = chain if kind == "chain" else chance.sample(keys, LOOKUP_BATCH)
-        # As bytes: thousands of strings strewn over the memory of Python would be measured instead.
-        batches.append(bytes.fromhex("".join(some)))
+    starts = [chance.randrange(len(keys) - LOOKUP_BATCH) for _ in range(256)]
+    # Names of their own, as an engine computes them for each request.
+    chains = [[str(bytes(k, "ascii"), "ascii") for k in keys[s : s + LOOKUP_BATCH]] for s in starts]
+    turn = itertools.cycle(chains)
+    return lambda: pages.prefix_length(next(turn))
+
+
+def _strewn(pages: Namespace, keys: list[str]) -> Callable[[], object]:
+    """Return look-ups of 2048 pages from anywhere, without leases or names: the bare index."""
+    chance = random.Random(1)
+    batches = [bytes.fromhex("".join(chance.sample(keys, LOOKUP_BATCH))) for _ in range(256)]
     turn = itertools.cycle(batches)
-    return lambda: pages.lookup(next(turn), lease=False, prefix=kind == "chain")
+    return lambda: pages.lookup(next(turn), lease=False, prefix=False)
 
 
 def node_stats(store: Store) -> dict[str, int]:
