@@ -121,7 +121,8 @@ def test_a_file_in_place_of_the_socket_is_named(folder: NodeFolder) -> None:
 
 NODE_OF_ANOTHER_USER = """
 import os, sys
-import mooncake_hicache.node.daemon  # While the interpreter's own files can be read.
+import concurrent.futures.thread  # What asyncio imports late, and
+import mooncake_hicache.node.daemon  # the rest, while the interpreter's files can be read.
 os.setgid(65534); os.setuid(65534)
 from mooncake_hicache.node.__main__ import main
 sys.exit(main(sys.argv[1:]))
