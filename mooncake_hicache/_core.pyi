@@ -2,10 +2,12 @@
 The compiled core of mooncake_hicache. Use the modules of the package instead.
 """
 
+from collections.abc import Callable, Sequence
 import enum
 from typing import Annotated
 
 import numpy
+import numpy.typing
 from numpy.typing import NDArray
 
 
@@ -165,4 +167,41 @@ STRIPE_SIZE: int = 524288
 def page_checksum(address: int, size: int) -> int:
     """
     Return the checksum of a page of `size` bytes that lies in one piece at `address`.
+    """
+
+class Eviction:
+    """
+    An eviction policy alone: for tests and benchmarks. Pages are small integers, reused after erase(). Not thread-safe; never blocks.
+
+    Raises InvalidArgumentError for an unknown policy, for a page that is resident already or not yet.
+    """
+
+    def __init__(self, policy: str, capacity_bytes: int, seed: int = 0) -> None: ...
+
+    def insert(self, page: int, key_hash: int, parent_hash: int = 0, size_bytes: int = 1, is_soft_pinned: bool = False, now_ms: int = 0) -> None:
+        """Add a page; parent_hash 0: chain root."""
+
+    def access(self, chain_root_first: Sequence[int], now_ms: int = 0) -> None:
+        """Note that one request read these pages."""
+
+    def erase(self, page: int, evicted: bool = True) -> None:
+        """Take a page out; evicted=False: removed, not worth remembering."""
+
+    def victim(self, is_evictable: Callable[[int], bool], now_ms: int = 0) -> int | None:
+        """
+        Return the page to evict next, or None if is_evictable() accepts no page.
+        """
+
+    def page_count(self) -> int: ...
+
+    def resident_size_bytes(self) -> int: ...
+
+    def memory_size_bytes(self) -> int: ...
+
+    def check_invariants(self) -> str:
+        """Return what is inconsistent, or an empty string."""
+
+def replay_trace(policy: str, capacity_pages: int, starts: numpy.typing.NDArray[numpy.uint64], ids: numpy.typing.NDArray[numpy.uint64], now_ms: numpy.typing.NDArray[numpy.uint64], seed: int = 0) -> tuple[numpy.typing.NDArray[numpy.uint32], int]:
+    """
+    Replay requests against a cache of equal pages; request i names the pages ids[starts[i]:starts[i+1]], root first. Return the leading pages that each request hit, and the policy's memory in bytes at the end. The GIL is released.
     """

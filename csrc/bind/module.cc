@@ -36,4 +36,5 @@ NB_MODULE(_core, m) {
   hicache::bind_node(m);
   hicache::bind_client(m);
   hicache::bind_copy(m);
+  hicache::bind_eviction(m);
 }

@@ -119,18 +119,18 @@ class EvictionMachine(RuleBasedStateMachine):
         self.oracle.insert(index, Page(key, parent, size, soft))
 
     @precondition(lambda self: self.oracle.pages)
-    @rule(data=st.data())
-    def access(self, data: st.DataObject) -> None:
+    @rule(draws=st.data())
+    def access(self, draws: st.DataObject) -> None:
         indexes = st.sampled_from(sorted(self.oracle.pages))
-        chain = data.draw(st.lists(indexes, max_size=6, unique=True))
+        chain = draws.draw(st.lists(indexes, max_size=6, unique=True))
         self.eviction.access(chain, self.now_ms)
         for index in reversed(chain):
             self.oracle.use(index)
 
     @precondition(lambda self: self.oracle.pages)
-    @rule(data=st.data(), evicted=st.booleans())
-    def erase(self, data: st.DataObject, evicted: bool) -> None:
-        index = data.draw(st.sampled_from(sorted(self.oracle.pages)))
+    @rule(draws=st.data(), evicted=st.booleans())
+    def erase(self, draws: st.DataObject, evicted: bool) -> None:
+        index = draws.draw(st.sampled_from(sorted(self.oracle.pages)))
         self.eviction.erase(index, evicted)
         self.forget(index)
 
@@ -140,9 +140,9 @@ class EvictionMachine(RuleBasedStateMachine):
         self.refused.discard(index)
 
     @precondition(lambda self: self.oracle.pages)
-    @rule(data=st.data())
-    def hold(self, data: st.DataObject) -> None:
-        self.held = data.draw(st.sets(st.sampled_from(sorted(self.oracle.pages))))
+    @rule(draws=st.data())
+    def hold(self, draws: st.DataObject) -> None:
+        self.held = draws.draw(st.sets(st.sampled_from(sorted(self.oracle.pages))))
 
     @rule(honour=st.booleans())
     def victim(self, honour: bool) -> None:
