@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 from tests.serving.server import SITE, has_gpu
 
 RUNTIME_DIR = "MOONCAKE_HICACHE_RUNTIME_DIR"
+SESSION = "HICACHE_TEST_SESSION"
+"""Set to the same in every process that these tests start, so that none outlives them."""
 
 # Examples are found anew in each run and printed when they fail; a slow machine is no failure.
 settings.register_profile(
@@ -31,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]  # A test says what it sets; the shell's settings are not its own.
     # Short, because a unix socket's path may have 107 bytes only.
     os.environ[RUNTIME_DIR] = tempfile.mkdtemp(prefix="hicache-test-")
+    os.environ[SESSION] = os.environ[RUNTIME_DIR]
     if not has_gpu() and importlib.util.find_spec("sglang") is not None:
         os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
         sys.path.insert(0, str(SITE))
@@ -40,10 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop the node that a test may have left running, and remove its folder."""
-    folder = os.environ.get(RUNTIME_DIR, "")
+    """Stop the nodes that tests may have left running, and remove their folder."""
+    folder = os.environ.get(SESSION, "")
     if folder and Path(folder).is_dir():
-        for process in _processes_with(f"{RUNTIME_DIR}={folder}"):
+        for process in _processes_with(f"{SESSION}={folder}"):
             os.kill(process, signal.SIGTERM)
         shutil.rmtree(folder, ignore_errors=True)
 
