@@ -217,6 +217,7 @@ def phase_ours(run: Run) -> None:
     """Measure recomputation with our tier attached, L1, L2, and our tier after a flush."""
     samples = cases.Samples("ours")
     references: dict[str, list[list[int]]] = {}
+    stop_node(run)  # One that was there before has the prompts already.
     flushes: dict[int, list[float]] = {}
     with run.server("ours", "ours", cases.DEVICE_TOKENS, run.options.l2) as server:
         cases.warm_up(server, run.lengths)
@@ -304,14 +305,14 @@ def stop_node(run: Run) -> None:
 
 
 PHASES: dict[str, tuple[Callable[[Run], None], int]] = {
-    "legs": (phase_legs, 60),
-    "levers": (phase_levers, 60),
+    "legs": (phase_legs, 85),
+    "levers": (phase_levers, 70),
     "none": (lambda run: phase_plain(run, "none"), 90),
-    "l2": (lambda run: phase_plain(run, "l2"), 120),
-    "ours": (phase_ours, 150),
-    "restart": (phase_restart, 90),
-    "file": (phase_file, 150),
-    "turns": (phase_turns, 120),
+    "l2": (lambda run: phase_plain(run, "l2"), 100),
+    "ours": (phase_ours, 140),
+    "restart": (phase_restart, 110),
+    "file": (phase_file, 120),
+    "turns": (phase_turns, 100),
 }
 
 
@@ -325,8 +326,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--site", default="/tmp/site", help="folder to install into")
     parser.add_argument("--lengths", default="4096,16384,32768", help="tokens of the prompts")
-    parser.add_argument("--pool", default="44GiB", help="size of our node's pool")
-    parser.add_argument("--l2", type=int, default=20, help="--hicache-size, in GB")
+    parser.add_argument("--pool", default="60GiB", help="size of our node's pool")
+    parser.add_argument("--l2", type=int, default=18, help="--hicache-size, in GB")
     parser.add_argument("--touch", type=int, default=80, help="GiB of memory to touch first")
     parser.add_argument("--turns", default="ours,l2,none,file", help="servers of the phase turns")
     parser.add_argument("--time-limit", type=float, default=560, help="seconds for all of it")

@@ -19,6 +19,15 @@ NEW_TOKENS = 4
 DEVICE_TOKENS = 49152
 PROMPTS = {4096: 14, 16384: 4, 32768: 3}
 
+HIT_EVERY_S = 0.6
+COMPLETE = 0.95  # Of a prompt; the last page and a token are always computed.
+
+
+def is_complete(length: int, answer: Answer) -> bool:
+    """Whether a prompt was either computed or found as a whole."""
+    found = sum(answer.cached.get(place, 0) for place in ("device", "host", "storage"))
+    return found == 0 or found >= COMPLETE * length
+
 
 class Samples:
     """Answers by length and by where the prompt was found; a wrong place is kept and said."""
@@ -36,7 +45,7 @@ class Samples:
             "server": self.tag,
             "length": length,
             "wanted": wanted,
-            "source": answer.source,
+            "source": answer.source if is_complete(length, answer) else f"part {answer.source}",
             "sent_s": answer.sent_s,
             "ttft_s": answer.ttft_s,
             "cached": answer.cached,
@@ -156,15 +165,16 @@ def decode_beside_hits(server: Server, samples: Samples, length: int) -> dict[st
     with Running(server, 60):  # A prompt beside a running request compiles one more kernel.
         server.ask(prompts_of(length)[0], 1)
     server.flush()
-    with Running(server, 400) as running:
+    with Running(server, 500) as running:
         begin = time.monotonic()
         time.sleep(1.5)
         rates["alone"] = running.rate(begin, time.monotonic())
         for name in ("L3", "L2"):
             begin = time.monotonic()
-            for ids in prompts_of(length):
+            for number, ids in enumerate(prompts_of(length)[:4]):
                 samples.add(length, f"{name} busy", server.ask(ids, 1), None)
-                time.sleep(0.2)
+                # Equally often, so that what the hits cost is not hidden by how long they take.
+                time.sleep(max(0.0, begin + (number + 1) * HIT_EVERY_S - time.monotonic()))
             rates[name] = running.rate(begin, time.monotonic())
     return rates
 
