@@ -13,6 +13,7 @@ namespace {
 // A put goes out in ranges of this size: the node answers each quickly, even while it makes room or
 // the kernel backs new memory, and pages become visible while later ones are still being written.
 constexpr uint64_t kPutRangeSize = 64 * kMiB;
+constexpr uint64_t kBusyTries = 8;
 
 Status too_many(size_t count) {
   return Status(Code::kInvalidArgument, "a batch of " + std::to_string(count) +
@@ -320,8 +321,12 @@ struct Client::PutRange {
 
 Status Client::put_range(const PutRange& range, const PutOptions& options) {
   Places places;
-  HICACHE_RETURN_IF_ERROR(
-      reserve(range.connection, range.index, range.keys, range.sizes, options, deadline(), places));
+  // A page larger than a range may have to wait for the pool to grow, a few steps per request.
+  for (uint64_t tries = 0; tries <= range.sizes[0] / kPutRangeSize + kBusyTries; ++tries) {
+    HICACHE_RETURN_IF_ERROR(reserve(range.connection, range.index, range.keys, range.sizes, options,
+                                    deadline(), places));
+    if (range.keys.size() != 1 || places.places[0].code != Code::kBusy) break;
+  }
   std::vector<size_t> written;
   CopyPlan plan(range.connection, Direction::kMemoryToPool, true);
   for (size_t i = 0; i < range.keys.size(); ++i) {

@@ -27,7 +27,7 @@ constexpr uint64_t kPoolSizeMin = 1 * kMiB;
 constexpr size_t kNoticesMax = 100;
 constexpr uint64_t kIncarnationMax = uint64_t{1} << 53;  // Exact in every JSON reader.
 
-PageStore::Options store_options(const Node::Options& options, std::function<bool()> grow) {
+PageStore::Options store_options(const Node::Options& options, std::function<Growth()> grow) {
   return PageStore::Options{
       .capacity_bytes = options.pool_size_bytes,
       .eviction = options.eviction,
@@ -218,15 +218,18 @@ void Node::add_ready_memory() {
   }
 }
 
-bool Node::grow_store() {
+Growth Node::grow_store() {
   std::vector<Extent> steps = grower_.take_ready();
   if (steps.empty()) {
+    if (grower_.is_complete()) return Growth::kComplete;
+    if (growths_left_ == 0) return Growth::kLater;
+    --growths_left_;
     grower_.grow_now();
     steps = grower_.take_ready();
   }
   for (const Extent& step : steps) store_.add_memory(step.offset, step.size);
   want_memory();
-  return !steps.empty();
+  return steps.empty() ? Growth::kComplete : Growth::kGrown;
 }
 
 void Node::want_memory() {

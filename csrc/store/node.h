@@ -73,7 +73,7 @@ class Node {
   void wake();
   void answer_stats_waiters();
   void add_ready_memory();
-  bool grow_store();
+  Growth grow_store();
   void want_memory();
 
   /// Ends listening and removes the socket file.
@@ -122,6 +122,7 @@ class Node {
   uint64_t rejected_clients_ = 0;
   uint64_t bad_frames_ = 0;
   uint32_t client_count_ = 0;
+  int growths_left_ = 0;  // In the request that is being answered.
 
   // Shared with other threads.
   std::mutex stop_mutex_;  // One stop() at a time.

@@ -15,6 +15,9 @@ namespace {
 
 constexpr uint64_t kHelloSendMs = 1000;
 constexpr size_t kNamespacesShownMax = 100;
+// Twice a client's usual request, some 80 ms: who wants more at once asks again, and others are
+// answered in between.
+constexpr int kGrowthsPerRequest = 4;
 
 /// Takes out of a reply what would make it larger than a frame may be: a batch of scattered pages
 /// can have more extents than one frame holds. Answered kBusy: ask again for fewer.
@@ -176,6 +179,7 @@ bool Node::handle_reserve(Connection& connection, Payload payload) {
       .replace = (request.flags & kReserveReplace) != 0,
       .pin = request.pin,
   };
+  growths_left_ = kGrowthsPerRequest;
   store_.reserve(connection.session, request.index, request.keys, request.sizes, options,
                  monotonic_ms(), placements_);
   const std::vector<PageRef> cut = cut_to_frame(placements_);

@@ -243,12 +243,13 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
   const auto pinnable =
       static_cast<uint64_t>(options_.hard_pin_share * static_cast<double>(options_.capacity_bytes));
   Extents extents;
-  if (size > options_.capacity_bytes ||  // First: what follows adds sizes up.
-      (options.pin == Pin::kHard && pinned_bytes_ + size > pinnable) ||
-      !make_room(size, extents, now_ms)) {
-    ++counts_.put_no_space_pages;
-    return Code::kNoSpace;
+  Code room = Code::kNoSpace;
+  if (size <= options_.capacity_bytes &&  // First: what follows adds sizes up.
+      (options.pin != Pin::kHard || pinned_bytes_ + size <= pinnable)) {
+    room = make_room(size, extents, now_ms);
   }
+  if (room == Code::kNoSpace) ++counts_.put_no_space_pages;
+  if (room != Code::kOk) return room;
   *page = records_.take();
   PageRecord& record = records_[*page];
   ++record.generation;
@@ -321,18 +322,20 @@ void PageStore::abort(SessionIndex session, PageRef ref) {
   free_page(ref.page);
 }
 
-bool PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
+Code PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
   while (!allocator_.allocate(size, extents)) {
     if (drop_cleared(kDropPerStep)) continue;
-    if (options_.grow && options_.grow()) continue;
+    const Growth growth = options_.grow ? options_.grow() : Growth::kComplete;
+    if (growth == Growth::kGrown) continue;
+    if (growth == Growth::kLater) return Code::kBusy;
     // Evict nothing for a page that would not fit anyway.
-    if (held_bytes_ + size > allocator_.size_bytes()) return false;
+    if (held_bytes_ + size > allocator_.size_bytes()) return Code::kNoSpace;
     const PageIndex victim =
         eviction_->victim([this](PageIndex page) { return !records_[page].is_held; }, now_ms);
-    if (victim == kNoPage) return false;
+    if (victim == kNoPage) return Code::kNoSpace;
     evict(victim, now_ms);
   }
-  return true;
+  return Code::kOk;
 }
 
 void PageStore::evict(PageIndex page, uint64_t now_ms) {

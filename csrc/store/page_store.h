@@ -31,6 +31,9 @@ namespace hicache {
 
 using NamespaceIndex = uint32_t;
 
+/// What became of a wish for more memory. kLater: there is more, but not within this request.
+enum class Growth : uint8_t { kGrown, kLater, kComplete };
+
 class PageStore {
  public:
   struct Options {
@@ -42,8 +45,8 @@ class PageStore {
     double lookup_lease_share;  // Of the capacity that look-up leases may hold.
     double hard_pin_share;      // Of the capacity that hard pins may hold.
     uint64_t reservation_ttl_ms;
-    /// Called when a put finds no room: adds memory and returns true, or returns false.
-    std::function<bool()> grow;
+    /// Called when a put finds no room: adds memory, if there is more to have.
+    std::function<Growth()> grow;
   };
 
   struct NamespaceUse {
@@ -68,6 +71,7 @@ class PageStore {
 
   struct Placement {
     Code code;  // kOk: write to `extents`, then commit. kAlreadyExists: nothing to do. kNoSpace.
+                // kBusy: more memory is on its way, ask again.
     PageRef ref{kNoPage, 0};
     std::span<const Extent> extents;  // Valid until the next call.
   };
@@ -167,7 +171,8 @@ class PageStore {
   void link(PageList& list, PageIndex page);
   void unlink(PageList& list, PageIndex page);
 
-  bool make_room(uint64_t size, Extents& extents, uint64_t now_ms);
+  /// kOk, kNoSpace or kBusy.
+  Code make_room(uint64_t size, Extents& extents, uint64_t now_ms);
   void evict(PageIndex page, uint64_t now_ms);
   /// Takes a present page out of sight; frees it now or when its last lease ends.
   void condemn(PageIndex page, EraseReason reason);

@@ -53,6 +53,11 @@ void PoolGrower::want(uint64_t free_bytes) {
   if (wanted) wake_.notify_all();
 }
 
+bool PoolGrower::is_complete() const {
+  std::lock_guard lock(mutex_);
+  return is_complete_ && ready_.empty();
+}
+
 std::string PoolGrower::failure() const {
   std::lock_guard lock(mutex_);
   return failure_;

@@ -35,6 +35,9 @@ class PoolGrower {
   /// Asks the thread to keep this much populated and unused memory.
   void want(uint64_t free_bytes);
 
+  /// True once there is nothing more to populate, or no memory for it.
+  bool is_complete() const;
+
   /// Why the pool could not grow to its size; empty while it can.
   std::string failure() const;
 

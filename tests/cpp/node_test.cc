@@ -54,6 +54,42 @@ TEST(Node, TheFirstPutIntoASmallPoolSucceeds) {
   }
 }
 
+TEST(Node, APageMayOutrunTheGrowthOfThePool) {
+  // More than one request may populate: the client asks again, and others are answered in between.
+  constexpr uint64_t kPage = 320 * kMiB;
+  auto node = start_node(kPage);
+  SimpleClient client(node->socket_path(), 2000);
+  ASSERT_EQ(client.put(key_of(1), std::vector<uint8_t>(kPage, 7)), Code::kOk);
+  EXPECT_EQ(stat_of(*node, "pool_populated_bytes"), kPage);
+  EXPECT_EQ(stat_of(*node, "put_no_space_pages"), 0U);
+}
+
+TEST(Node, OneBatchMayNameAKeyTwice) {
+  auto node = start_node(4 * kMiB);
+  SimpleClient client(node->socket_path());
+  const std::vector<Key> keys{key_of(1), key_of(1), key_of(2)};
+  std::vector<uint8_t> bytes = bytes_of(1, 1000);
+  std::vector<Code> codes;
+  client.client.put(
+      client.space, keys,
+      [&](size_t, std::vector<MemorySegment>& segments) {
+        segments.push_back({bytes.data(), bytes.size()});
+      },
+      {.chained = true}, codes);
+  EXPECT_EQ(codes, (std::vector{Code::kOk, Code::kAlreadyExists, Code::kOk}));
+  std::vector<std::vector<uint8_t>> read(3, std::vector<uint8_t>(1000));
+  client.client.get(
+      client.space, keys,
+      [&](size_t i, uint64_t, std::vector<MemorySegment>& segments) {
+        segments.push_back({read[i].data(), 1000});
+        return true;
+      },
+      codes);
+  EXPECT_EQ(codes, std::vector<Code>(3, Code::kOk));
+  EXPECT_TRUE(read == std::vector<std::vector<uint8_t>>(3, bytes));
+  EXPECT_TRUE(eventually(1000, [&] { return stat_of(*node, "leases") == 0; }));
+}
+
 TEST(Node, GathersAndScatters) {
   HICACHE_TRACE_SEED();
   Random random(81);

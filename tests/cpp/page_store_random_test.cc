@@ -137,11 +137,11 @@ class Simulation {
   }
 
  private:
-  bool grow() {
-    if (populated_ == kCapacity) return false;
+  Growth grow() {
+    if (populated_ == kCapacity) return Growth::kComplete;
     store_.add_memory(populated_, kCapacity / 4);
     populated_ += kCapacity / 4;
-    return true;
+    return Growth::kGrown;
   }
 
   // ---- bytes

@@ -386,10 +386,10 @@ TEST(PageStore, GrowsOnlyWhenAsked) {
                    .hard_pin_share = 0.5,
                    .reservation_ttl_ms = kReservationTtl,
                    .grow = [&] {
-                     if (added == 8 * kMiB) return false;
+                     if (added == 8 * kMiB) return Growth::kComplete;
                      grown->add_memory(added, kMiB);
                      added += kMiB;
-                     return true;
+                     return Growth::kGrown;
                    }});
   grown = &store;
   const SessionIndex session = store.open_session();
@@ -405,6 +405,39 @@ TEST(PageStore, GrowsOnlyWhenAsked) {
     EXPECT_EQ(added, std::min((i / 2 + 1) * kMiB, 8 * kMiB));
   }
   EXPECT_EQ(store.stats().evicted_pages, 40U - 16U);
+}
+
+TEST(PageStore, MemoryThatComesLaterIsWorthWaitingFor) {
+  Growth growth = Growth::kLater;
+  PageStore store({.capacity_bytes = 8 * kMiB,
+                   .eviction = EvictionKind::kLru,
+                   .seed = 1,
+                   .read_lease_ttl_ms = kReadTtl,
+                   .lookup_lease_ttl_ms = kLookupTtl,
+                   .lookup_lease_share = 0.5,
+                   .hard_pin_share = 0.5,
+                   .reservation_ttl_ms = kReservationTtl,
+                   .grow = [&] { return growth; }});
+  store.add_memory(0, kMiB);
+  const SessionIndex session = store.open_session();
+  const NamespaceIndex space = store.open_namespace(key_of(1), "").value();
+  std::vector<PageStore::Placement> placements;
+  const auto reserve = [&](uint64_t number) {
+    const Key key = key_of(number);
+    const uint64_t size = kMiB;
+    store.reserve(session, space, {&key, 1}, {&size, 1}, {nullptr, false, false, Pin::kNone}, 1,
+                  placements);
+    return placements[0].code;
+  };
+  ASSERT_EQ(reserve(1), Code::kOk);
+  ASSERT_EQ(store.commit(session, placements[0].ref, 0, {0, false}, 1), Code::kOk);
+  EXPECT_EQ(reserve(2), Code::kBusy);
+  EXPECT_EQ(store.stats().evicted_pages, 0U) << "nothing leaves while there is memory to come";
+  EXPECT_EQ(store.stats().put_no_space_pages, 0U);
+  growth = Growth::kComplete;
+  EXPECT_EQ(reserve(2), Code::kOk);
+  EXPECT_EQ(store.stats().evicted_pages, 1U);
+  EXPECT_EQ(store.check_invariants(), "");
 }
 
 }  // namespace
