@@ -12,6 +12,7 @@
 #include <string>
 
 #include "base/bytes.h"
+#include "base/huge_allocator.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -20,7 +21,6 @@
 namespace hicache {
 namespace {
 
-constexpr uint64_t kHugePageSize = 2 * kMiB;
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
 /// Free huge pages of 2 MiB, from the kernel's counters; 0 when there are none or no sysfs.

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/huge_allocator.h"
 #include "tier/eviction.h"
 
 namespace hicache {
@@ -94,7 +95,7 @@ class LeaseTable {
   void remove(List& list, Links Lease::* links, LeaseIndex lease);
 
   Options options_;
-  std::vector<Lease> leases_;
+  std::vector<Lease, HugeAllocator<Lease>> leases_;
   LeaseIndex free_ = kNoLease;
   std::array<List, 2> by_kind_;
   std::vector<List> by_session_;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/huge_allocator.h"
 #include "store/lease_table.h"
 #include "tier/eviction.h"
 #include "tier/extent.h"
@@ -51,25 +52,28 @@ enum class PageState : uint8_t {
 enum class Pin : uint8_t { kNone = 0, kSoft = 1, kHard = 2 };
 inline constexpr uint8_t kPinCount = 3;
 
-struct PageRecord {
+// Two cache lines. A look-up touches the first only.
+struct alignas(64) PageRecord {
   Key key;
-  uint64_t checksum = 0;
   uint64_t size = 0;
+  SpaceIndex space = 0;
+  uint32_t generation = 0;  // Counts lives of this record: an old reference never matches.
+  LeaseIndex leases = kNoLease;
+  SessionIndex session = 0;  // While reserved: who writes.
+  PageState state = PageState::kFree;
+  Pin pin = Pin::kNone;
+  bool is_held = false;  // Counted as not evictable.
+
+  alignas(64) uint64_t checksum = 0;
   uint64_t parent_hash = 0;  // 0: chain root, or unknown.
   uint64_t expires_ms = 0;   // Of the page, or of its reservation; 0: never.
   uint64_t inserted_ms = 0;
   PageExtents extents;
-  uint32_t generation = 0;  // Counts lives of this record: an old reference never matches.
-  SpaceIndex space = 0;
-  LeaseIndex leases = kNoLease;
-  SessionIndex session = 0;  // While reserved: who writes.
   // Neighbours in the session's reservations or in the space's pages.
   PageIndex previous = kNoPage;
   PageIndex next = kNoPage;
-  PageState state = PageState::kFree;
-  Pin pin = Pin::kNone;
-  bool is_held = false;  // Counted as not evictable.
 };
+static_assert(sizeof(PageRecord) == 128);
 
 /// A page of one node at one time.
 struct PageRef {
@@ -90,7 +94,7 @@ class PageRecords {
   PageIndex take() {
     if (free_ == kNoPage) {
       if (size_ == pieces_.size() * kPieceCount) {
-        pieces_.push_back(std::make_unique<PageRecord[]>(kPieceCount));
+        pieces_.emplace_back(kPieceCount);
       }
       return size_++;
     }
@@ -111,9 +115,10 @@ class PageRecords {
   PageIndex size() const { return size_; }
 
  private:
-  static constexpr PageIndex kPieceCount = 4096;
+  using Piece = std::vector<PageRecord, HugeAllocator<PageRecord>>;
+  static constexpr PageIndex kPieceCount = kHugePageSize / sizeof(PageRecord);
 
-  std::vector<std::unique_ptr<PageRecord[]>> pieces_;
+  std::vector<Piece> pieces_;
   PageIndex size_ = 0;
   PageIndex free_ = kNoPage;
 };

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/huge_allocator.h"
 #include "tier/eviction.h"
 
 namespace hicache {
@@ -22,10 +23,9 @@ class KeyTable {
   /// Asks the CPU to fetch what find() will need first. Pays when many keys are looked up.
   void prefetch(uint64_t hash) const { __builtin_prefetch(&entries_[home(hash)]); }
 
-  /// A page of this tag near the hash, likely but not surely the one: for prefetching records.
+  /// The page that find() will compare first, or kNoPage: for prefetching its record.
   PageIndex guess(uint64_t hash) const {
-    const Entry& entry = entries_[home(hash)];
-    return entry.tag == tag_of(hash) ? entry.page : kNoPage;
+    return find(hash, [](PageIndex) { return true; });
   }
 
   /// The page with this hash for which `is_same(page)` is true, or kNoPage.
@@ -73,6 +73,7 @@ class KeyTable {
     uint32_t tag = 0;
     PageIndex page = kNoPage;
   };
+  using Entries = std::vector<Entry, HugeAllocator<Entry>>;
 
   static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>(hash >> 32); }
   // The low bits choose the place, the high ones are the tag.
@@ -80,7 +81,7 @@ class KeyTable {
 
   template <typename HashOf>
   void grow(HashOf hash_of) {
-    std::vector<Entry> old(entries_.size() * 2);
+    Entries old(entries_.size() * 2);
     old.swap(entries_);
     mask_ = entries_.size() - 1;
     count_ = 0;
@@ -89,7 +90,7 @@ class KeyTable {
     }
   }
 
-  std::vector<Entry> entries_;
+  Entries entries_;
   size_t mask_;
   size_t count_ = 0;
 };
