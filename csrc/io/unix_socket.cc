@@ -9,9 +9,14 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <thread>
 
 namespace hicache {
 namespace {
+
+// A node answers within microseconds, and being woken up takes longer than that: stay awake at
+// first.
+constexpr uint64_t kAwakeNs = 50'000;
 
 Result<socklen_t> make_address(const std::string& path, sockaddr_un* address) {
   *address = sockaddr_un{};
@@ -145,6 +150,7 @@ Status send_all(const Fd& socket, std::span<const uint8_t> bytes, Deadline deadl
 }
 
 Status receive_all(const Fd& socket, std::span<uint8_t> bytes, Deadline deadline, Fd* passed_fd) {
+  const uint64_t sleep_at_ns = monotonic_ns() + kAwakeNs;
   while (!bytes.empty()) {
     iovec piece{bytes.data(), bytes.size()};
     ControlBuffer control{};
@@ -159,6 +165,8 @@ Status receive_all(const Fd& socket, std::span<uint8_t> bytes, Deadline deadline
       bytes = bytes.subspan(static_cast<size_t>(received));
     } else if (received == 0) {
       return Status(Code::kUnavailable, "the peer closed the connection");
+    } else if (would_block(errno) && monotonic_ns() < sleep_at_ns && !deadline.expired()) {
+      std::this_thread::yield();
     } else if (would_block(errno)) {
       HICACHE_RETURN_IF_ERROR(wait_for(socket, POLLIN, deadline));
     } else {
