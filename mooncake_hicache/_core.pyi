@@ -169,6 +169,12 @@ def page_checksum(address: int, size: int) -> int:
     Return the checksum of a page of `size` bytes that lies in one piece at `address`.
     """
 
+def write_each_page(address: int, size: int, threads: int, timeout_ms: int) -> bool:
+    """
+    Write to each OS page of a range without changing a byte, so that the first copy into it is
+    as fast as the next. Blocks; returns False if the time-out came first.
+    """
+
 class Eviction:
     """
     An eviction policy alone: for tests and benchmarks. Pages are small integers, reused after erase(). Not thread-safe; never blocks.

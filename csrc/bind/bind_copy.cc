@@ -3,6 +3,7 @@
 
 #include "bind/bind.h"
 #include "transfer/checksum_copy.h"
+#include "transfer/first_write.h"
 
 namespace nb = nanobind;
 
@@ -18,6 +19,18 @@ void bind_copy(nb::module_& m) {
       },
       nb::arg("address"), nb::arg("size"),
       "Return the checksum of a page of `size` bytes that lies in one piece at `address`.");
+  m.def(
+      "write_each_page",
+      [](uint64_t address, uint64_t size, unsigned threads, uint64_t timeout_ms) {
+        nb::gil_scoped_release no_gil;
+        CopyThreads workers(threads);
+        return write_each_page(reinterpret_cast<uint8_t*>(address), size, workers,
+                               Deadline::after_ms(timeout_ms));
+      },
+      nb::arg("address"), nb::arg("size"), nb::arg("threads"), nb::arg("timeout_ms"),
+      "Write to each OS page of a range without changing a byte, so that the first copy into it "
+      "is\n"
+      "as fast as the next. Blocks; returns False if the time-out came first.");
 }
 
 }  // namespace hicache

@@ -13,7 +13,6 @@ namespace {
 // A put goes out in ranges of this size: the node answers each quickly, even while it makes room or
 // the kernel backs new memory, and pages become visible while later ones are still being written.
 constexpr uint64_t kPutRangeSize = 64 * kMiB;
-constexpr uint64_t kBusyTries = 8;
 
 Status too_many(size_t count) {
   return Status(Code::kInvalidArgument, "a batch of " + std::to_string(count) +
@@ -250,7 +249,9 @@ void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& t
   RefsRequest corrupt;
   for (size_t n = 0; n < wanted.size(); ++n) {
     const Place& place = places.places[wanted[n]];
-    if (options_.verify && plan.page_checksum(n) != place.checksum) {
+    if (!plan.is_backed(n)) {
+      codes[wanted[n]] = Code::kUnavailable;
+    } else if (options_.verify && plan.page_checksum(n) != place.checksum) {
       corrupt.refs.push_back(place.ref);
       codes[wanted[n]] = Code::kCorrupt;
       ++stats_.corrupt_pages;
@@ -321,12 +322,8 @@ struct Client::PutRange {
 
 Status Client::put_range(const PutRange& range, const PutOptions& options) {
   Places places;
-  // A page larger than a range may have to wait for the pool to grow, a few steps per request.
-  for (uint64_t tries = 0; tries <= range.sizes[0] / kPutRangeSize + kBusyTries; ++tries) {
-    HICACHE_RETURN_IF_ERROR(reserve(range.connection, range.index, range.keys, range.sizes, options,
-                                    deadline(), places));
-    if (range.keys.size() != 1 || places.places[0].code != Code::kBusy) break;
-  }
+  HICACHE_RETURN_IF_ERROR(
+      reserve(range.connection, range.index, range.keys, range.sizes, options, deadline(), places));
   std::vector<size_t> written;
   CopyPlan plan(range.connection, Direction::kMemoryToPool, true);
   for (size_t i = 0; i < range.keys.size(); ++i) {
@@ -340,7 +337,8 @@ Status Client::put_range(const PutRange& range, const PutOptions& options) {
 
   CommitRequest request{options.ttl_ms, options.replace, {}};
   for (size_t n = 0; n < written.size(); ++n) {
-    request.items.push_back({places.places[written[n]].ref, plan.page_checksum(n), 1});
+    request.items.push_back({places.places[written[n]].ref, plan.page_checksum(n),
+                             plan.is_backed(n) ? WriteOutcome::kWritten : WriteOutcome::kUnbacked});
   }
   std::vector<Code> committed;
   const Status status = commit(range.connection, request, committed);

@@ -12,7 +12,7 @@
 namespace hicache {
 namespace {
 
-constexpr uint64_t kTouchSize = 2 * kMiB;
+constexpr uint64_t kPieceSize = 2 * kMiB;
 
 }  // namespace
 
@@ -61,20 +61,21 @@ Status ClientConnection::say_hello(const std::string& client_name, Deadline dead
   if (!memory.ok()) return memory.status();
   pool_ = std::move(memory.value());
   incarnation_ = reply.incarnation;
-  const uint64_t pieces = (reply.pool_size_bytes + kTouchSize - 1) / kTouchSize;
-  touched_ = std::make_unique<std::atomic<uint8_t>[]>(pieces);
+  const uint64_t pieces = (reply.pool_size_bytes + kPieceSize - 1) / kPieceSize;
+  backed_ = std::make_unique<std::atomic<uint8_t>[]>(pieces);
   return Status();
 }
 
-void ClientConnection::touch(uint64_t offset, uint64_t size) {
-  const uint64_t end = (offset + size + kTouchSize - 1) / kTouchSize;
-  for (uint64_t piece = offset / kTouchSize; piece < end; ++piece) {
-    if (touched_[piece].load(std::memory_order_relaxed) != 0) continue;
-    touched_[piece].store(1, std::memory_order_relaxed);
-    const uint64_t start = piece * kTouchSize;
-    // Only saves time: without it each OS page faults in on first use.
-    (void)pool_->populate(start, std::min(kTouchSize, pool_->size_bytes() - start));
+bool ClientConnection::back(uint64_t offset, uint64_t size) {
+  const uint64_t end = (offset + size + kPieceSize - 1) / kPieceSize;
+  for (uint64_t piece = offset / kPieceSize; piece < end; ++piece) {
+    if (backed_[piece].load(std::memory_order_acquire) != 0) continue;
+    const uint64_t start = piece * kPieceSize;
+    if (!pool_->populate(start, std::min(kPieceSize, pool_->size_bytes() - start)).ok())
+      return false;
+    backed_[piece].store(1, std::memory_order_release);
   }
+  return true;
 }
 
 Status ClientConnection::call(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>& reply,

@@ -48,8 +48,11 @@ class ClientConnection {
   uint64_t incarnation() const { return incarnation_; }
   uint64_t pool_size_bytes() const { return pool_->size_bytes(); }
   uint8_t* pool() const { return pool_->address(); }
-  /// Maps pages of the pool into this process in one go, where each would be a fault of its own.
-  void touch(uint64_t offset, uint64_t size);
+  /// Makes sure that real memory stands behind a range of the pool, and maps it into this process
+  /// in one go, where each OS page would be a fault of its own. To be called before the range is
+  /// touched: without memory a touch would be the end of the process. Returns false if there is
+  /// none. Threads: any; several back different parts at the same time.
+  bool back(uint64_t offset, uint64_t size);
 
  private:
   ClientConnection() = default;
@@ -63,7 +66,8 @@ class ClientConnection {
 
   Fd socket_;
   std::unique_ptr<SharedMemory> pool_;
-  std::unique_ptr<std::atomic<uint8_t>[]> touched_;
+  std::unique_ptr<std::atomic<uint8_t>[]>
+      backed_;  // By piece of kPieceSize; 1: known to be backed.
   uint64_t incarnation_ = 0;
   std::atomic<bool> broken_{false};
   // One request at a time. Not std::timed_mutex, which thread sanitizers do not understand.

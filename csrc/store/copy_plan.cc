@@ -45,7 +45,7 @@ void CopyPlan::add(uint64_t size, std::span<const Extent> extents,
                    std::span<const MemorySegment> segments) {
   pages_.push_back({size, extents, segments, stripes_.size()});
   for (uint64_t i = 0; i < stripe_count(size); ++i) {
-    stripes_.push_back({pages_.size() - 1, i * kStripeSize, 0});
+    stripes_.push_back({pages_.size() - 1, i * kStripeSize, 0, true});
   }
   total_size_ += size;
 }
@@ -68,7 +68,11 @@ void CopyPlan::copy(Stripe& stripe) const {
   for (uint64_t left = size; left != 0;) {
     const uint64_t piece = std::min({left, extent.left(), segment.left()});
     const uint64_t pool_offset = extent.piece().offset + extent.inside();
-    connection_.touch(pool_offset, piece);
+    if (!connection_.back(pool_offset, piece)) {
+      stripe.is_backed = false;
+      fence_stores();
+      return;
+    }
     uint8_t* pool = connection_.pool() + pool_offset;
     uint8_t* memory = segment.piece().address + segment.inside();
     uint8_t* target = direction_ == Direction::kPoolToMemory ? memory : pool;
@@ -87,6 +91,12 @@ void CopyPlan::copy(Stripe& stripe) const {
   } else {
     fence_stores();
   }
+}
+
+bool CopyPlan::is_backed(size_t page) const {
+  const auto first = stripes_.begin() + static_cast<ptrdiff_t>(pages_[page].first_stripe);
+  const auto last = first + static_cast<ptrdiff_t>(stripe_count(pages_[page].size));
+  return std::all_of(first, last, [](const Stripe& stripe) { return stripe.is_backed; });
 }
 
 uint64_t CopyPlan::page_checksum(size_t page) const {

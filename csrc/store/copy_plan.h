@@ -25,6 +25,10 @@ class CopyPlan {
   /// Copies everything. Returns when no thread touches the memory any more.
   void run(CopyThreads& threads);
 
+  /// After run(): whether there was memory behind the whole of the n-th page in the pool. If not,
+  /// the page was not copied, or not all of it.
+  bool is_backed(size_t page) const;
+
   /// After run(), with `checksum`: of the n-th page added, as it was stored at the target.
   uint64_t page_checksum(size_t page) const;
 
@@ -39,6 +43,7 @@ class CopyPlan {
     size_t page;
     uint64_t offset;  // In the page.
     uint64_t checksum;
+    bool is_backed;
   };
 
   void copy(Stripe& stripe) const;

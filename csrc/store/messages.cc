@@ -9,7 +9,7 @@ struct RawCommitItem {  // No padding on the wire.
   PageIndex page;
   uint32_t generation;
   uint64_t checksum;
-  uint64_t is_written;
+  uint64_t outcome;
 };
 static_assert(sizeof(RawCommitItem) == 24);
 
@@ -146,7 +146,8 @@ void encode(WireWriter& writer, const CommitRequest& message) {
   writer.put(message.replace);
   writer.put(static_cast<uint32_t>(message.items.size()));
   for (const CommitItem& item : message.items) {
-    writer.put(RawCommitItem{item.ref.page, item.ref.generation, item.checksum, item.is_written});
+    writer.put(RawCommitItem{item.ref.page, item.ref.generation, item.checksum,
+                             static_cast<uint64_t>(item.outcome)});
   }
 }
 
@@ -157,7 +158,9 @@ bool decode(WireReader reader, CommitRequest& message) {
   reader.get_array(items, kBatchCountMax);
   message.items.clear();
   for (const RawCommitItem& item : items) {
-    message.items.push_back({{item.page, item.generation}, item.checksum, item.is_written != 0});
+    if (item.outcome >= kWriteOutcomeCount) return false;
+    message.items.push_back(
+        {{item.page, item.generation}, item.checksum, static_cast<WriteOutcome>(item.outcome)});
   }
   return reader.finished();
 }

@@ -108,10 +108,14 @@ struct Places {
   }
 };
 
+/// What a client made of a reservation. kUnbacked: the machine has no memory for its place.
+enum class WriteOutcome : uint8_t { kDropped = 0, kWritten = 1, kUnbacked = 2 };
+inline constexpr uint64_t kWriteOutcomeCount = 3;
+
 struct CommitItem {
   PageRef ref;
   uint64_t checksum;
-  uint8_t is_written;  // 0: drop the reservation.
+  WriteOutcome outcome;
 };
 struct CommitRequest {
   uint64_t ttl_ms = 0;

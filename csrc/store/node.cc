@@ -25,9 +25,11 @@ constexpr uint64_t kWaitStoppedMaxMs = 24ULL * 24 * 3600 * 1000;  // More does n
 constexpr uint64_t kHelloTimeoutMs = 5000;  // A connection that says nothing is closed.
 constexpr uint64_t kPoolSizeMin = 1 * kMiB;
 constexpr size_t kNoticesMax = 100;
+constexpr uint64_t kGrowthSize = 512 * kMiB;             // Backed ahead of the writers.
+constexpr uint64_t kGrowthRetryMs = 30'000;              // After the machine had no memory left.
 constexpr uint64_t kIncarnationMax = uint64_t{1} << 53;  // Exact in every JSON reader.
 
-PageStore::Options store_options(const Node::Options& options, std::function<Growth()> grow) {
+PageStore::Options store_options(const Node::Options& options, std::function<bool()> grow) {
   return PageStore::Options{
       .capacity_bytes = options.pool_size_bytes,
       .eviction = options.eviction,
@@ -94,7 +96,10 @@ Node::Node(Options options, std::unique_ptr<SharedMemory> memory, Fd listener,
       store_(store_options(options_, [this] { return grow_store(); })),
       notices_(std::move(notices)),
       idle_since_ms_(started_ms_),
-      grower_(*memory_, options_.pool_size_bytes, [this] { wake(); }) {}
+      backer_(*memory_, [this] {
+        backing_failed_ = true;
+        wake();
+      }) {}
 
 Node::~Node() {
   stop();
@@ -155,7 +160,7 @@ void Node::wake() {
 // ---------------------------------------------------------------- the thread
 
 void Node::run() {
-  want_memory();
+  grow_ahead();
   uint64_t next_ms = 0;
   while (!stopping_) {
     epoll_event events[kEventsPerWait];
@@ -167,7 +172,7 @@ void Node::run() {
       } else if (fd == wake_event_.get()) {
         uint64_t ignored;
         if (read(fd, &ignored, sizeof(ignored)) < 0) continue;
-        add_ready_memory();
+        if (backing_failed_.exchange(false)) note_unbacked(backer_.failure());
         answer_stats_waiters();
       } else if (auto found = connections_.find(fd); found != connections_.end()) {
         Connection& connection = *found->second;
@@ -205,35 +210,28 @@ void Node::answer_stats_waiters() {
   changed_.notify_all();
 }
 
-void Node::add_ready_memory() {
-  for (const Extent& step : grower_.take_ready()) store_.add_memory(step.offset, step.size);
-  want_memory();
-  const std::string failure = grower_.failure();
-  if (failure.empty()) return;
+bool Node::grow_store() {
+  const uint64_t size = std::min(kGrowthSize, options_.pool_size_bytes - grown_bytes_);
+  if (size == 0 || monotonic_ms() < grow_after_ms_) return false;
+  store_.add_memory(grown_bytes_, size);
+  grown_bytes_ += size;
+  backer_.want(grown_bytes_);
+  return true;
+}
+
+void Node::grow_ahead() {
+  while (store_.free_bytes() < kGrowthSize && grow_store()) {
+  }
+}
+
+void Node::note_unbacked(const std::string& why) {
+  grow_after_ms_ = monotonic_ms() + kGrowthRetryMs;
   std::lock_guard lock(mutex_);
-  const std::string notice = "the pool stays smaller than its size: " + failure;
+  const std::string notice = "the pool stays smaller than its size: " + why;
   if (std::find(notices_.begin(), notices_.end(), notice) == notices_.end() &&
       notices_.size() < kNoticesMax) {
     notices_.push_back(notice);
   }
-}
-
-Growth Node::grow_store() {
-  std::vector<Extent> steps = grower_.take_ready();
-  if (steps.empty()) {
-    if (grower_.is_complete()) return Growth::kComplete;
-    if (growths_left_ == 0) return Growth::kLater;
-    --growths_left_;
-    grower_.grow_now();
-    steps = grower_.take_ready();
-  }
-  for (const Extent& step : steps) store_.add_memory(step.offset, step.size);
-  want_memory();
-  return steps.empty() ? Growth::kComplete : Growth::kGrown;
-}
-
-void Node::want_memory() {
-  grower_.want(store_.free_bytes());
 }
 
 // ---------------------------------------------------------------- connections

@@ -19,7 +19,7 @@
 #include "io/memory.h"
 #include "store/messages.h"
 #include "store/page_store.h"
-#include "store/pool_grower.h"
+#include "store/pool_backer.h"
 
 namespace hicache {
 
@@ -72,9 +72,11 @@ class Node {
   int wait_ms(uint64_t next_ms) const;
   void wake();
   void answer_stats_waiters();
-  void add_ready_memory();
-  Growth grow_store();
-  void want_memory();
+  /// Puts more of the pool to use; false if there is no more, or no memory for it lately.
+  bool grow_store();
+  void grow_ahead();
+  /// The machine has no memory left: the pool does not grow for a while.
+  void note_unbacked(const std::string& why);
 
   /// Ends listening and removes the socket file.
   void close_listener();
@@ -122,7 +124,8 @@ class Node {
   uint64_t rejected_clients_ = 0;
   uint64_t bad_frames_ = 0;
   uint32_t client_count_ = 0;
-  int growths_left_ = 0;  // In the request that is being answered.
+  uint64_t grown_bytes_ = 0;    // Of the pool, given to the store.
+  uint64_t grow_after_ms_ = 0;  // Not before: the machine had no memory left.
 
   // Shared with other threads.
   std::mutex stop_mutex_;  // One stop() at a time.
@@ -136,7 +139,8 @@ class Node {
   std::atomic<bool> stopping_{false};
   std::atomic<uint64_t> idle_since_ms_;
 
-  PoolGrower grower_;
+  std::atomic<bool> backing_failed_{false};
+  PoolBacker backer_;
   std::thread thread_;
 };
 

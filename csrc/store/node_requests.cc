@@ -15,9 +15,6 @@ namespace {
 
 constexpr uint64_t kHelloSendMs = 1000;
 constexpr size_t kNamespacesShownMax = 100;
-// Twice a client's usual request, some 80 ms: who wants more at once asks again, and others are
-// answered in between.
-constexpr int kGrowthsPerRequest = 4;
 
 /// Takes out of a reply what would make it larger than a frame may be: a batch of scattered pages
 /// can have more extents than one frame holds. Answered kBusy: ask again for fewer.
@@ -179,14 +176,13 @@ bool Node::handle_reserve(Connection& connection, Payload payload) {
       .replace = (request.flags & kReserveReplace) != 0,
       .pin = request.pin,
   };
-  growths_left_ = kGrowthsPerRequest;
   store_.reserve(connection.session, request.index, request.keys, request.sizes, options,
                  monotonic_ms(), placements_);
   const std::vector<PageRef> cut = cut_to_frame(placements_);
   WireWriter writer(reply_);
   encode_placements(writer, placements_);
   for (const PageRef& ref : cut) store_.abort(connection.session, ref);
-  want_memory();
+  grow_ahead();
   return true;
 }
 
@@ -197,12 +193,14 @@ bool Node::handle_commit(Connection& connection, Payload payload) {
   const uint64_t now_ms = monotonic_ms();
   codes_.clear();
   for (const CommitItem& item : request.items) {
-    if (item.is_written != 0) {
+    if (item.outcome == WriteOutcome::kWritten) {
       codes_.push_back(store_.commit(connection.session, item.ref, item.checksum, options, now_ms));
-    } else {
-      store_.abort(connection.session, item.ref);
-      codes_.push_back(Code::kCancelled);
+      continue;
     }
+    const bool backed = item.outcome != WriteOutcome::kUnbacked;
+    store_.abort(connection.session, item.ref, backed);
+    codes_.push_back(backed ? Code::kCancelled : Code::kNoSpace);
+    if (!backed) note_unbacked("a client found no memory for a page; choose a smaller pool_size");
   }
   WireWriter(reply_).put_array(std::span<const Code>(codes_));
   return true;

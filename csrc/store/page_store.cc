@@ -243,13 +243,12 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
   const auto pinnable =
       static_cast<uint64_t>(options_.hard_pin_share * static_cast<double>(options_.capacity_bytes));
   Extents extents;
-  Code room = Code::kNoSpace;
-  if (size <= options_.capacity_bytes &&  // First: what follows adds sizes up.
-      (options.pin != Pin::kHard || pinned_bytes_ + size <= pinnable)) {
-    room = make_room(size, extents, now_ms);
+  if (size > options_.capacity_bytes ||  // First: what follows adds sizes up.
+      (options.pin == Pin::kHard && pinned_bytes_ + size > pinnable) ||
+      !make_room(size, extents, now_ms)) {
+    ++counts_.put_no_space_pages;
+    return Code::kNoSpace;
   }
-  if (room == Code::kNoSpace) ++counts_.put_no_space_pages;
-  if (room != Code::kOk) return room;
   *page = records_.take();
   PageRecord& record = records_[*page];
   ++record.generation;
@@ -311,7 +310,7 @@ Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
   return Code::kOk;
 }
 
-void PageStore::abort(SessionIndex session, PageRef ref) {
+void PageStore::abort(SessionIndex session, PageRef ref, bool backed) {
   if (!records_.contains(ref.page)) return;
   const PageRecord& record = records_[ref.page];
   if (record.generation != ref.generation || record.state != PageState::kReserved ||
@@ -319,23 +318,21 @@ void PageStore::abort(SessionIndex session, PageRef ref) {
     return;
   }
   ++counts_.aborted_pages;
-  free_page(ref.page);
+  free_page(ref.page, backed);
 }
 
-Code PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
+bool PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
   while (!allocator_.allocate(size, extents)) {
     if (drop_cleared(kDropPerStep)) continue;
-    const Growth growth = options_.grow ? options_.grow() : Growth::kComplete;
-    if (growth == Growth::kGrown) continue;
-    if (growth == Growth::kLater) return Code::kBusy;
+    if (options_.grow && options_.grow()) continue;
     // Evict nothing for a page that would not fit anyway.
-    if (held_bytes_ + size > allocator_.size_bytes()) return Code::kNoSpace;
+    if (held_bytes_ + size > allocator_.size_bytes()) return false;
     const PageIndex victim =
         eviction_->victim([this](PageIndex page) { return !records_[page].is_held; }, now_ms);
-    if (victim == kNoPage) return Code::kNoSpace;
+    if (victim == kNoPage) return false;
     evict(victim, now_ms);
   }
-  return Code::kOk;
+  return true;
 }
 
 void PageStore::evict(PageIndex page, uint64_t now_ms) {
@@ -362,7 +359,7 @@ void PageStore::condemn(PageIndex page, EraseReason reason) {
   }
 }
 
-void PageStore::free_page(PageIndex page) {
+void PageStore::free_page(PageIndex page, bool backed) {
   PageRecord& record = records_[page];
   if (record.state == PageState::kReserved) {
     unlink(sessions_[record.session].reserved, page);
@@ -372,7 +369,11 @@ void PageStore::free_page(PageIndex page) {
   if (record.pin == Pin::kHard) pinned_bytes_ -= record.size;
   if (record.is_held) held_bytes_ -= record.size;
   extent_heap_bytes_ -= record.extents.heap_size_bytes();
-  allocator_.release(record.extents.span());
+  if (backed) {
+    allocator_.release(record.extents.span());
+  } else {
+    allocator_.retire(record.extents.span());
+  }
   records_.give_back(page);
 }
 

@@ -31,9 +31,6 @@ namespace hicache {
 
 using NamespaceIndex = uint32_t;
 
-/// What became of a wish for more memory. kLater: there is more, but not within this request.
-enum class Growth : uint8_t { kGrown, kLater, kComplete };
-
 class PageStore {
  public:
   struct Options {
@@ -45,8 +42,8 @@ class PageStore {
     double lookup_lease_share;  // Of the capacity that look-up leases may hold.
     double hard_pin_share;      // Of the capacity that hard pins may hold.
     uint64_t reservation_ttl_ms;
-    /// Called when a put finds no room: adds memory, if there is more to have.
-    std::function<Growth()> grow;
+    /// Called when a put finds no room: adds memory and returns true, or returns false.
+    std::function<bool()> grow;
   };
 
   struct NamespaceUse {
@@ -120,8 +117,9 @@ class PageStore {
   Code commit(SessionIndex session, PageRef ref, uint64_t checksum, const CommitOptions& options,
               uint64_t now_ms);
 
-  /// Drops one reservation.
-  void abort(SessionIndex session, PageRef ref);
+  /// Drops one reservation. `backed` false: the machine has no memory for its place in the pool,
+  /// which is never given out again.
+  void abort(SessionIndex session, PageRef ref, bool backed = true);
 
   Code remove(NamespaceIndex index, const Key& key);
   Code set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t now_ms);
@@ -172,11 +170,11 @@ class PageStore {
   void unlink(PageList& list, PageIndex page);
 
   /// kOk, kNoSpace or kBusy.
-  Code make_room(uint64_t size, Extents& extents, uint64_t now_ms);
+  bool make_room(uint64_t size, Extents& extents, uint64_t now_ms);
   void evict(PageIndex page, uint64_t now_ms);
   /// Takes a present page out of sight; frees it now or when its last lease ends.
   void condemn(PageIndex page, EraseReason reason);
-  void free_page(PageIndex page);
+  void free_page(PageIndex page, bool backed = true);
   void update_held(PageRecord& record);
   void set_expiry(PageIndex page, uint64_t expires_ms);
   void expire_pages(uint64_t now_ms);

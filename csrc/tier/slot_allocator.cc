@@ -70,6 +70,17 @@ void SlotAllocator::release(std::span<const Extent> extents) {
   }
 }
 
+void SlotAllocator::retire(std::span<const Extent> extents) {
+  if (extents.size() == 1 && shared_slots_.contains(extents[0].offset / kSlotSize)) {
+    release_small(extents[0]);
+    return;
+  }
+  for (const Extent& extent : extents) {
+    used_bytes_ -= extent.size;
+    total_slots_ -= round_up(extent.size, kSlotSize) / kSlotSize;
+  }
+}
+
 uint64_t SlotAllocator::take(uint64_t count, Slot* start) {
   // The smallest run that fits; when none does, the longest, so that extents stay few.
   auto best = run_counts_.lower_bound({count, 0});

@@ -41,6 +41,10 @@ class SlotAllocator {
   /// Takes back what one allocate() returned.
   void release(std::span<const Extent> extents);
 
+  /// Takes back whole slots that turned out to be unusable: they are never given out again. Slots
+  /// that small objects share are released instead, because others may be in use.
+  void retire(std::span<const Extent> extents);
+
   /// Bytes of free slots. Small objects may fit even when it is 0.
   uint64_t free_bytes() const { return free_slots_ * kSlotSize; }
   uint64_t size_bytes() const { return total_slots_ * kSlotSize; }

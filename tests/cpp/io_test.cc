@@ -14,7 +14,7 @@
 
 #include "io/memory.h"
 #include "io/unix_socket.h"
-#include "store/pool_grower.h"
+#include "store/pool_backer.h"
 #include "support.h"
 
 namespace hicache {
@@ -251,60 +251,25 @@ TEST(SharedMemory, SaysWhatCouldNotBeHad) {
   EXPECT_NE(notices[0].find("NUMA node 900"), std::string::npos);
 }
 
-/// A whole pool through the grower, some of it by itself, some of it in a hurry.
-TEST(PoolGrower, HandsOutEachByteOnce) {
+TEST(PoolBacker, BacksWhatIsWantedAndNoMore) {
   std::vector<std::string> notices;
-  constexpr uint64_t kPool = 100 * kMiB;
-  auto memory = SharedMemory::create({kPool, HugePages::kNever, -1}, notices);
+  auto memory = SharedMemory::create({200 * kMiB, HugePages::kNever, -1}, notices);
   ASSERT_TRUE(memory.ok());
-  std::atomic<int> ready{0};
-  PoolGrower grower(*memory.value(), kPool, [&] { ++ready; });
-  std::vector<Extent> steps;
-  const auto take = [&] {
-    for (const Extent& step : grower.take_ready()) steps.push_back(step);
+  PoolBacker backer(*memory.value(), [] {});
+  const auto backed = [&] {
+    struct stat stat{};
+    fstat(memory.value()->fd().get(), &stat);
+    return static_cast<uint64_t>(stat.st_blocks) * 512;
   };
-  grower.want(0);
-  EXPECT_TRUE(eventually(5000, [&] { return ready > 0; }));
-  for (int i = 0; i < 10; ++i) {
-    grower.want(0);
-    grower.grow_now();
-    take();
-  }
-  uint64_t end = 0;
-  for (const Extent& step : steps) {
-    EXPECT_EQ(step.offset, end);
-    end += step.size;
-  }
-  EXPECT_EQ(end, kPool);
-  EXPECT_EQ(grower.failure(), "");
-}
-
-TEST(PoolGrower, APutNeverMissesTheStepInProgress) {
-  // A pool of one step, asked for by the thread and by a put at the same moment.
-  for (int round = 0; round < 20; ++round) {
-    std::vector<std::string> notices;
-    auto memory = SharedMemory::create({8 * kMiB, HugePages::kNever, -1}, notices);
-    ASSERT_TRUE(memory.ok());
-    PoolGrower grower(*memory.value(), 8 * kMiB, [] {});
-    grower.want(0);
-    if (round % 2 == 1) usleep(200);
-    std::vector<Extent> steps = grower.take_ready();
-    if (steps.empty()) {
-      grower.grow_now();
-      steps = grower.take_ready();
-    }
-    ASSERT_EQ(steps.size(), 1U) << "round " << round;
-  }
-}
-
-TEST(PoolGrower, SleepsWhileThereIsEnough) {
-  std::vector<std::string> notices;
-  auto memory = SharedMemory::create({kGiB, HugePages::kNever, -1}, notices);
-  ASSERT_TRUE(memory.ok());
-  PoolGrower grower(*memory.value(), kGiB, [] {});
-  grower.want(kGiB);
-  usleep(30'000);
-  EXPECT_TRUE(grower.take_ready().empty());
+  EXPECT_EQ(backed(), 0U);
+  backer.want(100 * kMiB);
+  EXPECT_TRUE(eventually(5000, [&] { return backer.backed_bytes() == 100 * kMiB; }));
+  EXPECT_EQ(backed(), 100 * kMiB);
+  backer.want(50 * kMiB);
+  backer.want(kGiB);
+  EXPECT_TRUE(eventually(5000, [&] { return backer.backed_bytes() == 200 * kMiB; }));
+  EXPECT_EQ(backed(), 200 * kMiB);
+  EXPECT_EQ(backer.failure(), "");
 }
 
 }  // namespace

@@ -137,11 +137,11 @@ class Simulation {
   }
 
  private:
-  Growth grow() {
-    if (populated_ == kCapacity) return Growth::kComplete;
+  bool grow() {
+    if (populated_ == kCapacity) return false;
     store_.add_memory(populated_, kCapacity / 4);
     populated_ += kCapacity / 4;
-    return Growth::kGrown;
+    return true;
   }
 
   // ---- bytes

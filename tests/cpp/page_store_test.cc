@@ -386,10 +386,10 @@ TEST(PageStore, GrowsOnlyWhenAsked) {
                    .hard_pin_share = 0.5,
                    .reservation_ttl_ms = kReservationTtl,
                    .grow = [&] {
-                     if (added == 8 * kMiB) return Growth::kComplete;
+                     if (added == 8 * kMiB) return false;
                      grown->add_memory(added, kMiB);
                      added += kMiB;
-                     return Growth::kGrown;
+                     return true;
                    }});
   grown = &store;
   const SessionIndex session = store.open_session();
@@ -407,37 +407,23 @@ TEST(PageStore, GrowsOnlyWhenAsked) {
   EXPECT_EQ(store.stats().evicted_pages, 40U - 16U);
 }
 
-TEST(PageStore, MemoryThatComesLaterIsWorthWaitingFor) {
-  Growth growth = Growth::kLater;
-  PageStore store({.capacity_bytes = 8 * kMiB,
-                   .eviction = EvictionKind::kLru,
-                   .seed = 1,
-                   .read_lease_ttl_ms = kReadTtl,
-                   .lookup_lease_ttl_ms = kLookupTtl,
-                   .lookup_lease_share = 0.5,
-                   .hard_pin_share = 0.5,
-                   .reservation_ttl_ms = kReservationTtl,
-                   .grow = [&] { return growth; }});
-  store.add_memory(0, kMiB);
-  const SessionIndex session = store.open_session();
-  const NamespaceIndex space = store.open_namespace(key_of(1), "").value();
-  std::vector<PageStore::Placement> placements;
-  const auto reserve = [&](uint64_t number) {
-    const Key key = key_of(number);
-    const uint64_t size = kMiB;
-    store.reserve(session, space, {&key, 1}, {&size, 1}, {nullptr, false, false, Pin::kNone}, 1,
-                  placements);
-    return placements[0].code;
-  };
-  ASSERT_EQ(reserve(1), Code::kOk);
-  ASSERT_EQ(store.commit(session, placements[0].ref, 0, {0, false}, 1), Code::kOk);
-  EXPECT_EQ(reserve(2), Code::kBusy);
-  EXPECT_EQ(store.stats().evicted_pages, 0U) << "nothing leaves while there is memory to come";
-  EXPECT_EQ(store.stats().put_no_space_pages, 0U);
-  growth = Growth::kComplete;
-  EXPECT_EQ(reserve(2), Code::kOk);
-  EXPECT_EQ(store.stats().evicted_pages, 1U);
-  EXPECT_EQ(store.check_invariants(), "");
+TEST(PageStore, APlaceWithoutMemoryIsNeverGivenOutAgain) {
+  Bench bench(16 * kMiB);
+  const PageStore::Placement lost = bench.reserve(key_of(1), 3 * kSlotSize - 5);
+  ASSERT_EQ(lost.code, Code::kOk);
+  ASSERT_EQ(lost.extents.size(), 1U);
+  const Extent place = lost.extents[0];
+  bench.store.abort(bench.session, lost.ref, false);
+  EXPECT_EQ(bench.store.stats().pool_populated_bytes, 16 * kMiB - 3 * kSlotSize);
+  for (uint64_t i = 2; i < 500; ++i) {
+    const PageStore::Placement given = bench.reserve(key_of(i), kSlotSize);
+    ASSERT_EQ(given.code, Code::kOk);
+    for (const Extent& extent : given.extents) {
+      EXPECT_TRUE(extent.offset + extent.size <= place.offset ||
+                  place.offset + 3 * kSlotSize <= extent.offset);
+    }
+    ASSERT_EQ(bench.commit(given.ref), Code::kOk);
+  }
 }
 
 }  // namespace
