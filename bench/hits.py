@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -171,10 +172,10 @@ def bounds_of(rows: Sequence[dict[str, Any]]) -> list[Bound]:
 
 def show(title: str, rows: Sequence[dict[str, Any]], first: str) -> None:
     """Print the table."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(first, justify="right", no_wrap=True)
     for column in (*POLICIES, "textbook", BELADY, "÷ lru", "way"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         shares = row["hit_share"]
         best = max(shares[name] for name in POLICIES)
