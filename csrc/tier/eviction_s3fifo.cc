@@ -42,7 +42,8 @@ class S3FifoEviction final : public EvictionBase {
   void on_insert(PageIndex page) override {
     LinkedPage& record = pages_[page];
     record.order = ++turns_;
-    ghosts_.reserve(pages_.page_count());
+    // The table doubles, so it holds between two and four thirds of as many ghosts as pages.
+    ghosts_.reserve(pages_.page_count() / 3 * 2);
     const auto ghost = ghosts_.take(record.key_hash);
     const bool is_known =
         ghost && ((tick() - ghost->stamp) & GhostTable::kStampMax) <= kTicksPerCapacity;

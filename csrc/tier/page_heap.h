@@ -19,6 +19,8 @@ class PageHeap {
   size_t count() const { return pages_.size(); }
 
   void push(PageIndex page) {
+    // In smaller steps than a vector's own: memory per page is bounded right after growth, too.
+    if (pages_.size() == pages_.capacity()) pages_.reserve(pages_.size() * 5 / 4 + 64);
     pages_.push_back(page);
     sift_up(pages_.size() - 1, page);
   }
