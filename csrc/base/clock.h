@@ -24,6 +24,9 @@ class Deadline {
     return Deadline(monotonic_ns() + std::min(ms, kAheadMaxMs) * 1'000'000);
   }
 
+  /// The same budget for waiting, after time spent on work that must not count against it.
+  Deadline later_by_ns(uint64_t ns) const { return Deadline(at_ns_ + ns); }
+
   bool expired() const { return monotonic_ns() >= at_ns_; }
   uint64_t remaining_ns() const {
     const uint64_t now = monotonic_ns();

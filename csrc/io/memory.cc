@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <string>
 
 #include "base/bytes.h"
@@ -71,6 +72,15 @@ void bind_to_numa_node(uint8_t* address, uint64_t size, int node,
 
 }  // namespace
 
+uint64_t available_memory_bytes() {
+  std::ifstream file("/proc/meminfo");
+  for (std::string line; std::getline(file, line);) {
+    uint64_t size_kib = 0;
+    if (std::sscanf(line.c_str(), "MemAvailable: %lu kB", &size_kib) == 1) return size_kib * kKiB;
+  }
+  return UINT64_MAX;
+}
+
 SharedMemory::SharedMemory(Fd fd, uint8_t* address, uint64_t size_bytes, uint64_t mapped_size_bytes)
     : fd_(std::move(fd)),
       address_(address),
@@ -109,6 +119,7 @@ Result<std::unique_ptr<SharedMemory>> SharedMemory::create(const Options& option
   }
   if (!made.ok()) return made;
   SharedMemory& memory = *made.value();
+  memory.is_huge_ = huge;
   if (!huge && options.huge_pages == HugePages::kAuto) {
     notices.push_back("the pool uses 4 KiB OS pages: " + huge_page_remedy(options.size_bytes));
     madvise(memory.address_, memory.size_bytes_, MADV_HUGEPAGE);

@@ -17,6 +17,10 @@ namespace hicache {
 
 enum class HugePages : uint8_t { kNever, kAuto, kAlways };
 
+/// What the machine can still hand out without swapping or killing, as the kernel estimates it;
+/// UINT64_MAX where it does not say. Limits of control groups are looked at when a node starts.
+uint64_t available_memory_bytes();
+
 class SharedMemory {
  public:
   struct Options {
@@ -40,6 +44,8 @@ class SharedMemory {
   uint8_t* address() const { return address_; }
   uint64_t size_bytes() const { return size_bytes_; }
   const Fd& fd() const { return fd_; }
+  /// Of memory that create() made: whether huge pages were set aside for all of it.
+  bool is_huge() const { return is_huge_; }
 
   /// Makes the kernel back a range with real memory. Blocks; about 0.3 s per GiB.
   /// Returns kNoSpace when there is no memory left.
@@ -52,6 +58,7 @@ class SharedMemory {
   Fd fd_;
   uint8_t* address_;
   uint64_t size_bytes_;
+  bool is_huge_ = false;
   uint64_t mapped_size_bytes_;  // The whole file: huge pages are only unmapped as a whole.
 };
 

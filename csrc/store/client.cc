@@ -185,14 +185,15 @@ Status Client::stop_node() {
   return current.value()->call(Op::kStop, frame, reply, deadline());
 }
 
-void Client::notify_refs(ClientConnection& connection, Op op, const RefsRequest& refs) {
+void Client::notify_refs(ClientConnection& connection, Op op, const RefsRequest& refs,
+                         Deadline deadline) {
   if (refs.refs.empty()) return;
   std::vector<uint8_t> frame;
   begin_frame(frame);
   WireWriter writer(frame);
   encode(writer, refs);
-  // Its failure breaks the connection, and that ends the leases as well.
-  (void)connection.notify(op, frame, deadline());
+  // If it fails the leases end with the connection, or by their time.
+  (void)connection.notify(op, frame, deadline);
 }
 
 // ---------------------------------------------------------------- get
@@ -244,7 +245,9 @@ void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& t
     plan.add(place.size, places.extents_of(place), targets[i]);
     wanted.push_back(i);
   }
+  const uint64_t begun_ns = monotonic_ns();
   plan.run(threads_);
+  const Deadline rest = until.later_by_ns(monotonic_ns() - begun_ns);  // It is for waiting.
 
   RefsRequest corrupt;
   for (size_t n = 0; n < wanted.size(); ++n) {
@@ -260,8 +263,8 @@ void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& t
       stats_.get_bytes += place.size;
     }
   }
-  notify_refs(*connection, Op::kReportCorrupt, corrupt);
-  notify_refs(*connection, Op::kRelease, leased);
+  notify_refs(*connection, Op::kReportCorrupt, corrupt, rest);
+  notify_refs(*connection, Op::kRelease, leased, rest);
 }
 
 // ---------------------------------------------------------------- put
@@ -294,15 +297,14 @@ Status Client::reserve(ClientConnection& connection, NamespaceIndex index,
   return malformed("reserve");
 }
 
-Status Client::commit(ClientConnection& connection, const CommitRequest& request,
+Status Client::commit(ClientConnection& connection, const CommitRequest& request, Deadline deadline,
                       std::vector<Code>& codes) {
   std::vector<uint8_t> frame;
   begin_frame(frame);
   WireWriter writer(frame);
   encode(writer, request);
   std::vector<uint8_t> reply;
-  // A wait of its own: the copies may have used up the time of reserve's.
-  HICACHE_RETURN_IF_ERROR(connection.call(Op::kCommit, frame, reply, deadline()));
+  HICACHE_RETURN_IF_ERROR(connection.call(Op::kCommit, frame, reply, deadline));
   if (decode_codes(WireReader(reply), codes) && codes.size() == request.items.size()) {
     return Status();
   }
@@ -320,10 +322,10 @@ struct Client::PutRange {
   std::span<Code> codes;
 };
 
-Status Client::put_range(const PutRange& range, const PutOptions& options) {
+Status Client::put_range(const PutRange& range, const PutOptions& options, Deadline* until) {
   Places places;
   HICACHE_RETURN_IF_ERROR(
-      reserve(range.connection, range.index, range.keys, range.sizes, options, deadline(), places));
+      reserve(range.connection, range.index, range.keys, range.sizes, options, *until, places));
   std::vector<size_t> written;
   CopyPlan plan(range.connection, Direction::kMemoryToPool, true);
   for (size_t i = 0; i < range.keys.size(); ++i) {
@@ -333,7 +335,9 @@ Status Client::put_range(const PutRange& range, const PutOptions& options) {
     written.push_back(i);
   }
   if (written.empty()) return Status();
+  const uint64_t begun_ns = monotonic_ns();
   plan.run(threads_);
+  *until = until->later_by_ns(monotonic_ns() - begun_ns);  // The deadline is for waiting.
 
   CommitRequest request{options.ttl_ms, options.replace, {}};
   for (size_t n = 0; n < written.size(); ++n) {
@@ -341,7 +345,7 @@ Status Client::put_range(const PutRange& range, const PutOptions& options) {
                              plan.is_backed(n) ? WriteOutcome::kWritten : WriteOutcome::kUnbacked});
   }
   std::vector<Code> committed;
-  const Status status = commit(range.connection, request, committed);
+  const Status status = commit(range.connection, request, *until, committed);
   if (!status.ok()) committed.assign(written.size(), status.code());
   for (size_t n = 0; n < written.size(); ++n) {
     range.codes[written[n]] = committed[n];
@@ -365,7 +369,8 @@ void Client::put(size_t name_space, std::span<const Key> keys, const SourceOf& s
                   keys.size());
     }
   }
-  auto begun = begin(name_space, deadline());
+  Deadline until = deadline();
+  auto begun = begin(name_space, until);
   if (!begun.ok()) return fail(begun.status(), codes, keys.size());
   auto& [connection, index] = begun.value();
 
@@ -380,7 +385,7 @@ void Client::put(size_t name_space, std::span<const Key> keys, const SourceOf& s
     const Status status = put_range(
         {*connection, index, keys.subspan(first, count), std::span(sizes).subspan(first, count),
          std::span(sources).subspan(first, count), std::span(codes).subspan(first, count)},
-        range_options);
+        range_options, &until);
     if (!status.ok()) {  // Earlier ranges are stored; this one and the rest are not.
       std::vector<Code> failed;
       fail(status, failed, keys.size() - first);

@@ -119,13 +119,14 @@ class Client {
   Status lease(ClientConnection& connection, NamespaceIndex index, std::span<const Key> keys,
                Deadline deadline, Places& places);
   struct PutRange;
-  Status put_range(const PutRange& range, const PutOptions& options);
-  Status commit(ClientConnection& connection, const CommitRequest& request,
+  /// `until` moves on by the time that copying took.
+  Status put_range(const PutRange& range, const PutOptions& options, Deadline* until);
+  Status commit(ClientConnection& connection, const CommitRequest& request, Deadline deadline,
                 std::vector<Code>& codes);
   Status reserve(ClientConnection& connection, NamespaceIndex index, std::span<const Key> keys,
                  std::span<const uint64_t> sizes, const PutOptions& options, Deadline deadline,
                  Places& places);
-  void notify_refs(ClientConnection& connection, Op op, const RefsRequest& refs);
+  void notify_refs(ClientConnection& connection, Op op, const RefsRequest& refs, Deadline deadline);
 
   const Options options_;
   CopyThreads threads_;

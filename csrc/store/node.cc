@@ -25,7 +25,8 @@ constexpr uint64_t kWaitStoppedMaxMs = 24ULL * 24 * 3600 * 1000;  // More does n
 constexpr uint64_t kHelloTimeoutMs = 5000;  // A connection that says nothing is closed.
 constexpr uint64_t kPoolSizeMin = 1 * kMiB;
 constexpr size_t kNoticesMax = 100;
-constexpr uint64_t kGrowthSize = 512 * kMiB;             // Backed ahead of the writers.
+constexpr uint64_t kGrowthSize = 512 * kMiB;  // Backed ahead of the writers.
+constexpr uint64_t kMemoryLeftMin = 256 * kMiB;
 constexpr uint64_t kGrowthRetryMs = 30'000;              // After the machine had no memory left.
 constexpr uint64_t kIncarnationMax = uint64_t{1} << 53;  // Exact in every JSON reader.
 
@@ -213,6 +214,13 @@ void Node::answer_stats_waiters() {
 bool Node::grow_store() {
   const uint64_t size = std::min(kGrowthSize, options_.pool_size_bytes - grown_bytes_);
   if (size == 0 || monotonic_ms() < grow_after_ms_) return false;
+  // Shared memory is not accounted for in advance: without this look the kernel would not refuse it
+  // but kill somebody. Huge pages were set aside when the pool was made.
+  if (!memory_->is_huge() && available_memory_bytes() < size + kMemoryLeftMin) {
+    note_unbacked(
+        "the machine has hardly any memory left; free some or choose a smaller pool_size");
+    return false;
+  }
   store_.add_memory(grown_bytes_, size);
   grown_bytes_ += size;
   backer_.want(grown_bytes_);

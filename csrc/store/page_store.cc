@@ -6,8 +6,9 @@ namespace hicache {
 namespace {
 
 constexpr NamespaceIndex kNamespaceCountMax = 65536;
+constexpr size_t kExpirePerStep = 1024;   // Pages of one expiry, however many there are.
 constexpr uint64_t kDropPerStep = 256;    // Cleared pages reclaimed per step: well below 1 ms.
-constexpr size_t kPrefetchDistance = 16;  // Records in flight while keys are looked up.
+constexpr size_t kPrefetchDistance = 24;  // Records in flight while keys are looked up.
 constexpr uint64_t kExpectedPageSize = 256 * kKiB;
 constexpr size_t kExpectedPagesMax = 1 << 22;
 
@@ -49,6 +50,18 @@ void PageStore::prefetch(SpaceIndex space, std::span<const Key> keys,
   for (size_t i = 0; i < keys.size(); ++i) {
     hashes[i] = hash_of(space, keys[i]);
     table_.prefetch(hashes[i]);
+  }
+}
+
+void PageStore::prefetch_records(size_t i, bool with_leases) const {
+  // The leases hang on the records, so they are asked for half as far ahead.
+  if (with_leases && i + kPrefetchDistance / 2 < hashes_.size()) {
+    const PageIndex near = table_.guess(hashes_[i + kPrefetchDistance / 2]);
+    if (near != kNoPage) leases_.prefetch(records_[near].leases);
+  }
+  if (i + kPrefetchDistance < hashes_.size()) {
+    const PageIndex far = table_.guess(hashes_[i + kPrefetchDistance]);
+    if (far != kNoPage) records_.prefetch(far);
   }
 }
 
@@ -105,10 +118,7 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
   codes.assign(keys.size(), Code::kNotFound);
   prefetch(space, keys, hashes_);
   for (size_t i = 0; i < keys.size(); ++i) {
-    if (i + kPrefetchDistance < keys.size()) {
-      const PageIndex guess = table_.guess(hashes_[i + kPrefetchDistance]);
-      if (guess != kNoPage) records_.prefetch(guess);
-    }
+    prefetch_records(i, flags.lease);
     const PageIndex page = find(space, keys[i], hashes_[i]);
     if (page == kNoPage) {
       if (!flags.prefix) {
@@ -192,9 +202,9 @@ void PageStore::update_held(PageRecord& record) {
   if (held == record.is_held) return;
   record.is_held = held;
   if (held) {
-    held_bytes_ += record.size;
+    held_bytes_ += SlotAllocator::footprint(record.size);
   } else {
-    held_bytes_ -= record.size;
+    held_bytes_ -= SlotAllocator::footprint(record.size);
   }
 }
 
@@ -279,7 +289,10 @@ Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
     return Code::kCancelled;
   }
   auto space = spaces_.find(record.space);
-  if (space == spaces_.end()) {  // Cleared while the client wrote.
+  const bool cleared_meanwhile =
+      space == spaces_.end() || std::find(cleared_spaces_.begin(), cleared_spaces_.end(),
+                                          record.space) != cleared_spaces_.end();
+  if (cleared_meanwhile) {
     abort(session, ref);
     return Code::kCancelled;
   }
@@ -326,7 +339,7 @@ bool PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
     if (drop_cleared(kDropPerStep)) continue;
     if (options_.grow && options_.grow()) continue;
     // Evict nothing for a page that would not fit anyway.
-    if (held_bytes_ + size > allocator_.size_bytes()) return false;
+    if (held_bytes_ + SlotAllocator::footprint(size) > allocator_.size_bytes()) return false;
     const PageIndex victim =
         eviction_->victim([this](PageIndex page) { return !records_[page].is_held; }, now_ms);
     if (victim == kNoPage) return false;
@@ -367,7 +380,7 @@ void PageStore::free_page(PageIndex page, bool backed) {
     set_expiry(page, 0);
   }
   if (record.pin == Pin::kHard) pinned_bytes_ -= record.size;
-  if (record.is_held) held_bytes_ -= record.size;
+  if (record.is_held) held_bytes_ -= SlotAllocator::footprint(record.size);
   extent_heap_bytes_ -= record.extents.heap_size_bytes();
   if (backed) {
     allocator_.release(record.extents.span());
@@ -449,7 +462,7 @@ uint64_t PageStore::advance(uint64_t now_ms) {
   expire_leases(now_ms);
   expire_pages(now_ms);
   drop_cleared(kDropPerStep);
-  if (!cleared_spaces_.empty()) return now_ms;
+  if (!cleared_spaces_.empty() || has_expired(now_ms)) return now_ms;
   uint64_t next = leases_.next_expiry_ms();
   if (!expiry_order_.empty()) next = std::min(next, expiry_order_.begin()->first);
   return next;
@@ -461,8 +474,12 @@ void PageStore::expire_leases(uint64_t now_ms) {
       [this](PageIndex page, LeaseKind kind) { after_lease_end(page, kind); });
 }
 
+bool PageStore::has_expired(uint64_t now_ms) const {
+  return !expiry_order_.empty() && expiry_order_.begin()->first <= now_ms;
+}
+
 void PageStore::expire_pages(uint64_t now_ms) {
-  while (!expiry_order_.empty() && expiry_order_.begin()->first <= now_ms) {
+  for (size_t left = kExpirePerStep; left != 0 && has_expired(now_ms); --left) {
     const PageIndex page = expiry_order_.begin()->second;
     const PageRecord& record = records_[page];
     if (record.state == PageState::kReserved) {

@@ -165,6 +165,8 @@ class PageStore {
   uint64_t hash_of(PageIndex page) const;
   PageIndex find(SpaceIndex space, const Key& key, uint64_t hash) const;
   void prefetch(SpaceIndex space, std::span<const Key> keys, std::vector<uint64_t>& hashes) const;
+  /// Fetches what the look-up of hashes_[i + a few] will touch.
+  void prefetch_records(size_t i, bool with_leases) const;
   PageList& list_of(const PageRecord& record);
   void link(PageList& list, PageIndex page);
   void unlink(PageList& list, PageIndex page);
@@ -177,6 +179,7 @@ class PageStore {
   void free_page(PageIndex page, bool backed = true);
   void update_held(PageRecord& record);
   void set_expiry(PageIndex page, uint64_t expires_ms);
+  bool has_expired(uint64_t now_ms) const;
   void expire_pages(uint64_t now_ms);
   void expire_leases(uint64_t now_ms);
   void after_lease_end(PageIndex page, LeaseKind kind);

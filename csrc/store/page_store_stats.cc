@@ -52,7 +52,7 @@ std::string PageStore::check_invariants() const {
     const PageRecord& record = records_[page];
     if (record.state == PageState::kFree) continue;
     used += record.size;
-    if (record.is_held) held += record.size;
+    if (record.is_held) held += SlotAllocator::footprint(record.size);
     if (record.state == PageState::kReserved) reserved += record.size;
     if (record.pin == Pin::kHard) pinned += record.size;
     uint64_t extents = 0;

@@ -24,6 +24,10 @@ constexpr uint32_t kClassCount =
 
 SlotAllocator::SlotAllocator() : roomy_(kClassCount) {}
 
+uint64_t SlotAllocator::footprint(uint64_t size) {
+  return size <= kSmallSizeMax ? class_size(class_of(size)) : round_up(size, kSlotSize);
+}
+
 uint32_t SlotAllocator::class_of(uint64_t size) {
   uint32_t low = 0;
   uint32_t high = kClassCount - 1;

@@ -31,6 +31,9 @@ class SlotAllocator {
  public:
   SlotAllocator();
 
+  /// Bytes of the pool that an object of `size` takes away from others.
+  static uint64_t footprint(uint64_t size);
+
   /// Gives the allocator more room. Requires: whole slots that were not added before.
   void add(uint64_t offset, uint64_t size);
 

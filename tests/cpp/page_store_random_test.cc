@@ -111,7 +111,7 @@ class Simulation {
     uint64_t present = 0;
     for (const auto& [id, page] : pages_) {
       used += page.size;
-      if (page.is_held()) held += page.size;
+      if (page.is_held()) held += SlotAllocator::footprint(page.size);
       if (page.life == Life::kReserved) reserved += page.size;
       if (page.life == Life::kPresent) ++present;
       leases += page.leases.size();
