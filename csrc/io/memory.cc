@@ -15,6 +15,9 @@
 #include "base/bytes.h"
 #include "base/huge_allocator.h"
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -143,13 +146,14 @@ Result<std::unique_ptr<SharedMemory>> SharedMemory::map(Fd fd, uint64_t size_byt
       new SharedMemory(std::move(fd), static_cast<uint8_t*>(address), size_bytes, file_size));
 }
 
-Status SharedMemory::populate(uint64_t offset, uint64_t size) {
+Status SharedMemory::populate(uint64_t offset, uint64_t size, Access access) {
+  const int advice = access == Access::kRead ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
   for (;;) {
-    if (madvise(address_ + offset, size, MADV_POPULATE_WRITE) == 0) return Status();
+    if (madvise(address_ + offset, size, advice) == 0) return Status();
     if (errno == EINTR || errno == EAGAIN) continue;
     break;
   }
-  // Linux before 5.14 has no MADV_POPULATE_WRITE; fallocate backs the file all the same.
+  // Linux before 5.14 has no MADV_POPULATE_*; fallocate backs the file all the same.
   if (errno == EINVAL &&
       fallocate(fd_.get(), 0, static_cast<off_t>(offset), static_cast<off_t>(size)) == 0) {
     return Status();

@@ -8,14 +8,9 @@
 
 #include "io/unix_socket.h"
 #include "net/frame.h"
+#include "tier/slot_allocator.h"
 
 namespace hicache {
-namespace {
-
-constexpr uint64_t kPieceSize = 2 * kMiB;
-
-}  // namespace
-
 Result<std::shared_ptr<ClientConnection>> ClientConnection::open(const std::string& path,
                                                                  const std::string& client_name,
                                                                  Deadline deadline) {
@@ -61,19 +56,25 @@ Status ClientConnection::say_hello(const std::string& client_name, Deadline dead
   if (!memory.ok()) return memory.status();
   pool_ = std::move(memory.value());
   incarnation_ = reply.incarnation;
-  const uint64_t pieces = (reply.pool_size_bytes + kPieceSize - 1) / kPieceSize;
-  backed_ = std::make_unique<std::atomic<uint8_t>[]>(pieces);
+  const uint64_t slots = (reply.pool_size_bytes + kSlotSize - 1) / kSlotSize;
+  backed_ = std::make_unique<std::atomic<uint8_t>[]>(slots);
   return Status();
 }
 
-bool ClientConnection::back(uint64_t offset, uint64_t size) {
-  const uint64_t end = (offset + size + kPieceSize - 1) / kPieceSize;
-  for (uint64_t piece = offset / kPieceSize; piece < end; ++piece) {
-    if (backed_[piece].load(std::memory_order_acquire) != 0) continue;
-    const uint64_t start = piece * kPieceSize;
-    if (!pool_->populate(start, std::min(kPieceSize, pool_->size_bytes() - start)).ok())
-      return false;
-    backed_[piece].store(1, std::memory_order_release);
+bool ClientConnection::back(uint64_t offset, uint64_t size, SharedMemory::Access access) {
+  const uint64_t last = (offset + size - 1) / kSlotSize;
+  for (uint64_t slot = offset / kSlotSize; slot <= last;) {
+    if (backed_[slot].load(std::memory_order_acquire) != 0) {
+      ++slot;
+      continue;
+    }
+    // As many as need it, in one call. Not more: the neighbours are another thread's work.
+    uint64_t end = slot + 1;
+    while (end <= last && backed_[end].load(std::memory_order_relaxed) == 0) ++end;
+    const uint64_t start = slot * kSlotSize;
+    const uint64_t bytes = std::min(end * kSlotSize, pool_->size_bytes()) - start;
+    if (!pool_->populate(start, bytes, access).ok()) return false;
+    for (; slot < end; ++slot) backed_[slot].store(1, std::memory_order_release);
   }
   return true;
 }

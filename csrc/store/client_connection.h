@@ -51,8 +51,8 @@ class ClientConnection {
   /// Makes sure that real memory stands behind a range of the pool, and maps it into this process
   /// in one go, where each OS page would be a fault of its own. To be called before the range is
   /// touched: without memory a touch would be the end of the process. Returns false if there is
-  /// none. Threads: any; several back different parts at the same time.
-  bool back(uint64_t offset, uint64_t size);
+  /// none. Threads: any; several work on different parts at the same time.
+  bool back(uint64_t offset, uint64_t size, SharedMemory::Access access);
 
  private:
   ClientConnection() = default;

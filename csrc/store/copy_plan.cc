@@ -62,13 +62,16 @@ void CopyPlan::copy(Stripe& stripe) const {
   const Page& page = pages_[stripe.page];
   const uint64_t size = std::min(kStripeSize, page.size - stripe.offset);
   const Store store = total_size_ < kParallelSizeMin ? Store::kCached : Store::kStreaming;
+  const SharedMemory::Access access = direction_ == Direction::kPoolToMemory
+                                          ? SharedMemory::Access::kRead
+                                          : SharedMemory::Access::kWrite;
   PieceCursor<Extent> extent(page.extents, stripe.offset);
   PieceCursor<MemorySegment> segment(page.segments, stripe.offset);
   ChecksumCopy checksum_copy(size, store);
   for (uint64_t left = size; left != 0;) {
     const uint64_t piece = std::min({left, extent.left(), segment.left()});
     const uint64_t pool_offset = extent.piece().offset + extent.inside();
-    if (!connection_.back(pool_offset, piece)) {
+    if (!connection_.back(pool_offset, piece, access)) {
       stripe.is_backed = false;
       fence_stores();
       return;

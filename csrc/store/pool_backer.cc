@@ -50,7 +50,7 @@ void PoolBacker::run() {
     const uint64_t offset = backed_bytes_;
     const uint64_t size = std::min(kStepSize, wanted_bytes_ - offset);
     lock.unlock();
-    const Status status = memory_.populate(offset, size);
+    const Status status = memory_.populate(offset, size, SharedMemory::Access::kWrite);
     lock.lock();
     failure_ = status.message();
     if (status.ok()) {

@@ -190,7 +190,7 @@ TEST(SharedMemory, IsSealedAndShared) {
   const int fd = owner.value()->fd().get();
   EXPECT_NE(ftruncate(fd, 0), 0);
   EXPECT_NE(ftruncate(fd, 1 << 30), 0);
-  ASSERT_TRUE(owner.value()->populate(0, kMiB).ok());
+  ASSERT_TRUE(owner.value()->populate(0, kMiB, SharedMemory::Access::kWrite).ok());
   auto other = SharedMemory::map(Fd(dup(fd)), 3 * kMiB);
   ASSERT_TRUE(other.ok()) << other.status().message();
   owner.value()->address()[77] = 7;
@@ -229,7 +229,7 @@ TEST(SharedMemory, HugePagesComeBack) {
     auto owner = SharedMemory::create({3 * kMiB, HugePages::kAlways, -1}, notices);
     ASSERT_TRUE(owner.ok()) << owner.status().message();
     EXPECT_TRUE(notices.empty());
-    ASSERT_TRUE(owner.value()->populate(0, 3 * kMiB).ok());
+    ASSERT_TRUE(owner.value()->populate(0, 3 * kMiB, SharedMemory::Access::kWrite).ok());
     // A part of a huge page at the end, as a pool of odd size has.
     auto other = SharedMemory::map(Fd(dup(owner.value()->fd().get())), 3 * kMiB);
     ASSERT_TRUE(other.ok()) << other.status().message();
