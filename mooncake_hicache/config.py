@@ -162,10 +162,10 @@ class NodeOptions(BaseSettings):
     """Milliseconds that a page stays put for a reader. Longer than any call's deadline, short
     enough that a reader that hangs does not hold memory for long."""
 
-    lookup_lease_ttl_ms: Annotated[Milliseconds, Field(ge=0, le=600_000)] = 5000
+    lookup_lease_ttl_ms: Annotated[Milliseconds, Field(ge=0, le=600_000)] = 10_000
     """Milliseconds that a page which a look-up reported is kept for the read that follows. An
-    engine reads one scheduler step later; under load that is seconds. 0: look-ups take no
-    leases."""
+    engine reads one scheduler step later; behind other requests' reads that is many seconds. 0:
+    look-ups take no leases."""
 
     lookup_lease_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.25
     """The share of the pool that look-ups may lease in all, so that puts always find room."""
