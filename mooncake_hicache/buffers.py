@@ -6,7 +6,7 @@ objects with numpy's `__array_interface__`, and torch's CPU tensors. All must be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,13 @@ def spans_of(pages: Sequence[Any], *, writable: bool) -> Spans:
 
     Raises:
         InvalidArgumentError: A buffer is empty, not contiguous, read-only though it is to be
-            written to, or not in this process's memory; or a page has no pieces.
+            written to, holds Python objects, or is not in this process's memory; or a page has no
+            pieces; or the pages are no list.
     """
+    if isinstance(pages, (str, bytes, bytearray, memoryview)) or not isinstance(pages, Iterable):
+        raise InvalidArgumentError(
+            f"the pages are a {type(pages).__name__}: give a list with a buffer for each page"
+        )
     rows = [page if isinstance(page, (list, tuple)) else (page,) for page in pages]
     piece_count = max(map(len, rows), default=1)
     addresses = np.zeros((len(rows), piece_count), np.uint64)
@@ -71,6 +76,12 @@ def _span_of(buffer: Any, writable: bool) -> tuple[int, int, object]:
             ) from None
         buffer = np.asarray(buffer)
         view = memoryview(buffer)
+    if _holds_objects(view):
+        # Their bytes are pointers, which mean nothing to whoever reads the page.
+        raise InvalidArgumentError(
+            f"a {type(buffer).__name__} holds Python objects and not their bytes: give an array of "
+            "numbers"
+        )
     if view.nbytes == 0:
         raise InvalidArgumentError("a buffer is empty: a page has at least one byte")
     if not view.c_contiguous:
@@ -85,6 +96,12 @@ def _span_of(buffer: Any, writable: bool) -> tuple[int, int, object]:
     # The array holds the buffer's export, so a bytearray cannot be resized under the copy.
     array = np.frombuffer(view, np.uint8)
     return array.__array_interface__["data"][0], view.nbytes, array
+
+
+def _holds_objects(view: memoryview) -> bool:
+    if isinstance(view.obj, np.ndarray):
+        return bool(view.obj.dtype.hasobject)
+    return view.format is not None and view.format.endswith("O")
 
 
 def _span_of_tensor(tensor: Any) -> tuple[int, int, object]:

@@ -5,9 +5,9 @@ Keys: 32 bytes and 64 hexadecimal digits are taken as they are; any other `str` 
 makes a get a miss and a put a refusal, and the batch forms say which (`Code`). Mistakes of the
 caller are raised as `InvalidArgumentError`.
 
-All methods may be called from any thread. They release the GIL, block for at most
-`call_timeout_ms`, and when they return no byte is on its way into or out of the caller's memory,
-whatever the outcome.
+All methods may be called from any thread. They release the GIL. One call waits for the node for at
+most `call_timeout_ms` in all; the copying itself takes as long as it takes and is not counted. When
+a call returns, no byte is on its way into or out of the caller's memory, whatever the outcome.
 """
 
 from __future__ import annotations
@@ -19,9 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from mooncake_hicache import _core
+from mooncake_hicache.arguments import (
+    PlainKeys,
+    check_one_per_key,
+    hashed_keys,
+    key_of,
+    milliseconds,
+    plain_keys,
+    uint64_array,
+)
 from mooncake_hicache.buffers import spans_of
 from mooncake_hicache.errors import InvalidArgumentError
-from mooncake_hicache.pages.key import KEY_SIZE, page_key, page_keys
+from mooncake_hicache.pages.key import KEY_SIZE
 
 if TYPE_CHECKING:
     from mooncake_hicache.store import Store
@@ -32,8 +41,6 @@ Key = str | bytes
 Keys = Sequence[Key] | bytes | npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.uint8]
 """One `Code` per page, as a number."""
-PlainKeys = Any
-"""Keys as the core takes them: a sequence of 32 bytes or 64 digits each, or all bytes in one."""
 Pin = Literal["none", "soft", "hard"]
 
 _T = TypeVar("_T")
@@ -115,13 +122,13 @@ class Namespace:
         tells.
         """
         codes = self.put_batch(
-            [key], [value], parent=parent, ttl_ms=ttl_ms, pin=pin, replace=replace
+            [key_of(key)], [value], parent=parent, ttl_ms=ttl_ms, pin=pin, replace=replace
         )
         return int(codes[0]) in (_OK, _ALREADY_EXISTS)
 
     def get(self, key: Key) -> bytes | None:
         """Return a page's bytes, or None for a miss."""
-        return self._store._client.get_bytes(self._number, page_key(key))
+        return self._store._client.get_bytes(self._number, key_of(key))
 
     def get_into(self, key: Key, buffer: Any) -> int | None:
         """Read a page into a writable buffer, or scatter it over a list of them.
@@ -133,16 +140,16 @@ class Namespace:
             The page's size in bytes, or None for a miss.
         """
         spans = spans_of([buffer], writable=True)
-        codes = self._store._client.get(self._number, [page_key(key)], spans.addresses, spans.sizes)
+        codes = self._store._client.get(self._number, [key_of(key)], spans.addresses, spans.sizes)
         return int(spans.sizes.sum()) if int(codes[0]) == _OK else None
 
     def exists(self, key: Key) -> bool:
         """Return whether a page is there now. Takes no lease: it may be gone when it is read."""
-        return int(self.lookup([key], lease=False, prefix=False)[0]) == _OK
+        return int(self.lookup([key_of(key)], lease=False, prefix=False)[0]) == _OK
 
     def remove(self, key: Key) -> bool:
         """Drop a page. Return whether it was there."""
-        return int(self.remove_batch([key])[0]) == _OK
+        return int(self.remove_batch([key_of(key)])[0]) == _OK
 
     def clear(self) -> int:
         """Drop every page of this namespace and of no other; return how many there were.
@@ -181,6 +188,7 @@ class Namespace:
         not.
         """
         spans = spans_of(values, writable=False)
+        check_one_per_key(keys, len(spans.addresses), "value")
         return self.put_from(
             keys,
             spans.addresses,
@@ -201,6 +209,7 @@ class Namespace:
     def get_batch_into(self, keys: Keys, buffers: Sequence[Any]) -> Codes:
         """Read many pages into writable buffers; see `get_into`. `OK` for each that was read."""
         spans = spans_of(buffers, writable=True)
+        check_one_per_key(keys, len(spans.addresses), "buffer")
         return self.get_into_addresses(keys, spans.addresses, spans.sizes)
 
     def exists_batch(self, keys: Keys) -> npt.NDArray[np.bool_]:
@@ -259,17 +268,20 @@ class Namespace:
             replace: As for `put`.
         """
         level = _pin_level(pin)
-        parent_key = None if parent is None else page_key(parent)
+        parent_key = None if parent is None else key_of(parent, "parent")
+        ttl = milliseconds("ttl_ms", ttl_ms)
+        address_array = uint64_array("addresses", addresses)
+        size_array = uint64_array("sizes", sizes)
         return self._with_keys(
             keys,
             lambda plain: self._store._client.put(
                 self._number,
                 plain,
-                _uint64(addresses),
-                _uint64(sizes),
+                address_array,
+                size_array,
                 parent=parent_key,
                 chained=chained,
-                ttl_ms=ttl_ms,
+                ttl_ms=ttl,
                 pin=level,
                 replace=replace,
             ),
@@ -282,11 +294,11 @@ class Namespace:
 
         A page whose size is not exactly the sum of its pieces is a miss.
         """
+        address_array = uint64_array("addresses", addresses)
+        size_array = uint64_array("sizes", sizes)
         return self._with_keys(
             keys,
-            lambda plain: self._store._client.get(
-                self._number, plain, _uint64(addresses), _uint64(sizes)
-            ),
+            lambda plain: self._store._client.get(self._number, plain, address_array, size_array),
         )
 
     def lookup(self, keys: Keys, *, lease: bool, prefix: bool) -> Codes:
@@ -306,26 +318,30 @@ class Namespace:
 
     def _with_keys(self, keys: Keys, call: Callable[[PlainKeys], _T]) -> _T:
         """Call with keys in a form that the core takes, hashing them only if they need it."""
-        if isinstance(keys, np.ndarray):
-            return call(keys.tobytes())
-        if isinstance(keys, (bytes, bytearray, memoryview)) or not len(keys):
-            return call(keys)
-        first = keys[0]
-        if len(first) == (KEY_SIZE if isinstance(first, bytes) else 2 * KEY_SIZE):
+        names = plain_keys(keys)
+        if isinstance(names, bytes) or not len(names):
+            return call(names)
+        if _is_plain(names[0]):
             try:
-                return call(keys)
-            except InvalidArgumentError:
+                return call(names)
+            except (InvalidArgumentError, UnicodeEncodeError):
                 # Only the first key was looked at, because the core looks at all of them: another
                 # one may need hashing, or the call is wrong and says so again.
                 pass
-        return call(page_keys(keys))
+        return call(hashed_keys(names))
+
+
+def _is_plain(name: object) -> bool:
+    """Return whether a name has the form of a key that the core takes."""
+    return (
+        len(name) == 2 * KEY_SIZE
+        if isinstance(name, str)
+        else isinstance(name, bytes) and len(name) == KEY_SIZE
+    )
 
 
 def _pin_level(pin: Pin) -> int:
-    if pin not in _PINS:
+    level = _PINS.get(pin) if isinstance(pin, str) else None
+    if level is None:
         raise InvalidArgumentError(f"pin {pin!r}: must be none, soft or hard")
-    return _PINS[pin]
-
-
-def _uint64(values: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-    return np.ascontiguousarray(values, dtype=np.uint64)
+    return level

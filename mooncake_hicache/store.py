@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, NoReturn, cast
 
 from mooncake_hicache import _core
+from mooncake_hicache.arguments import check_description_text, milliseconds
 from mooncake_hicache.config import StoreOptions
 from mooncake_hicache.errors import ClosedError, InvalidArgumentError, TransientError
 from mooncake_hicache.namespace import Namespace
@@ -84,10 +85,8 @@ class Store:
             TransientError: No node answered in time.
             NoSpaceError, IoError, UnsupportedError: A node cannot run here with these options.
         """
-        if wait_ms is not None and wait_ms < 0:
-            raise InvalidArgumentError(
-                f"wait_ms {wait_ms}: must be 0 or more milliseconds, or None"
-            )
+        if wait_ms is not None:
+            wait_ms = milliseconds("wait_ms", wait_ms)
         store = cls((options or StoreOptions()).replaced(**overrides))
         store._supervisor.start()
         if wait_ms == 0:
@@ -116,13 +115,15 @@ class Store:
                 None, bool, int, str, lists and mappings, or a name.
 
         Raises:
-            InvalidArgumentError: The description has a value of another kind.
+            InvalidArgumentError: The description has a value of another kind, or text that has no
+                UTF-8 form.
             ClosedError: The store is closed.
         """
         try:
             digest, text = namespace_digest(description), namespace_text(description)
         except TypeError as error:
             raise InvalidArgumentError(str(error)) from None
+        check_description_text(text)
         return Namespace(self, self._client.open_namespace(digest, text), digest, text)
 
     def stats(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,8 +77,6 @@ def test_every_form_of_key_names_one_page(pages: Namespace) -> None:
     assert len(spaced) == 64
     assert pages.put(spaced, b"not hexadecimal")
     assert pages.get_batch([spaced, key]) == [b"not hexadecimal", b"x"]
-    with pytest.raises(TypeError):
-        pages.get(5)  # type: ignore[arg-type]
 
 
 def test_a_page_of_another_size_is_a_miss(store: Store, pages: Namespace) -> None:
@@ -187,8 +186,12 @@ def test_empty_batches_are_nothing(pages: Namespace) -> None:
 
 
 def test_misuse_is_named(store: Store, pages: Namespace) -> None:
-    with pytest.raises(InvalidArgumentError, match="shape"):
+    with pytest.raises(InvalidArgumentError, match="2 keys, 1 value: give one value per key"):
         pages.put_batch(["a", "b"], [b"x"])
+    with pytest.raises(InvalidArgumentError, match="1 key, 2 buffers"):
+        pages.get_batch_into(key_of(1), [bytearray(1), bytearray(1)])
+    with pytest.raises(InvalidArgumentError, match="the pages are a bytes"):
+        pages.put_batch(["a"], b"x")
     with pytest.raises(InvalidArgumentError, match="firm"):
         pages.put("a", b"x", pin="firm")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="firm"):
@@ -201,8 +204,94 @@ def test_misuse_is_named(store: Store, pages: Namespace) -> None:
         store.namespace({"rate": 0.5})
     with pytest.raises(InvalidArgumentError, match="wait_ms"):
         Store.open(in_process=True, wait_ms=-1)
+    with pytest.raises(InvalidArgumentError, match="lone surrogate"):
+        store.namespace("half \ud800")
+    with pytest.raises(InvalidArgumentError, match="lone surrogate"):
+        store.namespace({"half": "\ud800"})
     with pytest.raises(InvalidArgumentError, match="pool_size"):
         Store.open(in_process=True, poolsize="1GB")
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ("page", "keys is a str"),
+        (key_of(1).hex(), "keys is a str"),
+        (5, "keys is an int"),
+        (None, "keys is None"),
+        ({"page"}, "keys is a set"),
+        ({"page": 1}, "keys is a dict"),
+        ((name for name in ["page"]), "keys is a generator"),
+        (np.zeros(32), "array of float64"),
+        (np.zeros(31, np.uint8), r"uint8 of shape \(31,\)"),
+        (np.array([key_of(1).hex()]), "array of <U64"),
+        (b"too short", "9 bytes"),
+        ([1], r"keys\[0\] is an int"),
+        ([key_of(1), "page", None], r"keys\[2\] is None"),
+    ],
+)
+def test_what_is_no_list_of_keys_is_named(pages: Namespace, keys: Any, told: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=told):
+        pages.exists_batch(keys)
+
+
+def test_what_is_no_key_is_named(pages: Namespace) -> None:
+    wrong: Any = 5
+    for call in (
+        lambda: pages.get(wrong),
+        lambda: pages.put(wrong, b"x"),
+        lambda: pages.get_into(wrong, bytearray(1)),
+        lambda: pages.exists(wrong),
+        lambda: pages.remove(wrong),
+    ):
+        with pytest.raises(InvalidArgumentError, match="key is an int"):
+            call()
+    with pytest.raises(InvalidArgumentError, match="parent is an int"):
+        pages.put("a", b"x", parent=wrong)
+
+
+def test_half_a_character_in_a_key_is_a_name_like_any(pages: Namespace) -> None:
+    keys = ["\ud800" + 63 * "a", "\ud800"]
+    assert (pages.put_batch(keys, [b"x", b"y"]) == Code.OK).all()
+    assert pages.get_batch(keys) == [b"x", b"y"]
+
+
+@pytest.mark.parametrize("ttl_ms", [-1, 1.5, "1", None, True, 2**64])
+def test_a_wrong_time_to_live_is_named(pages: Namespace, ttl_ms: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"ttl_ms {ttl_ms!r}: .*milliseconds"):
+        pages.put("page", b"x", ttl_ms=ttl_ms)
+    assert not pages.exists("page")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.array([-5]), "holds -5"),
+        ([-5], "holds -5"),
+        ([2**64], "holds 18446744073709551616"),
+        ([4096.0], "holds float64"),
+        ([True], "holds bool"),
+        (["4096"], "holds <U4"),
+        ([None], "holds None"),
+        ([[1], [1, 2]], "no array of integers"),
+    ],
+)
+def test_addresses_and_sizes_must_be_integers(pages: Namespace, values: Any, told: str) -> None:
+    memory = np.zeros(4096, np.uint8)
+    address = [[memory.ctypes.data]]
+    for call in (pages.put_from, pages.get_into_addresses):
+        with pytest.raises(InvalidArgumentError, match=f"^sizes .*{told}"):
+            call(["page"], address, values)
+        with pytest.raises(InvalidArgumentError, match=f"^addresses .*{told}"):
+            call(["page"], values, [4096])
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64, np.int32, object])
+def test_integers_of_any_width_are_sizes(pages: Namespace, kind: Any) -> None:
+    memory = np.arange(16, dtype=np.uint8)
+    codes = pages.put_from(["page"], [[memory.ctypes.data]], np.array([16], kind))
+    assert codes.tolist() == [Code.OK]
+    assert pages.get("page") == memory.tobytes()
 
 
 # ---- room

@@ -88,6 +88,10 @@ def test_no_pages_are_no_spans() -> None:
         (b"fixed", True, "read-only"),
         (memoryview(bytearray(8))[::2], False, "not contiguous"),
         (np.zeros((4, 4))[:, 1], False, "not contiguous"),
+        (np.array([b"x", None]), False, "holds Python objects"),
+        (memoryview(np.array([{}])), False, "holds Python objects"),
+        (np.zeros(2, [("size", "i8"), ("value", "O")]), False, "holds Python objects"),
+        ((ctypes.py_object * 2)(), False, "holds Python objects"),
         (3, False, "int is no buffer"),
         ("text", False, "str is no buffer"),
         (None, False, "NoneType is no buffer"),
@@ -96,6 +100,16 @@ def test_no_pages_are_no_spans() -> None:
 def test_what_cannot_be_copied_is_named(buffer: Any, writable: bool, told: str) -> None:
     with pytest.raises(InvalidArgumentError, match=told):
         spans_of([buffer], writable=writable)
+
+
+def test_a_field_name_is_no_object() -> None:
+    assert spans_of([np.zeros(2, [("O", "i8")])], writable=False).sizes.tolist() == [[16]]
+
+
+@pytest.mark.parametrize("pages", [b"x", "x", None, 5])
+def test_pages_that_are_no_list_are_named(pages: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"the pages are a {type(pages).__name__}"):
+        spans_of(pages, writable=False)
 
 
 def test_a_bytearray_cannot_move_while_it_is_held() -> None:
