@@ -36,6 +36,11 @@ class PageMemory {
     addresses_ = addresses.data();
     sizes_ = sizes.data();
     size_stride_ = own ? segments_ : 0;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      if (sizes_[i] <= kSegmentSizeMax) continue;
+      raise(Status(Code::kInvalidArgument, "sizes holds " + std::to_string(sizes_[i]) +
+                                               ": no piece of memory is that large"));
+    }
   }
 
   void append(size_t page, std::vector<MemorySegment>& segments) const {
@@ -54,6 +59,9 @@ class PageMemory {
   }
 
  private:
+  // The address space of a process; sums of as many as fit into memory cannot wrap.
+  static constexpr uint64_t kSegmentSizeMax = uint64_t{1} << 47;
+
   const uint64_t* addresses_;
   const uint64_t* sizes_;
   size_t segments_;

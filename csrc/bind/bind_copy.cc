@@ -1,6 +1,8 @@
 // Checksums and copies, for the benchmarks and as an oracle's counterpart in the tests.
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
+
 #include "bind/bind.h"
 #include "transfer/checksum_copy.h"
 #include "transfer/first_write.h"
@@ -8,6 +10,11 @@
 namespace nb = nanobind;
 
 namespace hicache {
+namespace {
+
+constexpr unsigned kThreadsMax = 256;
+
+}  // namespace
 
 void bind_copy(nb::module_& m) {
   m.attr("STRIPE_SIZE") = kStripeSize;
@@ -23,7 +30,7 @@ void bind_copy(nb::module_& m) {
       "write_each_page",
       [](uint64_t address, uint64_t size, unsigned threads, uint64_t timeout_ms) {
         nb::gil_scoped_release no_gil;
-        CopyThreads workers(threads);
+        CopyThreads workers(std::min(threads, kThreadsMax));
         return write_each_page(reinterpret_cast<uint8_t*>(address), size, workers,
                                Deadline::after_ms(timeout_ms));
       },

@@ -146,6 +146,11 @@ Result<std::unique_ptr<SharedMemory>> SharedMemory::map(Fd fd, uint64_t size_byt
       new SharedMemory(std::move(fd), static_cast<uint8_t*>(address), size_bytes, file_size));
 }
 
+uint64_t SharedMemory::backed_bytes() const {
+  struct stat stat{};
+  return fstat(fd_.get(), &stat) == 0 ? static_cast<uint64_t>(stat.st_blocks) * 512 : 0;
+}
+
 Status SharedMemory::populate(uint64_t offset, uint64_t size, Access access) {
   const int advice = access == Access::kRead ? MADV_POPULATE_READ : MADV_POPULATE_WRITE;
   for (;;) {
@@ -154,9 +159,11 @@ Status SharedMemory::populate(uint64_t offset, uint64_t size, Access access) {
     break;
   }
   // Linux before 5.14 has no MADV_POPULATE_*; fallocate backs the file all the same.
-  if (errno == EINVAL &&
-      fallocate(fd_.get(), 0, static_cast<off_t>(offset), static_cast<off_t>(size)) == 0) {
-    return Status();
+  while (errno == EINVAL || errno == EINTR) {
+    if (fallocate(fd_.get(), 0, static_cast<off_t>(offset), static_cast<off_t>(size)) == 0) {
+      return Status();
+    }
+    if (errno != EINTR) break;
   }
   return Status(Code::kNoSpace, "backing " + std::to_string(size) +
                                     " bytes of the pool at offset " + std::to_string(offset) +

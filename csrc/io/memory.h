@@ -1,8 +1,8 @@
 // Shared memory that several processes map: the pool.
 //
 // The owner creates it (memfd, sealed against resizing, so a mapping can never fault with SIGBUS
-// because someone shrank the file) and populates it step by step before any byte of a step is
-// handed out: running out of memory is then an error here and not a signal in a client.
+// because someone shrank the file). Whoever is about to touch a part of it for the first time
+// populates that part: running out of memory is then an error there and not a signal.
 #pragma once
 
 #include <cstdint>
@@ -48,6 +48,9 @@ class SharedMemory {
   const Fd& fd() const { return fd_; }
   /// Of memory that create() made: whether huge pages were set aside for all of it.
   bool is_huge() const { return is_huge_; }
+
+  /// Bytes of the file that memory stands behind now, whoever wrote them.
+  uint64_t backed_bytes() const;
 
   /// Makes the kernel back a range with real memory and map it into this process, for a first
   /// access of that kind. Reading maps what others wrote several times faster. Blocks; new memory

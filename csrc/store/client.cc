@@ -14,14 +14,20 @@ namespace {
 // the kernel backs new memory, and pages become visible while later ones are still being written.
 constexpr uint64_t kPutRangeSize = 64 * kMiB;
 
-Status too_many(size_t count) {
-  return Status(Code::kInvalidArgument, "a batch of " + std::to_string(count) +
-                                            " pages is larger than " +
-                                            std::to_string(kBatchCountMax) + "; split it");
-}
-
 Status malformed(std::string_view what) {
   return Status(Code::kCorrupt, "the node's answer to " + std::string(what) + " is malformed");
+}
+
+WriteOutcome outcome_of(CopyOutcome outcome) {
+  switch (outcome) {
+    case CopyOutcome::kCopied:
+      return WriteOutcome::kWritten;
+    case CopyOutcome::kUnbacked:
+      return WriteOutcome::kUnbacked;
+    case CopyOutcome::kStopped:
+      break;
+  }
+  return WriteOutcome::kDropped;
 }
 
 }  // namespace
@@ -33,17 +39,54 @@ Client::~Client() {
   disconnect();
 }
 
+/// Counts a call that touches the caller's memory, so that disconnect() can wait for it.
+class Client::RunningCall {
+ public:
+  explicit RunningCall(Client& client) : client_(client) {
+    std::lock_guard lock(client_.mutex_);
+    ++client_.running_calls_;
+  }
+  ~RunningCall() {
+    std::lock_guard lock(client_.mutex_);
+    if (--client_.running_calls_ == 0) client_.call_ended_.notify_all();
+  }
+  RunningCall(const RunningCall&) = delete;
+  RunningCall& operator=(const RunningCall&) = delete;
+
+ private:
+  Client& client_;
+};
+
 // ---------------------------------------------------------------- connection
 
 Status Client::connect(const std::string& socket_path, uint64_t timeout_ms) {
   Result<Connection> opened =
       ClientConnection::open(socket_path, options_.name, Deadline::after_ms(timeout_ms));
   if (!opened.ok()) return opened.status();
-  std::lock_guard lock(mutex_);
-  if (connection_) connection_->break_off();
-  connection_ = std::move(opened.value());
+  {
+    std::lock_guard lock(mutex_);
+    if (connection_) {
+      connection_->break_off();
+      replaced_.push_back(std::move(connection_));
+    }
+    connection_ = std::move(opened.value());
+  }
   ++stats_.connects;
+  end_replaced();
   return Status();
+}
+
+void Client::end_replaced() const {
+  // Destroyed after the lock is gone: the last owner unmaps a pool, and frees it if its node is
+  // dead, which takes a fifth of a second per GiB. Calls must not wait for that, nor do it
+  // themselves.
+  std::vector<Connection> ended;
+  std::lock_guard lock(mutex_);
+  std::erase_if(replaced_, [&](Connection& connection) {
+    if (connection.use_count() != 1) return false;
+    ended.push_back(std::move(connection));
+    return true;
+  });
 }
 
 bool Client::is_connected() const {
@@ -51,18 +94,37 @@ bool Client::is_connected() const {
 }
 
 bool Client::wait_disconnected(uint64_t timeout_ms) const {
-  const Result<Connection> current = connection();
-  if (!current.ok()) return true;
   constexpr uint64_t kWaitMax = 1'000'000'000;
-  if (!current.value()->wait_broken(static_cast<int>(std::min(timeout_ms, kWaitMax)))) return false;
-  current.value()->break_off();
-  return true;
+  constexpr uint64_t kSliceMs = 500;
+  const Deadline until = Deadline::after_ms(std::min(timeout_ms, kWaitMax));
+  for (;;) {
+    end_replaced();
+    const Result<Connection> current = connection();
+    if (!current.ok()) return true;
+    int wait_ms = until.remaining_ms();
+    {
+      std::lock_guard lock(mutex_);
+      if (!replaced_.empty()) wait_ms = std::min<int>(wait_ms, kSliceMs);
+    }
+    if (current.value()->wait_broken(wait_ms)) {
+      current.value()->break_off();
+      return true;
+    }
+    if (until.expired()) return false;
+  }
 }
 
 void Client::disconnect() {
-  std::lock_guard lock(mutex_);
+  Connection ended;
+  std::unique_lock lock(mutex_);
   if (connection_) connection_->break_off();
+  for (const Connection& connection : replaced_) connection->break_off();
+  call_ended_.wait(lock, [this] { return running_calls_ == 0; });
+  ended = std::move(connection_);
   connection_.reset();
+  const std::vector<Connection> replaced = std::move(replaced_);
+  replaced_.clear();
+  lock.unlock();
 }
 
 Result<Client::Connection> Client::connection() const {
@@ -107,6 +169,12 @@ void Client::fail(const Status& status, std::vector<Code>& codes, size_t count) 
   codes.assign(count, status.code());
 }
 
+void Client::fail_from(size_t first, const Status& status, std::vector<Code>& codes) {
+  std::vector<Code> failed;
+  fail(status, failed, codes.size() - first);
+  std::copy(failed.begin(), failed.end(), codes.begin() + static_cast<ptrdiff_t>(first));
+}
+
 // ---------------------------------------------------------------- calls about keys
 
 void Client::lookup(size_t name_space, std::span<const Key> keys, PageStore::LookupFlags flags,
@@ -128,7 +196,22 @@ void Client::set_pin(size_t name_space, std::span<const Key> keys, Pin pin,
 
 void Client::call_for_codes(Op op, size_t name_space, std::span<const Key> keys, uint8_t flags,
                             std::vector<Code>& codes) {
-  if (keys.size() > kBatchCountMax) return fail(too_many(keys.size()), codes, keys.size());
+  codes.clear();
+  if (keys.size() > kBatchCountMax) {
+    std::vector<Code> part;
+    for (size_t first = 0; first < keys.size(); first += part.size()) {
+      const bool ended = op == Op::kLookup && (flags & kLookupPrefix) != 0 && first != 0 &&
+                         codes.back() != Code::kOk;
+      const size_t count = std::min(kBatchCountMax, keys.size() - first);
+      if (ended) {
+        part.assign(count, codes.back());
+      } else {
+        call_for_codes(op, name_space, keys.subspan(first, count), flags, part);
+      }
+      codes.insert(codes.end(), part.begin(), part.end());
+    }
+    return;
+  }
   const Deadline until = deadline();
   auto begun = begin(name_space, until);
   if (!begun.ok()) return fail(begun.status(), codes, keys.size());
@@ -214,32 +297,30 @@ Status Client::lease(ClientConnection& connection, NamespaceIndex index, std::sp
   return malformed("lease");
 }
 
-void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
-                 std::vector<Code>& codes) {
-  ++stats_.get_calls;
-  stats_.get_pages += keys.size();
-  if (keys.size() > kBatchCountMax) return fail(too_many(keys.size()), codes, keys.size());
-  const Deadline until = deadline();
-  auto begun = begin(name_space, until);
-  if (!begun.ok()) return fail(begun.status(), codes, keys.size());
-  auto& [connection, index] = begun.value();
-  Places places;
-  const Status status = lease(*connection, index, keys, until, places);
-  if (!status.ok()) return fail(status, codes, keys.size());
+/// Pages of a get that are leased, copied and released together.
+struct Client::GetRange {
+  ClientConnection& connection;
+  NamespaceIndex index;
+  size_t first;  // Number of keys[0] in the call.
+  std::span<const Key> keys;
+  std::span<Code> codes;
+};
 
-  codes.assign(keys.size(), Code::kNotFound);
+Status Client::get_range(const GetRange& range, const TargetOf& target_of, Deadline* until) {
+  Places places;
+  HICACHE_RETURN_IF_ERROR(lease(range.connection, range.index, range.keys, *until, places));
   RefsRequest leased;
   std::vector<size_t> wanted;
-  std::vector<std::vector<MemorySegment>> targets(keys.size());
-  CopyPlan plan(*connection, Direction::kPoolToMemory, options_.verify);
-  for (size_t i = 0; i < keys.size(); ++i) {
+  std::vector<std::vector<MemorySegment>> targets(range.keys.size());
+  CopyPlan plan(range.connection, Direction::kPoolToMemory, options_.verify);
+  for (size_t i = 0; i < range.keys.size(); ++i) {
     const Place& place = places.places[i];
-    codes[i] = place.code;
+    range.codes[i] = place.code;
     if (place.code != Code::kOk) continue;
     leased.refs.push_back(place.ref);
-    if (!target_of(i, place.size, targets[i])) {
+    if (!target_of(range.first + i, place.size, targets[i])) {
       ++stats_.foreign_size_pages;
-      codes[i] = Code::kNotFound;
+      range.codes[i] = Code::kNotFound;
       continue;
     }
     plan.add(place.size, places.extents_of(place), targets[i]);
@@ -247,24 +328,45 @@ void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& t
   }
   const uint64_t begun_ns = monotonic_ns();
   plan.run(threads_);
-  const Deadline rest = until.later_by_ns(monotonic_ns() - begun_ns);  // It is for waiting.
+  *until = until->later_by_ns(monotonic_ns() - begun_ns);  // The deadline is for waiting.
 
   RefsRequest corrupt;
   for (size_t n = 0; n < wanted.size(); ++n) {
     const Place& place = places.places[wanted[n]];
-    if (!plan.is_backed(n)) {
-      codes[wanted[n]] = Code::kUnavailable;
+    if (plan.outcome(n) != CopyOutcome::kCopied) {
+      range.codes[wanted[n]] = Code::kUnavailable;
+      ++stats_.unavailable;
     } else if (options_.verify && plan.page_checksum(n) != place.checksum) {
       corrupt.refs.push_back(place.ref);
-      codes[wanted[n]] = Code::kCorrupt;
+      range.codes[wanted[n]] = Code::kCorrupt;
       ++stats_.corrupt_pages;
     } else {
       ++stats_.get_hit_pages;
       stats_.get_bytes += place.size;
     }
   }
-  notify_refs(*connection, Op::kReportCorrupt, corrupt, rest);
-  notify_refs(*connection, Op::kRelease, leased, rest);
+  notify_refs(range.connection, Op::kReportCorrupt, corrupt, *until);
+  notify_refs(range.connection, Op::kRelease, leased, *until);
+  return Status();
+}
+
+void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
+                 std::vector<Code>& codes) {
+  const RunningCall running(*this);
+  ++stats_.get_calls;
+  stats_.get_pages += keys.size();
+  Deadline until = deadline();
+  auto begun = begin(name_space, until);
+  if (!begun.ok()) return fail(begun.status(), codes, keys.size());
+  auto& [connection, index] = begun.value();
+  codes.assign(keys.size(), Code::kUnavailable);
+  for (size_t first = 0; first < keys.size(); first += kBatchCountMax) {
+    const size_t count = std::min(kBatchCountMax, keys.size() - first);
+    const Status status = get_range({*connection, index, first, keys.subspan(first, count),
+                                     std::span(codes).subspan(first, count)},
+                                    target_of, &until);
+    if (!status.ok()) return fail_from(first, status, codes);
+  }
 }
 
 // ---------------------------------------------------------------- put
@@ -278,6 +380,7 @@ Status Client::reserve(ClientConnection& connection, NamespaceIndex index,
                                        (options.chained ? kReserveChained : 0) |
                                        (options.replace ? kReserveReplace : 0));
   request.pin = options.pin;
+  request.space = options.space;
   if (options.parent != nullptr) request.parent = *options.parent;
   request.keys.assign(keys.begin(), keys.end());
   request.sizes.assign(sizes.begin(), sizes.end());
@@ -322,10 +425,11 @@ struct Client::PutRange {
   std::span<Code> codes;
 };
 
-Status Client::put_range(const PutRange& range, const PutOptions& options, Deadline* until) {
+Status Client::put_range(const PutRange& range, PutOptions* options, Deadline* until) {
   Places places;
   HICACHE_RETURN_IF_ERROR(
-      reserve(range.connection, range.index, range.keys, range.sizes, options, *until, places));
+      reserve(range.connection, range.index, range.keys, range.sizes, *options, *until, places));
+  options->space = places.space;
   std::vector<size_t> written;
   CopyPlan plan(range.connection, Direction::kMemoryToPool, true);
   for (size_t i = 0; i < range.keys.size(); ++i) {
@@ -339,10 +443,10 @@ Status Client::put_range(const PutRange& range, const PutOptions& options, Deadl
   plan.run(threads_);
   *until = until->later_by_ns(monotonic_ns() - begun_ns);  // The deadline is for waiting.
 
-  CommitRequest request{options.ttl_ms, options.replace, {}};
+  CommitRequest request{options->ttl_ms, options->replace, {}};
   for (size_t n = 0; n < written.size(); ++n) {
-    request.items.push_back({places.places[written[n]].ref, plan.page_checksum(n),
-                             plan.is_backed(n) ? WriteOutcome::kWritten : WriteOutcome::kUnbacked});
+    request.items.push_back(
+        {places.places[written[n]].ref, plan.page_checksum(n), outcome_of(plan.outcome(n))});
   }
   std::vector<Code> committed;
   const Status status = commit(range.connection, request, *until, committed);
@@ -356,9 +460,9 @@ Status Client::put_range(const PutRange& range, const PutOptions& options, Deadl
 
 void Client::put(size_t name_space, std::span<const Key> keys, const SourceOf& source_of,
                  const PutOptions& options, std::vector<Code>& codes) {
+  const RunningCall running(*this);
   ++stats_.put_calls;
   stats_.put_pages += keys.size();
-  if (keys.size() > kBatchCountMax) return fail(too_many(keys.size()), codes, keys.size());
   std::vector<std::vector<MemorySegment>> sources(keys.size());
   std::vector<uint64_t> sizes(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) {
@@ -379,19 +483,16 @@ void Client::put(size_t name_space, std::span<const Key> keys, const SourceOf& s
   for (size_t first = 0; first < keys.size();) {
     size_t count = 1;
     uint64_t size = sizes[first];
-    while (first + count < keys.size() && size + sizes[first + count] <= kPutRangeSize) {
+    while (first + count < keys.size() && count < kBatchCountMax &&
+           size + sizes[first + count] <= kPutRangeSize) {
       size += sizes[first + count++];
     }
     const Status status = put_range(
         {*connection, index, keys.subspan(first, count), std::span(sizes).subspan(first, count),
          std::span(sources).subspan(first, count), std::span(codes).subspan(first, count)},
-        range_options, &until);
-    if (!status.ok()) {  // Earlier ranges are stored; this one and the rest are not.
-      std::vector<Code> failed;
-      fail(status, failed, keys.size() - first);
-      std::copy(failed.begin(), failed.end(), codes.begin() + static_cast<ptrdiff_t>(first));
-      return;
-    }
+        &range_options, &until);
+    // Earlier ranges are stored; this one and the rest are not.
+    if (!status.ok()) return fail_from(first, status, codes);
     first += count;
     range_options.parent = options.chained ? &keys[first - 1] : nullptr;
   }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -64,6 +65,7 @@ class Client {
     bool replace = false;
     Pin pin = Pin::kNone;
     uint64_t ttl_ms = 0;
+    SpaceIndex space = kAnySpace;  // Set by put(): a clear() ends the puts that it met.
   };
 
   /// Says where page `index` of a get goes, once its size is known; false: not wanted (wrong size).
@@ -80,11 +82,14 @@ class Client {
   bool is_connected() const;
   /// Blocks until not connected (true) or the timeout (false).
   bool wait_disconnected(uint64_t timeout_ms) const;
-  /// Breaks the connection; later calls are kUnavailable until connect().
+  /// Breaks the connection; later calls are kUnavailable until connect(). Blocks until calls that
+  /// are running have returned: they stop within one stripe of their copies.
   void disconnect();
 
   /// A number for the namespace, valid for the client's life whatever node it is connected to.
   size_t open_namespace(const NamespaceDigest& digest, std::string description);
+
+  // Batches may have any size: what does not fit into one message is split.
 
   void lookup(size_t name_space, std::span<const Key> keys, PageStore::LookupFlags flags,
               std::vector<Code>& codes);
@@ -109,18 +114,28 @@ class Client {
   };
   using Connection = std::shared_ptr<ClientConnection>;
 
+  class RunningCall;
+
+  /// Ends connections that were replaced, once no call uses them: unmapping a pool may take long.
+  void end_replaced() const;
   Result<Connection> connection() const;
   /// The connection and the node's number of a namespace.
   Result<std::pair<Connection, NamespaceIndex>> begin(size_t name_space, Deadline deadline);
   Deadline deadline() const { return Deadline::after_ms(options_.call_timeout_ms); }
   void fail(const Status& status, std::vector<Code>& codes, size_t count);
+  /// The same for the codes from `first` on.
+  void fail_from(size_t first, const Status& status, std::vector<Code>& codes);
   void call_for_codes(Op op, size_t name_space, std::span<const Key> keys, uint8_t flags,
                       std::vector<Code>& codes);
   Status lease(ClientConnection& connection, NamespaceIndex index, std::span<const Key> keys,
                Deadline deadline, Places& places);
+  /// Reads keys[first, first + count) into codes of the same range.
+  struct GetRange;
+  Status get_range(const GetRange& range, const TargetOf& target_of, Deadline* until);
   struct PutRange;
   /// `until` moves on by the time that copying took.
-  Status put_range(const PutRange& range, const PutOptions& options, Deadline* until);
+  /// `options->space` becomes the namespace's life that the first range found.
+  Status put_range(const PutRange& range, PutOptions* options, Deadline* until);
   Status commit(ClientConnection& connection, const CommitRequest& request, Deadline deadline,
                 std::vector<Code>& codes);
   Status reserve(ClientConnection& connection, NamespaceIndex index, std::span<const Key> keys,
@@ -132,6 +147,9 @@ class Client {
   CopyThreads threads_;
   mutable std::mutex mutex_;
   Connection connection_;
+  mutable std::vector<Connection> replaced_;
+  size_t running_calls_ = 0;  // That touch callers' memory.
+  std::condition_variable call_ended_;
   std::deque<LocalNamespace> namespaces_;  // A deque: references stay valid while it grows.
   ClientStats stats_;
 };

@@ -45,7 +45,7 @@ void CopyPlan::add(uint64_t size, std::span<const Extent> extents,
                    std::span<const MemorySegment> segments) {
   pages_.push_back({size, extents, segments, stripes_.size()});
   for (uint64_t i = 0; i < stripe_count(size); ++i) {
-    stripes_.push_back({pages_.size() - 1, i * kStripeSize, 0, true});
+    stripes_.push_back({pages_.size() - 1, i * kStripeSize, 0, CopyOutcome::kCopied});
   }
   total_size_ += size;
 }
@@ -58,7 +58,11 @@ void CopyPlan::run(CopyThreads& threads) {
   }
 }
 
-void CopyPlan::copy(Stripe& stripe) const {
+void CopyPlan::copy(Stripe& stripe) {
+  if (connection_.is_broken() || no_memory_) {
+    stripe.outcome = no_memory_ ? CopyOutcome::kUnbacked : CopyOutcome::kStopped;
+    return;
+  }
   const Page& page = pages_[stripe.page];
   const uint64_t size = std::min(kStripeSize, page.size - stripe.offset);
   const Store store = total_size_ < kParallelSizeMin ? Store::kCached : Store::kStreaming;
@@ -72,7 +76,8 @@ void CopyPlan::copy(Stripe& stripe) const {
     const uint64_t piece = std::min({left, extent.left(), segment.left()});
     const uint64_t pool_offset = extent.piece().offset + extent.inside();
     if (!connection_.back(pool_offset, piece, access)) {
-      stripe.is_backed = false;
+      stripe.outcome = CopyOutcome::kUnbacked;
+      no_memory_ = true;
       fence_stores();
       return;
     }
@@ -96,10 +101,12 @@ void CopyPlan::copy(Stripe& stripe) const {
   }
 }
 
-bool CopyPlan::is_backed(size_t page) const {
+CopyOutcome CopyPlan::outcome(size_t page) const {
   const auto first = stripes_.begin() + static_cast<ptrdiff_t>(pages_[page].first_stripe);
   const auto last = first + static_cast<ptrdiff_t>(stripe_count(pages_[page].size));
-  return std::all_of(first, last, [](const Stripe& stripe) { return stripe.is_backed; });
+  const auto failed = std::find_if(
+      first, last, [](const Stripe& stripe) { return stripe.outcome != CopyOutcome::kCopied; });
+  return failed == last ? CopyOutcome::kCopied : failed->outcome;
 }
 
 uint64_t CopyPlan::page_checksum(size_t page) const {

@@ -1,6 +1,7 @@
 // The copies of one batch call: pages cut into stripes, stripes dealt to threads.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -15,6 +16,10 @@ struct MemorySegment;
 
 enum class Direction : uint8_t { kPoolToMemory, kMemoryToPool };
 
+/// kUnbacked: no memory stands behind its place in the pool. kStopped: the connection broke, and
+/// with it the lease or reservation that the copy relied on.
+enum class CopyOutcome : uint8_t { kCopied, kUnbacked, kStopped };
+
 class CopyPlan {
  public:
   CopyPlan(ClientConnection& connection, Direction direction, bool checksum);
@@ -25,9 +30,9 @@ class CopyPlan {
   /// Copies everything. Returns when no thread touches the memory any more.
   void run(CopyThreads& threads);
 
-  /// After run(): whether there was memory behind the whole of the n-th page in the pool. If not,
-  /// the page was not copied, or not all of it.
-  bool is_backed(size_t page) const;
+  /// After run(): what became of the n-th page added. Anything but kCopied: not all of it was
+  /// copied.
+  CopyOutcome outcome(size_t page) const;
 
   /// After run(), with `checksum`: of the n-th page added, as it was stored at the target.
   uint64_t page_checksum(size_t page) const;
@@ -43,15 +48,16 @@ class CopyPlan {
     size_t page;
     uint64_t offset;  // In the page.
     uint64_t checksum;
-    bool is_backed;
+    CopyOutcome outcome;
   };
 
-  void copy(Stripe& stripe) const;
+  void copy(Stripe& stripe);
 
   ClientConnection& connection_;
   const Direction direction_;
   const bool checksum_;
   uint64_t total_size_ = 0;
+  std::atomic<bool> no_memory_{false};  // Known since one stripe; the others need not try.
   std::vector<Page> pages_;
   std::vector<Stripe> stripes_;
 };

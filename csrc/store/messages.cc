@@ -123,6 +123,7 @@ void encode(WireWriter& writer, const ReserveRequest& message) {
   writer.put(message.index);
   writer.put(message.flags);
   writer.put(message.pin);
+  writer.put(message.space);
   writer.put(message.parent);
   writer.put_array(std::span(message.keys));
   writer.put_array(std::span(message.sizes));
@@ -133,6 +134,7 @@ bool decode(WireReader reader, ReserveRequest& message) {
   message.flags = reader.get<uint8_t>();
   const auto pin = reader.get<uint8_t>();
   message.pin = static_cast<Pin>(pin);
+  message.space = reader.get<SpaceIndex>();
   message.parent = reader.get<Key>();
   reader.get_array(message.keys, kBatchCountMax);
   reader.get_array(message.sizes, kBatchCountMax);
@@ -180,6 +182,7 @@ void encode_place(WireWriter& writer, Code code, PageRef ref, uint64_t size, uin
 }  // namespace
 
 void encode_locations(WireWriter& writer, std::span<const PageStore::Location> locations) {
+  writer.put(kAnySpace);
   writer.put(static_cast<uint32_t>(locations.size()));
   for (const PageStore::Location& location : locations) {
     encode_place(writer, location.code, location.ref, location.size, location.checksum,
@@ -187,7 +190,9 @@ void encode_locations(WireWriter& writer, std::span<const PageStore::Location> l
   }
 }
 
-void encode_placements(WireWriter& writer, std::span<const PageStore::Placement> placements) {
+void encode_placements(WireWriter& writer, SpaceIndex space,
+                       std::span<const PageStore::Placement> placements) {
+  writer.put(space);
   writer.put(static_cast<uint32_t>(placements.size()));
   for (const PageStore::Placement& placement : placements) {
     uint64_t size = 0;
@@ -199,6 +204,7 @@ void encode_placements(WireWriter& writer, std::span<const PageStore::Placement>
 bool decode(WireReader reader, Places& message, uint64_t pool_size_bytes) {
   message.places.clear();
   message.extents.clear();
+  message.space = reader.get<SpaceIndex>();
   const auto count = reader.get<uint32_t>();
   if (count > kBatchCountMax) return false;
   std::vector<Extent> extents;

@@ -80,7 +80,8 @@ struct ReserveRequest {
   NamespaceIndex index = 0;
   uint8_t flags = 0;
   Pin pin = Pin::kNone;
-  Key parent;  // Meaningful with kReserveParent.
+  SpaceIndex space = kAnySpace;  // Other than in this life of the namespace: all kCancelled.
+  Key parent;                    // Meaningful with kReserveParent.
   std::vector<Key> keys;
   std::vector<uint64_t> sizes;
 };
@@ -100,6 +101,7 @@ struct Place {
 
 /// Reply of Lease and Reserve. One flat array of extents: a batch costs two allocations.
 struct Places {
+  SpaceIndex space = kAnySpace;  // The namespace's life, of Reserve.
   std::vector<Place> places;
   std::vector<Extent> extents;
 
@@ -133,7 +135,8 @@ void encode(WireWriter& writer, const RefsRequest& message);
 void encode(WireWriter& writer, const ReserveRequest& message);
 void encode(WireWriter& writer, const CommitRequest& message);
 void encode_locations(WireWriter& writer, std::span<const PageStore::Location> locations);
-void encode_placements(WireWriter& writer, std::span<const PageStore::Placement> placements);
+void encode_placements(WireWriter& writer, SpaceIndex space,
+                       std::span<const PageStore::Placement> placements);
 
 /// False for a payload that is not exactly such a message, or is beyond a bound.
 bool decode(WireReader reader, HelloRequest& message);

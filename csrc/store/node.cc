@@ -25,6 +25,7 @@ constexpr uint64_t kWaitStoppedMaxMs = 24ULL * 24 * 3600 * 1000;  // More does n
 constexpr uint64_t kHelloTimeoutMs = 5000;  // A connection that says nothing is closed.
 constexpr uint64_t kPoolSizeMin = 1 * kMiB;
 constexpr size_t kNoticesMax = 100;
+constexpr int kFramesPerTurn = 32;            // Of one client; then others have theirs.
 constexpr uint64_t kGrowthSize = 512 * kMiB;  // Backed ahead of the writers.
 constexpr uint64_t kMemoryLeftMin = 256 * kMiB;
 constexpr uint64_t kGrowthRetryMs = 30'000;              // After the machine had no memory left.
@@ -185,8 +186,10 @@ void Node::run() {
         }
       }
     }
+    serve_unfinished();
     const uint64_t now_ms = monotonic_ms();
     next_ms = std::min(store_.advance(now_ms), close_silent_connections(now_ms));
+    if (!unfinished_.empty()) next_ms = 0;
   }
   close_listener();
   while (!connections_.empty()) close_connection(connections_.begin()->first);
@@ -212,11 +215,19 @@ void Node::answer_stats_waiters() {
 }
 
 bool Node::grow_store() {
+  if (monotonic_ms() < grow_after_ms_) return false;
+  if (!set_aside_.empty()) {
+    for (const Extent& slots : set_aside_) store_.add_memory(slots.offset, slots.size);
+    set_aside_.clear();
+    return true;
+  }
   const uint64_t size = std::min(kGrowthSize, options_.pool_size_bytes - grown_bytes_);
-  if (size == 0 || monotonic_ms() < grow_after_ms_) return false;
+  if (size == 0) return false;
   // Shared memory is not accounted for in advance: without this look the kernel would not refuse it
-  // but kill somebody. Huge pages were set aside when the pool was made.
-  if (!memory_->is_huge() && available_memory_bytes() < size + kMemoryLeftMin) {
+  // but kill somebody. What was given out and not written yet is still to come. Huge pages were set
+  // aside when the pool was made.
+  const uint64_t promised = grown_bytes_ - std::min(grown_bytes_, memory_->backed_bytes());
+  if (!memory_->is_huge() && available_memory_bytes() < promised + size + kMemoryLeftMin) {
     note_unbacked(
         "the machine has hardly any memory left; free some or choose a smaller pool_size");
     return false;
@@ -230,6 +241,27 @@ bool Node::grow_store() {
 void Node::grow_ahead() {
   while (store_.free_bytes() < kGrowthSize && grow_store()) {
   }
+}
+
+void Node::drop_unbacked(SessionIndex session, PageRef ref) {
+  const std::span<const Extent> extents = store_.extents_of(session, ref);
+  // Where our own thread has been there is memory: then it is the client that cannot map it, and
+  // its trouble must not take the place away from others.
+  const uint64_t backed = backer_.backed_bytes();
+  const bool is_ours = std::all_of(extents.begin(), extents.end(), [&](const Extent& extent) {
+    return extent.offset + extent.size <= backed;
+  });
+  if (is_ours) {
+    store_.abort(session, ref);
+    return;
+  }
+  if (!SlotAllocator::shares_slots(extents)) {
+    for (const Extent& extent : extents) {
+      set_aside_.push_back({extent.offset, round_up(extent.size, kSlotSize)});
+    }
+  }
+  store_.abort(session, ref, false);
+  note_unbacked("a client found no memory for a page; choose a smaller pool_size");
 }
 
 void Node::note_unbacked(const std::string& why) {
@@ -312,11 +344,24 @@ void Node::read_from(Connection& connection) {
     case Connection::Received::kBytes:
       break;
   }
-  if (!handle_frames(connection)) close_connection(fd);
+  serve(connection);
+}
+
+void Node::serve(Connection& connection) {
+  const int fd = connection.socket.get();
+  if (!handle_frames(connection)) return close_connection(fd);
+  if (connection.has_more) unfinished_.push_back(fd);
+}
+
+void Node::serve_unfinished() {
+  for (const int fd : std::exchange(unfinished_, {})) {
+    if (auto found = connections_.find(fd); found != connections_.end()) serve(*found->second);
+  }
 }
 
 bool Node::handle_frames(Connection& connection) {
-  for (;;) {
+  connection.has_more = false;
+  for (int turn = 0; turn < kFramesPerTurn; ++turn) {
     const std::span<const uint8_t> bytes = connection.unread();
     if (bytes.size() < kFrameHeaderSize) return true;
     const Result<FrameHeader> header = decode_frame_header(bytes.first<kFrameHeaderSize>());
@@ -333,6 +378,8 @@ bool Node::handle_frames(Connection& connection) {
     durations_[static_cast<size_t>(op)].add(monotonic_ns() - started_ns);
     connection.consume(frame_size);
   }
+  connection.has_more = true;
+  return true;
 }
 
 bool Node::send(Connection& connection, std::span<const uint8_t> bytes) {

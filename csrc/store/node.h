@@ -75,6 +75,8 @@ class Node {
   /// Puts more of the pool to use; false if there is no more, or no memory for it lately.
   bool grow_store();
   void grow_ahead();
+  /// A client could not write to its place for lack of memory.
+  void drop_unbacked(SessionIndex session, PageRef ref);
   /// The machine has no memory left: the pool does not grow for a while.
   void note_unbacked(const std::string& why);
 
@@ -85,7 +87,10 @@ class Node {
   /// Closes connections that never said hello; returns when the next one is due.
   uint64_t close_silent_connections(uint64_t now_ms);
   void read_from(Connection& connection);
-  /// Handles the whole frames received so far; false: close the connection.
+  /// Handles frames that were received, up to a bound, and closes the connection if one is hostile.
+  void serve(Connection& connection);
+  void serve_unfinished();
+  /// Handles whole frames, up to a bound; false: close the connection.
   bool handle_frames(Connection& connection);
   bool handle(Connection& connection, Op op, uint64_t request_id, Payload payload);
   /// Each decodes its payload, answers into reply_, and returns false for a hostile payload.
@@ -124,8 +129,10 @@ class Node {
   uint64_t rejected_clients_ = 0;
   uint64_t bad_frames_ = 0;
   uint32_t client_count_ = 0;
-  uint64_t grown_bytes_ = 0;    // Of the pool, given to the store.
-  uint64_t grow_after_ms_ = 0;  // Not before: the machine had no memory left.
+  std::vector<int> unfinished_;    // Connections with more frames than one turn allows.
+  std::vector<Extent> set_aside_;  // Slots without memory behind them, tried again later.
+  uint64_t grown_bytes_ = 0;       // Of the pool, given to the store.
+  uint64_t grow_after_ms_ = 0;     // Not before: the machine had no memory left.
 
   // Shared with other threads.
   std::mutex stop_mutex_;  // One stop() at a time.

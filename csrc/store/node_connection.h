@@ -23,6 +23,7 @@ struct Node::Connection {
   uint64_t opened_ms = 0;
   SessionIndex session = 0;
   bool has_session = false;  // After a valid Hello.
+  bool has_more = false;     // Frames that one turn did not allow for.
 
   /// Reads what is there, at most kReceiveMax, so that one client cannot keep the thread.
   Received receive() {

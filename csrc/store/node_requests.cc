@@ -22,7 +22,7 @@ template <typename Place>
 std::vector<PageRef> cut_to_frame(std::vector<Place>& places) {
   constexpr size_t kPlaceSizeMax = 32;  // Without extents.
   std::vector<PageRef> cut;
-  size_t left = kPayloadSizeMax - sizeof(uint32_t) - places.size() * kPlaceSizeMax;
+  size_t left = kPayloadSizeMax - 2 * sizeof(uint32_t) - places.size() * kPlaceSizeMax;
   static_assert(kBatchCountMax * kPlaceSizeMax < kPayloadSizeMax / 2);
   for (Place& place : places) {
     if (place.extents.size_bytes() <= left) {
@@ -175,12 +175,13 @@ bool Node::handle_reserve(Connection& connection, Payload payload) {
       .chained = (request.flags & kReserveChained) != 0,
       .replace = (request.flags & kReserveReplace) != 0,
       .pin = request.pin,
+      .space = request.space,
   };
   store_.reserve(connection.session, request.index, request.keys, request.sizes, options,
                  monotonic_ms(), placements_);
   const std::vector<PageRef> cut = cut_to_frame(placements_);
   WireWriter writer(reply_);
-  encode_placements(writer, placements_);
+  encode_placements(writer, store_.space_of(request.index), placements_);
   for (const PageRef& ref : cut) store_.abort(connection.session, ref);
   grow_ahead();
   return true;
@@ -198,9 +199,12 @@ bool Node::handle_commit(Connection& connection, Payload payload) {
       continue;
     }
     const bool backed = item.outcome != WriteOutcome::kUnbacked;
-    store_.abort(connection.session, item.ref, backed);
+    if (backed) {
+      store_.abort(connection.session, item.ref);
+    } else {
+      drop_unbacked(connection.session, item.ref);
+    }
     codes_.push_back(backed ? Code::kCancelled : Code::kNoSpace);
-    if (!backed) note_unbacked("a client found no memory for a page; choose a smaller pool_size");
   }
   WireWriter(reply_).put_array(std::span<const Code>(codes_));
   return true;

@@ -41,6 +41,7 @@ class PageExtents {
 
 /// A namespace's present life: clear() gives it a new one, which hides all older pages at once.
 using SpaceIndex = uint32_t;
+inline constexpr SpaceIndex kAnySpace = UINT32_MAX;
 
 enum class PageState : uint8_t {
   kFree,       // The record is unused.
@@ -63,6 +64,7 @@ struct alignas(64) PageRecord {
   PageState state = PageState::kFree;
   Pin pin = Pin::kNone;
   bool is_held = false;  // Counted as not evictable.
+  bool has_expiry = false;
 
   alignas(64) uint64_t checksum = 0;
   uint64_t parent_hash = 0;  // 0: chain root, or unknown.

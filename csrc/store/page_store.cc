@@ -38,10 +38,21 @@ uint64_t PageStore::hash_of(PageIndex page) const {
   return hash_of(records_[page].space, records_[page].key);
 }
 
+PageIndex PageStore::find_live(SpaceIndex space, const Key& key, uint64_t hash,
+                               uint64_t now_ms) const {
+  const PageIndex page = find(space, key, hash);
+  if (page == kNoPage || !records_[page].has_expiry) return page;
+  return records_[page].expires_ms <= now_ms ? kNoPage : page;
+}
+
 PageIndex PageStore::find(SpaceIndex space, const Key& key, uint64_t hash) const {
   return table_.find(hash, [&](PageIndex page) {
     return records_[page].space == space && records_[page].key == key;
   });
+}
+
+uint64_t PageStore::share_of_pool(double share) const {
+  return static_cast<uint64_t>(share * static_cast<double>(allocator_.size_bytes()));
 }
 
 void PageStore::prefetch(SpaceIndex space, std::span<const Key> keys,
@@ -67,16 +78,18 @@ void PageStore::prefetch_records(size_t i, bool with_leases) const {
 
 Result<NamespaceIndex> PageStore::open_namespace(const NamespaceDigest& digest,
                                                  std::string description) {
-  std::vector<NamespaceIndex>& candidates = namespaces_by_digest_[digest.hash()];
-  for (NamespaceIndex candidate : candidates) {
-    if (namespaces_[candidate].digest == digest) return candidate;
+  if (auto known = namespaces_by_digest_.find(digest.hash());
+      known != namespaces_by_digest_.end()) {
+    for (NamespaceIndex candidate : known->second) {
+      if (namespaces_[candidate].digest == digest) return candidate;
+    }
   }
   if (namespaces_.size() >= kNamespaceCountMax) {
     return Status(Code::kNoSpace, "the node already has " + std::to_string(kNamespaceCountMax) +
                                       " namespaces; restart it to forget the unused ones");
   }
   const auto index = static_cast<NamespaceIndex>(namespaces_.size());
-  candidates.push_back(index);
+  namespaces_by_digest_[digest.hash()].push_back(index);
   namespaces_.push_back({digest, std::move(description), next_space_});
   spaces_[next_space_++];
   return index;
@@ -113,13 +126,12 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
   advance(now_ms);
   ++counts_.lookup_requests;
   const SpaceIndex space = namespaces_[index].space;
-  const auto leasable = static_cast<uint64_t>(options_.lookup_lease_share *
-                                              static_cast<double>(options_.capacity_bytes));
+  const auto leasable = share_of_pool(options_.lookup_lease_share);
   codes.assign(keys.size(), Code::kNotFound);
   prefetch(space, keys, hashes_);
   for (size_t i = 0; i < keys.size(); ++i) {
     prefetch_records(i, flags.lease);
-    const PageIndex page = find(space, keys[i], hashes_[i]);
+    const PageIndex page = find_live(space, keys[i], hashes_[i], now_ms);
     if (page == kNoPage) {
       if (!flags.prefix) {
         ++counts_.lookup_miss_pages;
@@ -149,7 +161,7 @@ void PageStore::lease(SessionIndex session, NamespaceIndex index, std::span<cons
   found_pages_.clear();
   prefetch(space, keys, hashes_);
   for (size_t i = 0; i < keys.size(); ++i) {
-    const PageIndex page = find(space, keys[i], hashes_[i]);
+    const PageIndex page = find_live(space, keys[i], hashes_[i], now_ms);
     if (page == kNoPage) {
       ++counts_.get_miss_pages;
       continue;
@@ -217,6 +229,10 @@ void PageStore::reserve(SessionIndex session, NamespaceIndex index, std::span<co
   ++counts_.put_requests;
   const SpaceIndex space = namespaces_[index].space;
   placements.clear();
+  if (options.space != kAnySpace && options.space != space) {  // Cleared since the put began.
+    placements.assign(keys.size(), Placement{Code::kCancelled, {kNoPage, 0}, {}});
+    return;
+  }
   found_pages_.clear();
   uint64_t parent_hash = options.parent ? hash_of(space, *options.parent) : 0;
   std::vector<PageIndex> existing;
@@ -250,8 +266,7 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
       return Code::kAlreadyExists;
     }
   }
-  const auto pinnable =
-      static_cast<uint64_t>(options_.hard_pin_share * static_cast<double>(options_.capacity_bytes));
+  const auto pinnable = share_of_pool(options_.hard_pin_share);
   Extents extents;
   if (size > options_.capacity_bytes ||  // First: what follows adds sizes up.
       (options.pin == Pin::kHard && pinned_bytes_ + size > pinnable) ||
@@ -282,12 +297,8 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
 
 Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
                        const CommitOptions& options, uint64_t now_ms) {
-  if (!records_.contains(ref.page)) return Code::kCancelled;
+  if (!is_reservation(session, ref)) return Code::kCancelled;
   PageRecord& record = records_[ref.page];
-  if (record.generation != ref.generation || record.state != PageState::kReserved ||
-      record.session != session) {
-    return Code::kCancelled;
-  }
   auto space = spaces_.find(record.space);
   const bool cleared_meanwhile =
       space == spaces_.end() || std::find(cleared_spaces_.begin(), cleared_spaces_.end(),
@@ -323,13 +334,20 @@ Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
   return Code::kOk;
 }
 
-void PageStore::abort(SessionIndex session, PageRef ref, bool backed) {
-  if (!records_.contains(ref.page)) return;
+bool PageStore::is_reservation(SessionIndex session, PageRef ref) const {
+  if (!records_.contains(ref.page)) return false;
   const PageRecord& record = records_[ref.page];
-  if (record.generation != ref.generation || record.state != PageState::kReserved ||
-      record.session != session) {
-    return;
-  }
+  return record.generation == ref.generation && record.state == PageState::kReserved &&
+         record.session == session;
+}
+
+std::span<const Extent> PageStore::extents_of(SessionIndex session, PageRef ref) const {
+  if (!is_reservation(session, ref)) return {};
+  return records_[ref.page].extents.span();
+}
+
+void PageStore::abort(SessionIndex session, PageRef ref, bool backed) {
+  if (!is_reservation(session, ref)) return;
   ++counts_.aborted_pages;
   free_page(ref.page, backed);
 }
@@ -406,8 +424,7 @@ Code PageStore::set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t 
   if (page == kNoPage) return Code::kNotFound;
   PageRecord& record = records_[page];
   if (record.pin == pin) return Code::kOk;
-  const auto pinnable =
-      static_cast<uint64_t>(options_.hard_pin_share * static_cast<double>(options_.capacity_bytes));
+  const auto pinnable = share_of_pool(options_.hard_pin_share);
   if (pin == Pin::kHard && pinned_bytes_ + record.size > pinnable) return Code::kNoSpace;
   if (record.pin == Pin::kHard) pinned_bytes_ -= record.size;
   if (pin == Pin::kHard) pinned_bytes_ += record.size;
@@ -495,7 +512,8 @@ void PageStore::set_expiry(PageIndex page, uint64_t expires_ms) {
   PageRecord& record = records_[page];
   if (record.expires_ms != 0) expiry_order_.erase({record.expires_ms, page});
   record.expires_ms = expires_ms;
-  if (expires_ms != 0) expiry_order_.emplace(expires_ms, page);
+  record.has_expiry = expires_ms != 0;
+  if (record.has_expiry) expiry_order_.emplace(expires_ms, page);
 }
 
 // ---------------------------------------------------------------- lists

@@ -39,8 +39,8 @@ class PageStore {
     uint64_t seed;  // For the eviction policy's sampling.
     uint64_t read_lease_ttl_ms;
     uint64_t lookup_lease_ttl_ms;
-    double lookup_lease_share;  // Of the capacity that look-up leases may hold.
-    double hard_pin_share;      // Of the capacity that hard pins may hold.
+    double lookup_lease_share;  // Of the pool that look-up leases may hold.
+    double hard_pin_share;      // Of the pool that hard pins may hold.
     uint64_t reservation_ttl_ms;
     /// Called when a put finds no room: adds memory and returns true, or returns false.
     std::function<bool()> grow;
@@ -68,7 +68,7 @@ class PageStore {
 
   struct Placement {
     Code code;  // kOk: write to `extents`, then commit. kAlreadyExists: nothing to do. kNoSpace.
-                // kBusy: more memory is on its way, ask again.
+                // kCancelled: the namespace was cleared.
     PageRef ref{kNoPage, 0};
     std::span<const Extent> extents;  // Valid until the next call.
   };
@@ -78,6 +78,8 @@ class PageStore {
     bool chained;       // keys[i] is the parent of keys[i + 1].
     bool replace;       // Also when a page of that key is present.
     Pin pin;
+    /// The namespace's life that the pages are meant for; in another one they are kCancelled.
+    SpaceIndex space = kAnySpace;
   };
 
   struct CommitOptions {
@@ -95,6 +97,8 @@ class PageStore {
 
   /// The namespace with this digest, made if needed. kNoSpace beyond 65536 of them.
   Result<NamespaceIndex> open_namespace(const NamespaceDigest& digest, std::string description);
+  /// The namespace's present life; clear() begins another.
+  SpaceIndex space_of(NamespaceIndex index) const { return namespaces_[index].space; }
   bool has_namespace(NamespaceIndex index) const { return index < namespaces_.size(); }
 
   void lookup(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
@@ -118,8 +122,11 @@ class PageStore {
               uint64_t now_ms);
 
   /// Drops one reservation. `backed` false: the machine has no memory for its place in the pool,
-  /// which is never given out again.
+  /// which is not given out again; whole slots may be added again with add_memory().
   void abort(SessionIndex session, PageRef ref, bool backed = true);
+
+  /// Where a reservation of this session writes; empty for anything else.
+  std::span<const Extent> extents_of(SessionIndex session, PageRef ref) const;
 
   Code remove(NamespaceIndex index, const Key& key);
   Code set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t now_ms);
@@ -135,7 +142,7 @@ class PageStore {
   /// called again (UINT64_MAX: not before the next other call).
   uint64_t advance(uint64_t now_ms);
 
-  /// Populated bytes that no page and no reservation uses.
+  /// Bytes that no page and no reservation uses.
   uint64_t free_bytes() const { return allocator_.free_bytes(); }
   const PageRecord& record(PageIndex page) const { return records_[page]; }
   NodeStats stats() const;
@@ -164,6 +171,9 @@ class PageStore {
   static uint64_t hash_of(SpaceIndex space, const Key& key);
   uint64_t hash_of(PageIndex page) const;
   PageIndex find(SpaceIndex space, const Key& key, uint64_t hash) const;
+  /// The same, but for a page whose time is over and that expire_pages() has not come to yet.
+  PageIndex find_live(SpaceIndex space, const Key& key, uint64_t hash, uint64_t now_ms) const;
+  uint64_t share_of_pool(double share) const;
   void prefetch(SpaceIndex space, std::span<const Key> keys, std::vector<uint64_t>& hashes) const;
   /// Fetches what the look-up of hashes_[i + a few] will touch.
   void prefetch_records(size_t i, bool with_leases) const;
@@ -171,7 +181,8 @@ class PageStore {
   void link(PageList& list, PageIndex page);
   void unlink(PageList& list, PageIndex page);
 
-  /// kOk, kNoSpace or kBusy.
+  bool is_reservation(SessionIndex session, PageRef ref) const;
+  /// Evicts until there is room; false if there cannot be.
   bool make_room(uint64_t size, Extents& extents, uint64_t now_ms);
   void evict(PageIndex page, uint64_t now_ms);
   /// Takes a present page out of sight; frees it now or when its last lease ends.

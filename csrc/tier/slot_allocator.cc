@@ -28,6 +28,10 @@ uint64_t SlotAllocator::footprint(uint64_t size) {
   return size <= kSmallSizeMax ? class_size(class_of(size)) : round_up(size, kSlotSize);
 }
 
+bool SlotAllocator::shares_slots(std::span<const Extent> extents) {
+  return extents.size() == 1 && extents[0].size <= kSmallSizeMax;
+}
+
 uint32_t SlotAllocator::class_of(uint64_t size) {
   uint32_t low = 0;
   uint32_t high = kClassCount - 1;
@@ -75,7 +79,10 @@ void SlotAllocator::release(std::span<const Extent> extents) {
 }
 
 void SlotAllocator::retire(std::span<const Extent> extents) {
-  if (extents.size() == 1 && shared_slots_.contains(extents[0].offset / kSlotSize)) {
+  const Slot first = extents[0].offset / kSlotSize;
+  if (auto shared = shared_slots_.find(first); shared != shared_slots_.end()) {
+    shared->second.is_retired = true;
+    roomy_[shared->second.class_index].erase(first);
     release_small(extents[0]);
     return;
   }
@@ -136,7 +143,8 @@ bool SlotAllocator::allocate_small(uint64_t size, Extents& extents) {
     Slot slot;
     take(1, &slot);
     const auto count = static_cast<uint32_t>(kSlotSize / class_size(class_index));
-    SharedSlot shared{class_index, count, std::vector<uint64_t>((count + 63) / 64, ~uint64_t{0})};
+    SharedSlot shared{class_index, count, false,
+                      std::vector<uint64_t>((count + 63) / 64, ~uint64_t{0})};
     if (count % 64 != 0) shared.free_bits.back() = (uint64_t{1} << (count % 64)) - 1;
     shared_slots_.emplace(slot, std::move(shared));
     roomy.insert(slot);
@@ -161,10 +169,15 @@ void SlotAllocator::release_small(const Extent& extent) {
   const uint64_t number = extent.offset % kSlotSize / class_size(shared.class_index);
   shared.free_bits[number / 64] |= uint64_t{1} << (number % 64);
   used_bytes_ -= extent.size;
-  if (++shared.free_count == 1) roomy_[shared.class_index].insert(slot);
-  if (shared.free_count == kSlotSize / class_size(shared.class_index)) {
-    roomy_[shared.class_index].erase(slot);
-    shared_slots_.erase(found);
+  ++shared.free_count;
+  if (shared.free_count == 1 && !shared.is_retired) roomy_[shared.class_index].insert(slot);
+  if (shared.free_count != kSlotSize / class_size(shared.class_index)) return;
+  const bool is_retired = shared.is_retired;
+  roomy_[shared.class_index].erase(slot);
+  shared_slots_.erase(found);
+  if (is_retired) {
+    --total_slots_;
+  } else {
     give_back(slot, 1);
   }
 }
@@ -186,7 +199,8 @@ std::string SlotAllocator::check_invariants() const {
     for (uint64_t bits : shared.free_bits) free_count += static_cast<uint64_t>(std::popcount(bits));
     if (free_count != shared.free_count) return "a shared slot's count of free places is wrong";
     if (free_count == count) return "an empty shared slot was kept";
-    if ((free_count != 0) != roomy_[shared.class_index].contains(slot)) {
+    const bool must_be_roomy = free_count != 0 && !shared.is_retired;
+    if (must_be_roomy != roomy_[shared.class_index].contains(slot)) {
       return "a shared slot is in the wrong list";
     }
   }

@@ -34,6 +34,9 @@ class SlotAllocator {
   /// Bytes of the pool that an object of `size` takes away from others.
   static uint64_t footprint(uint64_t size);
 
+  /// Whether these extents of one object lie in a slot that others may use as well.
+  static bool shares_slots(std::span<const Extent> extents);
+
   /// Gives the allocator more room. Requires: whole slots that were not added before.
   void add(uint64_t offset, uint64_t size);
 
@@ -44,8 +47,8 @@ class SlotAllocator {
   /// Takes back what one allocate() returned.
   void release(std::span<const Extent> extents);
 
-  /// Takes back whole slots that turned out to be unusable: they are never given out again. Slots
-  /// that small objects share are released instead, because others may be in use.
+  /// Takes back slots that turned out to be unusable and does not give them out again; add() may
+  /// bring whole ones back. A slot that small objects share goes when the last of them has left.
   void retire(std::span<const Extent> extents);
 
   /// Bytes of free slots. Small objects may fit even when it is 0.
@@ -67,6 +70,7 @@ class SlotAllocator {
   struct SharedSlot {
     uint32_t class_index;
     uint32_t free_count;
+    bool is_retired;
     std::vector<uint64_t> free_bits;
   };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <system_error>
 
 namespace hicache {
 
@@ -16,7 +17,13 @@ struct CopyThreads::Batch {
 };
 
 CopyThreads::CopyThreads(unsigned count) {
-  for (unsigned i = 1; i < count; ++i) threads_.emplace_back([this] { work(); });
+  threads_.reserve(count);
+  try {
+    for (unsigned i = 1; i < count; ++i) threads_.emplace_back([this] { work(); });
+  } catch (const std::system_error&) {
+    // A limit on threads or memory. With fewer of them, or the caller alone, copies are only
+    // slower.
+  }
 }
 
 CopyThreads::~CopyThreads() {

@@ -107,6 +107,7 @@ inline std::vector<Sample> samples() {
       sample_of("reserve", ReserveRequest{7,
                                           kReserveParent | kReserveChained,
                                           Pin::kSoft,
+                                          11,
                                           key_of(5),
                                           keys_of(6, 2),
                                           {4096, 12345}}),

@@ -98,7 +98,7 @@ class RawClient {
 
   Places reserve(NamespaceIndex index, std::vector<Key> keys, uint64_t size) {
     std::vector<uint64_t> sizes(keys.size(), size);
-    return places(frame_of(Op::kReserve, ReserveRequest{index, 0, Pin::kNone, Key{},
+    return places(frame_of(Op::kReserve, ReserveRequest{index, 0, Pin::kNone, kAnySpace, Key{},
                                                         std::move(keys), std::move(sizes)}));
   }
 

@@ -135,14 +135,14 @@ TEST(Messages, BoundsHold) {
   HelloRequest hello;
   EXPECT_FALSE(decode(WireReader(bytes), hello));
   bytes.clear();
-  encode(writer, ReserveRequest{0, 0, Pin::kNone, Key{}, {Key{}}, {0}});
+  encode(writer, ReserveRequest{0, 0, Pin::kNone, kAnySpace, Key{}, {Key{}}, {0}});
   ReserveRequest reserve;
   EXPECT_FALSE(decode(WireReader(bytes), reserve)) << "an empty page";
   bytes.clear();
-  encode(writer, ReserveRequest{0, 0, Pin::kNone, Key{}, {Key{}}, {1, 2}});
+  encode(writer, ReserveRequest{0, 0, Pin::kNone, kAnySpace, Key{}, {Key{}}, {1, 2}});
   EXPECT_FALSE(decode(WireReader(bytes), reserve)) << "more sizes than keys";
   bytes.clear();
-  encode(writer, ReserveRequest{0, 0, static_cast<Pin>(3), Key{}, {}, {}});
+  encode(writer, ReserveRequest{0, 0, static_cast<Pin>(3), kAnySpace, Key{}, {}, {}});
   EXPECT_FALSE(decode(WireReader(bytes), reserve)) << "an unknown pin";
   std::vector<Code> codes;
   const std::vector<uint8_t> wrong_code{1, 0, 0, 0, kCodeCount};
