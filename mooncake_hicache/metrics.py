@@ -60,9 +60,8 @@ class NodeMetric:
 
 NODE_METRICS: tuple[NodeMetric, ...] = (
     NodeMetric("pool_size_bytes", "gauge", "bytes", "Size of the pool"),
-    NodeMetric(
-        "pool_populated_bytes", "gauge", "bytes", "Part of the pool that memory stands behind"
-    ),
+    NodeMetric("pool_grown_bytes", "gauge", "bytes", "Part of the pool that is in use so far"),
+    NodeMetric("pool_backed_bytes", "gauge", "bytes", "Part of the pool that memory stands behind"),
     NodeMetric("pool_used_bytes", "gauge", "bytes", "Bytes of the pages in the pool"),
     NodeMetric("pool_waste_bytes", "gauge", "bytes", "Bytes lost to rounding pages up to slots"),
     NodeMetric("pool_reserved_bytes", "gauge", "bytes", "Bytes of puts under way"),

@@ -232,6 +232,7 @@ bool Node::handle_keys(Op op, Payload payload) {
 std::string Node::make_stats_json() const {
   NodeStats stats = store_.stats();
   stats.clients = client_count_;
+  stats.pool_backed_bytes = memory_->backed_bytes();
   stats.uptime_ms = monotonic_ms() - started_ms_;
   stats.rejected_clients = rejected_clients_;
   stats.bad_frames = bad_frames_;

@@ -8,7 +8,7 @@ namespace hicache {
 NodeStats PageStore::stats() const {
   NodeStats stats = counts_;
   stats.pool_size_bytes = options_.capacity_bytes;
-  stats.pool_populated_bytes = allocator_.size_bytes();
+  stats.pool_grown_bytes = allocator_.size_bytes();
   stats.pool_used_bytes = allocator_.used_bytes();
   stats.pool_waste_bytes = allocator_.waste_bytes();
   stats.pool_reserved_bytes = reserved_bytes_;

@@ -60,7 +60,7 @@ TEST(Node, APageMayOutrunTheGrowthOfThePool) {
   auto node = start_node(kPage);
   SimpleClient client(node->socket_path(), 2000);
   ASSERT_EQ(client.put(key_of(1), std::vector<uint8_t>(kPage, 7)), Code::kOk);
-  EXPECT_EQ(stat_of(*node, "pool_populated_bytes"), kPage);
+  EXPECT_EQ(stat_of(*node, "pool_grown_bytes"), kPage);
   EXPECT_EQ(stat_of(*node, "put_no_space_pages"), 0U);
 }
 

@@ -414,7 +414,7 @@ TEST(PageStore, APlaceWithoutMemoryIsNeverGivenOutAgain) {
   ASSERT_EQ(lost.extents.size(), 1U);
   const Extent place = lost.extents[0];
   bench.store.abort(bench.session, lost.ref, false);
-  EXPECT_EQ(bench.store.stats().pool_populated_bytes, 16 * kMiB - 3 * kSlotSize);
+  EXPECT_EQ(bench.store.stats().pool_grown_bytes, 16 * kMiB - 3 * kSlotSize);
   for (uint64_t i = 2; i < 500; ++i) {
     const PageStore::Placement given = bench.reserve(key_of(i), kSlotSize);
     ASSERT_EQ(given.code, Code::kOk);

@@ -524,7 +524,7 @@ def test_a_forked_child_ends_with_the_store_of_its_parent() -> None:
 
 def test_a_store_sleeps_while_nothing_happens(store: Store) -> None:
     deadline = time.monotonic() + 10
-    while store.stats()["node"]["pool_populated_bytes"] < POOL_SIZE_BYTES:
+    while store.stats()["node"]["pool_backed_bytes"] < POOL_SIZE_BYTES:
         assert time.monotonic() < deadline, "the pool is not made ready"
         time.sleep(0.05)
     before = time.process_time()
