@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -47,6 +47,7 @@ __all__ = [
     "StoreOptions",
     "environment_name",
     "options_file_text",
+    "options_without_mistakes",
 ]
 
 ENVIRONMENT_PREFIX = "MOONCAKE_HICACHE_"
@@ -321,6 +322,37 @@ class StoreOptions(NodeOptions):
         return type(self)(**{**given, **overrides})
 
 
+def options_without_mistakes(given: dict[str, Any]) -> StoreOptions:
+    """Return the options in effect, with each wrong one left at its default.
+
+    For whoever looks for all mistakes: nobody else should go on with a wrong option.
+
+    Args:
+        given: Options that take precedence over environment and file.
+    """
+    config = given.get("config") or os.environ.get(environment_name("config")) or ""
+    path = str(_absolute_path(config))
+    try:
+        file_values = _read_options_file(path) if path else {}
+    except InvalidArgumentError:
+        file_values = {}
+    found, sources = {}, {}
+    for name, field in StoreOptions.model_fields.items():
+        source = _source_of(name, given, path, file_values)
+        value = given.get(name) or os.environ.get(environment_name(name)) or file_values.get(name)
+        kind: Any = Annotated[field.annotation, field]
+        try:
+            found[name] = TypeAdapter(kind).validate_python(
+                field.default if source == "default" else value
+            )
+            sources[name] = source
+        except ValidationError:
+            found[name] = field.default
+    options = StoreOptions.model_construct(**found)
+    options._sources = sources
+    return options
+
+
 def options_file_text() -> str:
     """Return a TOML file of every option at its default, each with its description as a comment."""
     lines = [
@@ -367,15 +399,21 @@ def _check_names(values: dict[str, Any], where: str, known: dict[str, FieldInfo]
 
 
 def _check_environment() -> None:
-    known = [environment_name(name) for name in StoreOptions.model_fields]
+    known = {environment_name(name) for name in StoreOptions.model_fields}
     for name in os.environ:
         if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
-            raise InvalidArgumentError(_unknown(name, "the environment", known))
+            options = list(StoreOptions.model_fields)
+            raise InvalidArgumentError(_unknown(name, "the environment", options))
 
 
 def _unknown(name: str, where: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "`mooncake-hicache config` lists all options"
+    # Without the prefix, which is so long that any two names with it look alike.
+    prefix = ENVIRONMENT_PREFIX if name.startswith(ENVIRONMENT_PREFIX) else ""
+    near = difflib.get_close_matches(name[len(prefix) :].lower(), known, n=1, cutoff=0.5)
+    if near:
+        hint = f"did you mean {environment_name(near[0]) if prefix else near[0]}?"
+    else:
+        hint = "`mooncake-hicache config` lists all options"
     return f"unknown option {name} in {where}: {hint}"
 
 

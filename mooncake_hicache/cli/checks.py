@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from mooncake_hicache import machine
 from mooncake_hicache.cli.reach import look
-from mooncake_hicache.config import StoreOptions, environment_name
+from mooncake_hicache.config import StoreOptions, environment_name, options_without_mistakes
 from mooncake_hicache.errors import Error
-from mooncake_hicache.node.paths import node_paths
+from mooncake_hicache.node.paths import check_visible, node_paths
 from mooncake_hicache.units import format_size
 from mooncake_hicache.version import __version__
 
@@ -50,7 +50,7 @@ def all_checks(given: dict[str, Any]) -> list[Check]:
         options = StoreOptions(**given)
     except Error as error:
         checks.append(Check("options", "error", str(error), "correct it where it is set"))
-        options = _options_without_mistakes()
+        options = options_without_mistakes(given)  # One mistake must not hide the others.
     else:
         changed = [n for n in StoreOptions.model_fields if options.source_of(n) != "default"]
         checks.append(
@@ -62,13 +62,6 @@ def all_checks(given: dict[str, Any]) -> list[Check]:
         except Error as error:
             checks.append(Check(name, "error", str(error)))
     return checks
-
-
-def _options_without_mistakes() -> StoreOptions:
-    """Return the defaults, so that one wrong option does not hide what else is wrong."""
-    return StoreOptions.model_construct(
-        **{name: field.default for name, field in StoreOptions.model_fields.items()}
-    )
 
 
 def _versions() -> Iterator[Check]:
@@ -187,6 +180,7 @@ def _numa(options: StoreOptions) -> Iterator[Check]:
 def _runtime_folder(options: StoreOptions) -> Iterator[Check]:
     paths = node_paths(options)
     folder = paths.folder
+    check_visible(paths)
     if folder.exists() or folder.is_symlink():
         node_paths(options, create=True)  # Exists already: only its owner and mode are looked at.
         yield Check("runtime folder", "ok", f"{folder} is private")
@@ -296,7 +290,9 @@ def _plugin(options: StoreOptions) -> Iterator[Check]:
 
 def _temporary_space(options: StoreOptions) -> Iterator[Check]:
     """The log and the state file need a little room where the runtime folder is."""
-    folder: Path = node_paths(options).folder
+    paths = node_paths(options)
+    check_visible(paths)
+    folder: Path = paths.folder
     above = folder if folder.exists() else next(p for p in folder.parents if p.exists())
     status = os.statvfs(above)
     free = status.f_bavail * status.f_frsize

@@ -11,9 +11,9 @@ import typer
 from mooncake_hicache.cli.common import EXIT_UNRESPONSIVE, with_options
 from mooncake_hicache.cli.reach import NodeView, look
 from mooncake_hicache.config import NodeOptions, StoreOptions
-from mooncake_hicache.errors import BusyError, TransientError
+from mooncake_hicache.errors import TransientError
 from mooncake_hicache.node.spawn import start_detached
-from mooncake_hicache.node.state import is_locked, read_state
+from mooncake_hicache.node.state import is_locked, lives_already, read_state
 
 __all__ = ["node_command", "stop_command"]
 
@@ -40,8 +40,7 @@ def node_command(
     options = StoreOptions(**given)
     view = look(options)
     if view.is_held:
-        pid = view.state.pid if view.state else "unknown"
-        raise BusyError(f"a node (pid {pid}) already holds {view.paths.node_lock}")
+        raise lives_already(view.paths.node_lock, view.state)
     start_detached(options, timeout_ms=options.start_timeout_ms)
     state = read_state(view.paths.state)
     typer.echo(
@@ -78,6 +77,7 @@ def stop_command(
         with contextlib.suppress(TransientError):
             view.client.stop_node()
         view.client.close()
+    began = time.monotonic()
     if _wait_gone(options, view, timeout_s):
         typer.echo("node stopped")
         return
@@ -91,7 +91,7 @@ def stop_command(
         return
     pid = view.state.pid if view.state else "unknown"
     typer.echo(
-        f"the node (pid {pid}) did not end within {timeout_s:.0f} s"
+        f"the node (pid {pid}) did not end within {time.monotonic() - began:.1f} s"
         + ("" if force else ": use --force to kill it"),
         err=True,
     )

@@ -9,7 +9,7 @@ from typing import Any, cast
 from mooncake_hicache import _core
 from mooncake_hicache.config import StoreOptions
 from mooncake_hicache.errors import TransientError
-from mooncake_hicache.node.paths import NodePaths, node_paths
+from mooncake_hicache.node.paths import NodePaths, check_visible, node_paths
 from mooncake_hicache.node.state import NodeState, is_locked, read_state
 
 __all__ = ["NodeView", "look"]
@@ -39,9 +39,12 @@ def look(options: StoreOptions, *, keep_client: bool = False) -> NodeView:
     Blocks for at most `node_unresponsive_ms` plus `call_timeout_ms`.
 
     Raises:
-        InvalidArgumentError: The socket's path cannot be one, or is somebody else's.
+        InvalidArgumentError: The socket's path cannot be one, or it or the folder is somebody
+            else's.
+        IoError: The folder or the socket cannot be looked at, so whether a node runs is not known.
     """
     paths = node_paths(options)
+    check_visible(paths)
     client = _core.Client(
         copy_threads=1,
         call_timeout_ms=options.call_timeout_ms,

@@ -28,8 +28,14 @@ from mooncake_hicache import _core
 from mooncake_hicache.config import NodeOptions, environment_name
 from mooncake_hicache.errors import BusyError, Error, InvalidArgumentError, UnavailableError
 from mooncake_hicache.node.engine import engine_from_options, engine_stats
-from mooncake_hicache.node.paths import NodePaths, node_paths
-from mooncake_hicache.node.state import NodeState, hold_lock, process_start_time, read_state
+from mooncake_hicache.node.paths import NodePaths, cannot_log, node_paths
+from mooncake_hicache.node.state import (
+    NodeState,
+    hold_lock,
+    lives_already,
+    process_start_time,
+    read_state,
+)
 from mooncake_hicache.units import format_duration_ms, format_size
 from mooncake_hicache.version import __version__
 
@@ -262,7 +268,10 @@ def _lose_the_race_for_memory() -> None:
 def _set_up_log(options: NodeOptions, *, is_detached: bool) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if options.log_file and not is_detached:
-        handlers.append(logging.FileHandler(options.log_file))
+        try:
+            handlers.append(logging.FileHandler(options.log_file))
+        except OSError as error:
+            raise cannot_log(Path(options.log_file), error) from None
     logging.basicConfig(
         level=options.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
@@ -281,13 +290,7 @@ def _node_lock(paths: NodePaths) -> Iterator[None]:
         # Somebody who only looks whether the lock is held holds it for a moment too.
         if not last:
             time.sleep(LOCK_RETRY_S)
-    state = read_state(paths.state)
-    who = f"node {state.pid}" if state is not None else "a process"
-    raise BusyError(
-        f"{who} already holds {paths.node_lock}: end it with `mooncake-hicache stop`, or set "
-        "another "
-        f"runtime_dir ({environment_name('runtime_dir')})"
-    )
+    raise lives_already(paths.node_lock, read_state(paths.state))
 
 
 def _clear_stale_socket(paths: NodePaths) -> None:

@@ -24,7 +24,9 @@ from mooncake_hicache.errors import InvalidArgumentError, IoError
 __all__ = [
     "SOCKET_PATH_SIZE_MAX",
     "NodePaths",
+    "cannot_log",
     "check_socket_path",
+    "check_visible",
     "default_runtime_dir",
     "node_paths",
 ]
@@ -111,6 +113,58 @@ def node_paths(options: NodeOptions, *, create: bool = False) -> NodePaths:
     return NodePaths(folder, socket, log)
 
 
+def cannot_log(path: Path, error: OSError) -> IoError:
+    """Return the error for a log that cannot be opened, with the remedy."""
+    return IoError(
+        f"cannot open the log file {path}: {error.strerror}; set log_file "
+        f"({environment_name('log_file')}) to a file in a folder that is there and may be written "
+        "to"
+    )
+
+
+def check_visible(paths: NodePaths) -> None:
+    """Check that a node at these places would be seen. Where there is nothing, none hides.
+
+    Raises:
+        InvalidArgumentError: The folder is no plain folder, or somebody else's.
+        IoError: The folder or the socket cannot be looked at.
+    """
+    own = paths.socket == str(paths.folder / "node.sock")
+    option = "runtime_dir" if own else "socket"
+    remedy = f"run this as its owner, or set {option} ({environment_name(option)}) to a place of "
+    remedy += "your own"
+    if own:
+        status = _status_of(paths.folder, remedy)
+        if status is None:
+            return
+        _check_owner(paths.folder, status, remedy)
+    if paths.socket.startswith("@"):
+        return
+    place = Path(paths.socket)
+    if _status_of(place, remedy) is not None and not os.access(place, os.R_OK | os.W_OK):
+        raise IoError(f"the socket {place} is closed to user {os.getuid()}: {remedy}")
+
+
+def _status_of(path: Path, remedy: str) -> os.stat_result | None:
+    """Return what lstat says; None if there is nothing."""
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise IoError(f"cannot look at {path}: {error.strerror}; {remedy}") from None
+
+
+def _check_owner(folder: Path, status: os.stat_result, remedy: str) -> None:
+    if not stat.S_ISDIR(status.st_mode):
+        raise InvalidArgumentError(f"the runtime folder {folder} is not a plain folder: {remedy}")
+    if status.st_uid != os.getuid():
+        raise InvalidArgumentError(
+            f"the runtime folder {folder} belongs to user {status.st_uid} and not to "
+            f"{os.getuid()}: {remedy}"
+        )
+
+
 def _make_private(folder: Path) -> None:
     remedy = (
         f"remove it, or set runtime_dir ({environment_name('runtime_dir')}) to a folder of your own"
@@ -123,14 +177,7 @@ def _make_private(folder: Path) -> None:
         raise IoError(
             f"cannot make the runtime folder {folder}: {error.strerror}; {remedy}"
         ) from None
-    if stat.S_ISLNK(status.st_mode) or not stat.S_ISDIR(status.st_mode):
-        raise InvalidArgumentError(f"the runtime folder {folder} is not a plain folder: {remedy}")
-    if status.st_uid != os.getuid():
-        raise InvalidArgumentError(
-            f"the runtime folder {folder} belongs to user {status.st_uid} and not to "
-            f"{os.getuid()}: "
-            f"{remedy}"
-        )
+    _check_owner(folder, status, remedy)
     if status.st_mode & 0o022:
         raise InvalidArgumentError(
             f"the runtime folder {folder} can be written by others (mode "

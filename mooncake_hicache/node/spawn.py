@@ -32,7 +32,7 @@ from mooncake_hicache.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from mooncake_hicache.node.paths import NodePaths, node_paths
+from mooncake_hicache.node.paths import NodePaths, cannot_log, node_paths
 from mooncake_hicache.node.state import NodeState, hold_lock, is_locked, read_state
 
 __all__ = ["Connect", "find_or_start", "start_detached"]
@@ -232,9 +232,9 @@ def start_detached(
         )
     paths = node_paths(options, create=True)
     values = {name: getattr(options, name) for name in NodeOptions.model_fields}
-    reader, writer = os.pipe()
-    try:
-        with _open_log(paths.log) as log:
+    with _open_log(paths.log) as log:
+        reader, writer = os.pipe()
+        try:
             command = [sys.executable, "-m", "mooncake_hicache.node", "--detached", str(writer)]
             process = subprocess.Popen(
                 [*command, json.dumps(values)],
@@ -245,11 +245,11 @@ def start_detached(
                 cwd=paths.folder,
                 start_new_session=True,
             )
-    except OSError as error:
-        os.close(reader)
-        raise UnavailableError(f"cannot start a node with {sys.executable}: {error}") from None
-    finally:
-        os.close(writer)
+        except OSError as error:
+            os.close(reader)
+            raise UnavailableError(f"cannot start a node with {sys.executable}: {error}") from None
+        finally:
+            os.close(writer)
     try:
         answer = _read_line(reader, timeout_ms, cancelled or threading.Event())
     finally:
@@ -261,9 +261,12 @@ def start_detached(
 
 
 def _open_log(path: Path) -> BinaryIO:
-    if path.exists() and path.stat().st_size > LOG_SIZE_MAX_BYTES:
-        path.replace(path.with_name(path.name + ".1"))
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if path.exists() and path.stat().st_size > LOG_SIZE_MAX_BYTES:
+            path.replace(path.with_name(path.name + ".1"))
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise cannot_log(path, error) from None
     return os.fdopen(descriptor, "ab")
 
 

@@ -12,9 +12,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from mooncake_hicache.errors import IoError
+from mooncake_hicache.config import environment_name
+from mooncake_hicache.errors import BusyError, IoError
 
-__all__ = ["NodeState", "hold_lock", "is_locked", "process_start_time", "read_state"]
+__all__ = [
+    "NodeState",
+    "hold_lock",
+    "is_locked",
+    "lives_already",
+    "process_start_time",
+    "read_state",
+]
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,15 @@ def read_state(path: Path) -> NodeState | None:
         return None
 
 
+def lives_already(lock: Path, state: NodeState | None) -> BusyError:
+    """Return the error for a second node in one place, with the remedy."""
+    who = f"node {state.pid}" if state is not None else "a process"
+    return BusyError(
+        f"{who} already holds {lock}: end it with `mooncake-hicache stop`, or set another "
+        f"runtime_dir ({environment_name('runtime_dir')})"
+    )
+
+
 def process_start_time(pid: int) -> int | None:
     """Return when a process started, in clock ticks after boot; None if it does not live."""
     try:
@@ -122,11 +139,17 @@ def hold_lock(path: Path) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether some process holds a lock file. Never creates it, never blocks."""
+    """Return whether some process holds a lock file. Never creates it, never blocks.
+
+    Raises:
+        IoError: The file is there and cannot be opened.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise IoError(f"cannot open the lock file {path}: {error.strerror}") from None
     try:
         # A shared try: two processes that only look do not see each other as holders.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

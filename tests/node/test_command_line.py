@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,8 @@ def test_a_second_node_in_one_place_is_refused(folder: NodeFolder) -> None:
             done = folder.run("node", *extra)
             assert done.returncode == 1
             assert "already holds" in done.stderr
+            assert "mooncake-hicache stop" in done.stderr
+            assert "MOONCAKE_HICACHE_RUNTIME_DIR" in done.stderr
             assert str(folder.pid) in done.stderr
 
 
@@ -134,7 +137,11 @@ def test_a_node_that_does_not_answer_is_told_apart_and_killed_by_force(folder: N
     doctor = folder.run("doctor", env=quick)
     assert doctor.returncode == 1
     assert "stop --force" in doctor.stdout
-    assert folder.run("stop", env=quick).returncode == UNRESPONSIVE
+    stopped = folder.run("stop", env=quick)
+    assert stopped.returncode == UNRESPONSIVE
+    waited = re.search(r"did not end within ([\d.]+) s", stopped.stderr)
+    assert waited is not None
+    assert 0.3 <= float(waited[1]) < 10
     assert folder.run("stop", "--force", env=quick).returncode == 0
     assert not folder.is_held
 
@@ -219,6 +226,15 @@ def test_doctor_names_what_is_wrong(folder: NodeFolder, setting: dict[str, str],
     assert "SGLang plugin" in done.stdout
 
 
+def test_doctor_leaves_out_only_what_is_wrong(folder: NodeFolder) -> None:
+    with Store.open():
+        done = folder.run("doctor", "--json", "--numa-node", "x", env={"MOONCAKE_HICACHE_A": "1"})
+        checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+        assert (done.returncode, checks["options"]["verdict"]) == (1, "error")
+        assert str(folder.path) in checks["node"]["finding"]
+        assert checks["node"]["verdict"] == "ok"
+
+
 def test_doctor_finds_a_node_that_runs(folder: NodeFolder) -> None:
     with Store.open():
         done = folder.run("doctor", "--json")
@@ -256,6 +272,11 @@ def test_config_file_by_flag(folder: NodeFolder) -> None:
         (["node", "--huge-pages", "maybe"], 1, "'auto', 'never' or 'always'"),
         (["node", "--http-port", "70000"], 1, "http_port"),
         (["node", "--config", "/nonexistent.toml"], 1, "/nonexistent.toml"),
+        (["node", "--log-file", "/nonexistent/x"], 1, "MOONCAKE_HICACHE_LOG_FILE"),
+        (["node", "--detach", "--log-file", "/nonexistent/x"], 1, "MOONCAKE_HICACHE_LOG_FILE"),
+        (["status", "--runtime-dir", "/dev/null/x"], 1, "MOONCAKE_HICACHE_RUNTIME_DIR"),
+        (["stop", "--runtime-dir", "/dev/null/x"], 1, "MOONCAKE_HICACHE_RUNTIME_DIR"),
+        (["stop", "--socket", "/dev/null/x"], 1, "MOONCAKE_HICACHE_SOCKET"),
         (["node", "--socket", "/tmp/" + "x" * 120], 1, "107"),
         (["status", "--runtime-dir", "/tmp/" + "x" * 120], 1, "107"),
     ],

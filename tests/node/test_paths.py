@@ -119,6 +119,55 @@ def test_a_file_in_place_of_the_socket_is_named(folder: NodeFolder) -> None:
     assert socket.read_text() == "not a socket"
 
 
+COMMAND_OF_ANOTHER_USER = """
+import os, sys
+import mooncake_hicache.cli, rich.table, rich.console  # While the files can be read.
+os.setgid(65534); os.setuid(65534)
+mooncake_hicache.cli.main()
+"""
+
+
+@as_root
+@pytest.mark.parametrize("command", ["status", "stop", "doctor"])
+def test_a_folder_that_cannot_be_seen_is_not_taken_for_an_empty_one(
+    folder: NodeFolder, command: str
+) -> None:
+    """A node may well run there."""
+    with Store.open():
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND_OF_ANOTHER_USER, command],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        inside = {"MOONCAKE_HICACHE_RUNTIME_DIR": str(folder.path / "inside")}
+        hidden = subprocess.run(
+            [sys.executable, "-c", COMMAND_OF_ANOTHER_USER, command],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **inside},
+        )
+    for one, told in ((done, "belongs to user 0"), (hidden, "Permission denied")):
+        said = one.stdout + one.stderr
+        assert one.returncode == 1, said
+        assert told in said
+        assert "MOONCAKE_HICACHE_RUNTIME_DIR" in said
+        assert "not running" not in said
+        assert "no node runs" not in said
+        assert "Traceback" not in said
+
+
+@as_root
+def test_root_is_told_of_a_folder_of_another_user(folder: NodeFolder) -> None:
+    os.chown(folder.path, NOBODY, NOBODY)
+    for command in ("status", "stop"):
+        done = folder.run(command)
+        assert done.returncode == 1
+        assert f"belongs to user {NOBODY}" in done.stderr
+    os.chown(folder.path, 0, 0)
+
+
 NODE_OF_ANOTHER_USER = """
 import os, sys
 import concurrent.futures.thread  # What asyncio imports late, and

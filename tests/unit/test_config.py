@@ -89,6 +89,36 @@ def test_an_unknown_option_is_named_with_the_nearest_one(
         StoreOptions()
 
 
+def test_the_nearest_name_is_found_without_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOONCAKE_HICACHE_ZEBRA", "1")
+    with pytest.raises(InvalidArgumentError, match="ZEBRA in the environment: .*lists all"):
+        StoreOptions()
+    monkeypatch.delenv("MOONCAKE_HICACHE_ZEBRA")
+    monkeypatch.setenv("MOONCAKE_HICACHE_SIZE", "1GB")
+    with pytest.raises(InvalidArgumentError, match=r"mean MOONCAKE_HICACHE_POOL_SIZE\?"):
+        StoreOptions()
+
+
+def test_only_the_wrong_options_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hicache.toml"
+    file.write_text('clients_max = 7\nlog_level = "loud"\nunheard_of = 1\n')
+    monkeypatch.setenv("MOONCAKE_HICACHE_CONFIG", str(file))
+    monkeypatch.setenv("MOONCAKE_HICACHE_POOL_SIZE", "lots")
+    monkeypatch.setenv("MOONCAKE_HICACHE_POOLSIZE", "1GB")
+    monkeypatch.setenv("MOONCAKE_HICACHE_AUTOSTART", "0")
+    monkeypatch.setenv("MOONCAKE_HICACHE_START_TIMEOUT_MS", "2s")
+    options = config.options_without_mistakes({"runtime_dir": "/tmp/mine", "numa_node": "x"})
+    assert options.runtime_dir == "/tmp/mine"
+    assert (options.clients_max, options.source_of("clients_max")) == (7, f"file {file}")
+    assert (options.autostart, options.start_timeout_ms) == (False, 2000)
+    assert (options.pool_size, options.source_of("pool_size")) == ("25%", "default")
+    assert (options.numa_node, options.log_level) == (-1, "info")
+    monkeypatch.setenv("MOONCAKE_HICACHE_CONFIG", "/nonexistent.toml")
+    assert config.options_without_mistakes({}).clients_max == 256
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
