@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <system_error>
 
 namespace hicache {
 
@@ -17,12 +16,16 @@ struct CopyThreads::Batch {
 };
 
 CopyThreads::CopyThreads(unsigned count) {
-  threads_.reserve(count);
-  try {
-    for (unsigned i = 1; i < count; ++i) threads_.emplace_back([this] { work(); });
-  } catch (const std::system_error&) {
-    // A limit on threads or memory. With fewer of them, or the caller alone, copies are only
-    // slower.
+  // Not std::thread, which throws: with a limit on threads or memory there are fewer of them, or
+  // the caller alone, and copies are only slower.
+  const auto run = [](void* self) -> void* {
+    static_cast<CopyThreads*>(self)->work();
+    return nullptr;
+  };
+  for (unsigned i = 1; i < count; ++i) {
+    pthread_t thread;
+    if (pthread_create(&thread, nullptr, run, this) != 0) break;
+    threads_.push_back(thread);
   }
 }
 
@@ -32,7 +35,7 @@ CopyThreads::~CopyThreads() {
     closing_ = true;
   }
   wake_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  for (pthread_t thread : threads_) pthread_join(thread, nullptr);
 }
 
 void CopyThreads::drain(Batch& batch) {

@@ -5,18 +5,19 @@
 // the caller's memory any more.
 #pragma once
 
+#include <pthread.h>
+
 #include <condition_variable>
 #include <cstddef>
 #include <functional>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 namespace hicache {
 
 class CopyThreads {
  public:
-  /// `count` includes the caller: 1 starts no thread.
+  /// `count` includes the caller: 1 starts no thread. Starts fewer if the system allows no more.
   explicit CopyThreads(unsigned count);
   ~CopyThreads();
   CopyThreads(const CopyThreads&) = delete;
@@ -38,7 +39,7 @@ class CopyThreads {
   std::condition_variable wake_;
   std::vector<Batch*> batches_;  // Of callers inside run(); guarded by mutex_.
   bool closing_ = false;
-  std::vector<std::thread> threads_;
+  std::vector<pthread_t> threads_;
 };
 
 }  // namespace hicache

@@ -199,8 +199,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert node is not None
         assert node["pages"] <= len(self.model)
         assert node["pool_reserved_bytes"] == 0
-        assert node["pool_used_bytes"] + node["pool_waste_bytes"] <= node["pool_size_bytes"]
-        assert node["pinned_bytes"] <= node["pool_held_bytes"] <= node["pool_used_bytes"]
+        taken = node["pool_used_bytes"] + node["pool_waste_bytes"]
+        assert taken <= node["pool_size_bytes"]
+        assert node["pinned_bytes"] <= node["pool_held_bytes"] <= taken
         event("pages were evicted" if node["evicted_pages"] else "nothing was evicted")
         assert node["corrupt_pages"] == 0
         assert node["bad_frames"] == 0
