@@ -1,4 +1,7 @@
-"""`python -m bench NAME [--json FILE] [--plot FILE]`; without a name, the list."""
+"""`python -m bench NAME [--json FILE] [--plot FILE]`; without a name, the list.
+
+Two more need a process or a machine of their own and are modules to be run.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ BENCHES = {
     "hits": "replay of a trace: hits by capacity and policy, beside Belady's optimum",
     "demo": "the real server, with every output compared",
 }
+MODULES = {
+    "bench.adapter": "what the adapter's Python costs per call of the engine; prints JSON",
+    "bench.gpu": "time to first token with the real server on a GPU: see bench/gpu/README.md",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -18,6 +25,9 @@ def main(argv: list[str]) -> int:
         print("python -m bench NAME [--json FILE] [--plot FILE] [--help]\n")
         for name, about in BENCHES.items():
             print(f"  {name:8}{about}")
+        print("\npython -m MODULE\n")
+        for name, about in MODULES.items():
+            print(f"  {name:15}{about}")
         return 0 if not argv or argv[0] in ("-h", "--help") else 2
     module = importlib.import_module(f"bench.{argv[0]}")
     return int(module.main(argv[1:]))

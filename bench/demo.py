@@ -282,9 +282,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         args.json.write_text(json.dumps(verdict | more, indent=2) + "\n", encoding="utf-8")
         console.print(f"written {args.json}")
-    good, bad = "[green]every output equals the one without a cache[/]", "[red]failed[/]"
-    console.print(good if ok else bad)
+    last = last_line(verdict, workload.logprob_tolerance)
+    console.print(f"[green]{last}[/]" if ok else f"[red]failed[/]: {last}", soft_wrap=True)
     return 0 if ok else 1
+
+
+def last_line(verdict: dict[str, object], tolerance: float) -> str:
+    """Say how many outputs equal those without a cache, and how many were too close to call."""
+    wrong, ties = verdict["wrong_outputs"], verdict["near_ties"]
+    text = f"{verdict['requests']} outputs compared with those without a cache: {wrong} wrong"
+    if ties:
+        text += (
+            f", {ties} near {'tie' if ties == 1 else 'ties'} (another token, whose log-probability "
+            f"is within {tolerance:g})"
+        )
+    elif not wrong:
+        text += ", every token equal"
+    return text + f"; log-probabilities may differ by {tolerance:g}"
 
 
 def pass_json(one: Pass) -> dict[str, object]:
