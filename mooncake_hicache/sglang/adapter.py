@@ -13,14 +13,14 @@ A page is one object per rank and pool, in a namespace of its own (see `identity
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from sglang.srt.mem_cache.hicache_storage import (
@@ -33,11 +33,19 @@ from sglang.srt.mem_cache.hicache_storage import (
 
 from mooncake_hicache import _core
 from mooncake_hicache.errors import Error, TransientError
+from mooncake_hicache.sglang import weights
 from mooncake_hicache.sglang.flat import get_flat, put_flat
+from mooncake_hicache.sglang.guard import all_false, all_false_v2, never_raises
 from mooncake_hicache.sglang.identity import Coordinates, model_description, pool_description
 from mooncake_hicache.sglang.l3_layout import describe_layout
 from mooncake_hicache.sglang.lookup import contiguous_prefixes, trailing_windows
-from mooncake_hicache.sglang.pools import Pool, open_pool, page_tokens_of, pool_tensors
+from mooncake_hicache.sglang.pools import (
+    Pool,
+    open_pool,
+    page_tokens_of,
+    pool_tensors,
+    with_weights,
+)
 from mooncake_hicache.sglang.settings import Settings, read_settings
 from mooncake_hicache.sglang.stats import OccasionalLog, TrafficLog
 from mooncake_hicache.sglang.transfer import Budget, Mover
@@ -57,8 +65,6 @@ _WRITE_FIRST_S = 3.0
 
 _RESULT_FIELDS = {field.name for field in dataclasses.fields(PoolTransferResult)}
 
-Method = TypeVar("Method", bound=Callable[..., Any])
-
 
 def _base_class() -> type[HiCacheStorage]:
     # The engine asks for a `MooncakeStore` before it asks how objects are laid out. Importing that
@@ -71,40 +77,6 @@ def _base_class() -> type[HiCacheStorage]:
     return base
 
 
-def _never_raises(default: Callable[..., Any]) -> Callable[[Method], Method]:
-    """Turn an exception into `default(*arguments of the method)`, and log it."""
-
-    def wrap(method: Method) -> Method:
-        @functools.wraps(method)
-        def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return method(self, *args, **kwargs)
-            except Exception as error:
-                self._log.warning(
-                    f"raised {method.__name__} {type(error).__name__}",
-                    "%s failed and counts as a miss: %s: %s",
-                    method.__name__,
-                    type(error).__name__,
-                    error,
-                )
-                logger.debug("%s failed", method.__name__, exc_info=True)
-                return default(*args, **kwargs)
-
-        return cast("Method", guarded)
-
-    return wrap
-
-
-def _all_false(keys: Sequence[str], *_args: Any, **_kwargs: Any) -> list[bool]:
-    return [False] * len(keys)
-
-
-def _all_false_v2(
-    transfers: Sequence[PoolTransfer], *_args: Any, **_kwargs: Any
-) -> dict[Any, list[bool]]:
-    return {transfer.name: [False] * len(transfer.keys or ()) for transfer in transfers}
-
-
 def _pool_name(name: Any) -> str:
     return str(name.value) if isinstance(name, Enum) else str(name)
 
@@ -114,6 +86,14 @@ def _result(kv_pages: int, pool_pages: dict[Any, int], restorable: list[int]) ->
     if "restorable_prefix_pages" in _RESULT_FIELDS:
         fields["restorable_prefix_pages"] = restorable
     return PoolTransferResult(**fields)
+
+
+class _Serving(NamedTuple):
+    """What one call works with from its begin to its end, whatever happens meanwhile."""
+
+    mover: Mover
+    pools: dict[str, Pool]
+    anchor: Pool | None
 
 
 class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
@@ -136,7 +116,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         self._log = OccasionalLog(logger)
         self._traffic = TrafficLog(bool(getattr(storage_config, "enable_storage_metrics", False)))
         self._pools: dict[str, Pool] = {}
-        self._anchor: Pool | None = None
+        self._weights: str | None = None
         self._flat: Namespace | None = None
         extra = getattr(storage_config, "extra_config", None) or {}
         # Loaded by module path and not declared to read host pools in place: the engine then passes
@@ -173,26 +153,32 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
             self.coordinates.pp_rank,
             self.coordinates.pp_size,
         )
+        if not weights.is_watched():
+            # Not so with the plugin; tools and tests make adapters in other processes.
+            logger.log(
+                logging.WARNING
+                if "sglang.srt.managers.scheduler" in sys.modules
+                else logging.DEBUG,
+                "updates of the weights go unnoticed in this process: clear the storage after each",
+            )
 
     # ---- pools
 
-    @_never_raises(lambda *_: None)
+    @never_raises(lambda *_: None)
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
         """Take the anchor pool. A group of pools stands for its anchor."""
         entry = getattr(mem_pool_host, "anchor_entry", None)
         self.mem_pool_host = mem_pool_host
-        self._anchor = self._register(_KV, mem_pool_host if entry is None else entry.host_pool)
+        self._register(_KV, mem_pool_host if entry is None else entry.host_pool)
 
-    @_never_raises(lambda *_: None)
+    @never_raises(lambda *_: None)
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:
         """Take one pool of a group, the anchor included; may be called again for late pools."""
         name = _pool_name(host_pool_name)
         self.registered_pools[host_pool_name] = host_pool
         known = self._pools.get(name)
         if known is None or known.host is not host_pool:
-            pool = self._register(name, host_pool)
-            if name == _KV:
-                self._anchor = pool
+            self._register(name, host_pool)
 
     def on_host_pools_registered(self) -> None:
         """Nothing to finish: every pool is complete when it is registered."""
@@ -200,7 +186,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
     def register_buffer(self, tensor: Any) -> None:
         """Nothing to do: pages are copied by address, so memory need not be registered."""
 
-    def _register(self, name: str, host: Any) -> Pool:
+    def _register(self, name: str, host: Any) -> None:
         pool = Pool(name, host, page_tokens_of(host), None)
         if self._store is not None:
             try:
@@ -215,6 +201,8 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
                 )
         self._write_first(pool)
         with self._lock:
+            if self._weights is not None and self._store is not None:
+                pool = with_weights(pool, self._weights, self._store)
             self._pools = {**self._pools, name: pool}
         if pool.shares:
             logger.info(
@@ -225,7 +213,6 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
                 len(pool.shares),
                 getattr(host, "layout", None),
             )
-        return pool
 
     def _write_first(self, pool: Pool) -> None:
         """Make the first reads into a pool as fast as later ones; changes no byte of it."""
@@ -247,14 +234,14 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
 
     # ---- version 1: one pool
 
-    @_never_raises(lambda *_, **__: 0)
+    @never_raises(lambda *_, **__: 0)
     def batch_exists(self, keys: list[str], extra_info: Any = None) -> int:
         """Return how many pages from the start are stored, and keep them for a following read."""
-        pool, mover = self._anchor, self._ready()
+        serving = self._ready()
         # What a logical anchor stands for is in its side pools, which were not asked about.
-        if pool is None or mover is None or _is_anchor_only(pool):
+        if serving is None or serving.anchor is None or _is_anchor_only(serving.anchor):
             return 0
-        return self._kv_prefix_length(mover, pool, keys)
+        return self._kv_prefix_length(serving.mover, serving.anchor, keys)
 
     def _kv_prefix_length(self, mover: Mover, anchor: Pool, keys: list[str]) -> int:
         if self._is_flat and not anchor.is_logical:
@@ -262,30 +249,32 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
             return 0 if flat is None else flat.prefix_length(keys, lease=True)
         return mover.prefix_length(anchor, keys, lease=True)
 
-    @_never_raises(_all_false)
+    @never_raises(all_false)
     def batch_get_v1(
         self, keys: list[str], host_indices: Any, extra_info: Any = None
     ) -> list[bool]:
         """Read pages into the anchor pool. Only pages whose every byte was verified are True."""
-        pool, mover = self._anchor, self._ready()
-        if pool is None or mover is None:
-            return _all_false(keys)
-        return mover.read(pool, keys, host_indices, Budget())
+        serving = self._ready()
+        if serving is None or serving.anchor is None:
+            return all_false(keys)
+        return serving.mover.read(serving.anchor, keys, host_indices, Budget())
 
-    @_never_raises(_all_false)
+    @never_raises(all_false)
     def batch_set_v1(
         self, keys: list[str], host_indices: Any, extra_info: Any = None
     ) -> list[bool]:
         """Write pages of the anchor pool. A page that is stored already is True."""
-        pool, mover = self._anchor, self._ready()
-        if pool is None or mover is None:
-            return _all_false(keys)
+        serving = self._ready()
+        if serving is None or serving.anchor is None:
+            return all_false(keys)
         parent = _parent(extra_info)
-        return mover.write(pool, keys, host_indices, Budget(), parent=parent, chained=True)
+        return serving.mover.write(
+            serving.anchor, keys, host_indices, Budget(), parent=parent, chained=True
+        )
 
     # ---- version 2: several pools
 
-    @_never_raises(lambda *_, **__: _result(0, {}, []))
+    @never_raises(lambda *_, **__: _result(0, {}, []))
     def batch_exists_v2(
         self,
         keys: list[str],
@@ -293,8 +282,12 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         extra_info: Any = None,
     ) -> PoolTransferResult:
         """Return which prefixes can be restored from the anchor and all side pools together."""
-        anchor, mover = self._anchor, self._ready()
-        if anchor is None or mover is None or (_is_anchor_only(anchor) and not pool_transfers):
+        serving = self._ready()
+        if serving is None or serving.anchor is None:
+            return _result(0, {}, [])
+        mover, pools, anchor = serving
+        assert anchor is not None
+        if _is_anchor_only(anchor) and not pool_transfers:
             return _result(0, {}, [])
         kv_pages = self._kv_prefix_length(mover, anchor, keys)
         if not kv_pages:
@@ -306,7 +299,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         for transfer in pool_transfers or ():
             if not restorable.any():
                 break
-            pool = self._pools.get(_pool_name(transfer.name))
+            pool = pools.get(_pool_name(transfer.name))
             allowed = self._allowed(mover, pool, transfer, span, windows)
             if allowed is None:
                 continue
@@ -345,7 +338,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         # shorten a hit.
         return None
 
-    @_never_raises(_all_false_v2)
+    @never_raises(all_false_v2)
     def batch_get_v2(
         self, transfers: list[PoolTransfer], extra_info: Any = None
     ) -> dict[Any, list[bool]]:
@@ -356,7 +349,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
 
         return self._move(transfers, read)
 
-    @_never_raises(_all_false_v2)
+    @never_raises(all_false_v2)
     def batch_set_v2(
         self, transfers: list[PoolTransfer], extra_info: Any = None
     ) -> dict[Any, list[bool]]:
@@ -381,23 +374,23 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         transfers: list[PoolTransfer],
         action: Callable[[Mover, Pool, PoolTransfer, Budget], list[bool]],
     ) -> dict[Any, list[bool]]:
-        results = _all_false_v2(transfers)
-        mover, budget = self._ready(), Budget()
-        if mover is None:
+        results = all_false_v2(transfers)
+        serving, budget = self._ready(), Budget()
+        if serving is None:
             return results
         for transfer in transfers:
-            pool = self._pools.get(_pool_name(transfer.name))
+            pool = serving.pools.get(_pool_name(transfer.name))
             if pool is None:
                 self._log.warning(
                     f"pool {transfer.name}", "pool %s is not registered", transfer.name
                 )
                 continue
-            results[transfer.name] = action(mover, pool, transfer, budget)
+            results[transfer.name] = action(serving.mover, pool, transfer, budget)
         return results
 
     # ---- pages by tensor or address
 
-    @_never_raises(lambda *_, **__: None)
+    @never_raises(lambda *_, **__: None)
     def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> Any:
         """Read one page. Returns the tensor or None; given an address, whether it was read."""
         done = self._get_flat([key], [target_location], _one(target_sizes))[0]
@@ -405,7 +398,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
             return target_location if done else None
         return done
 
-    @_never_raises(lambda keys, *_, **__: [None] * len(keys))
+    @never_raises(lambda keys, *_, **__: [None] * len(keys))
     def batch_get(
         self, keys: list[str], target_locations: Any = None, target_sizes: Any = None
     ) -> Any:
@@ -415,7 +408,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
             return [t if ok else None for t, ok in zip(target_locations, done, strict=True)]
         return done.index(False) if False in done else len(done)
 
-    @_never_raises(lambda *_, **__: False)
+    @never_raises(lambda *_, **__: False)
     def set(
         self, key: str, value: Any = None, target_location: Any = None, target_sizes: Any = None
     ) -> bool:
@@ -423,7 +416,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         source = target_location if value is None else value
         return self.batch_set([key], None, [source], _one(target_sizes))
 
-    @_never_raises(lambda *_, **__: False)
+    @never_raises(lambda *_, **__: False)
     def batch_set(
         self,
         keys: list[str],
@@ -438,13 +431,15 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
             return False
         return all(put_flat(namespace, keys, sources, target_sizes))
 
-    @_never_raises(lambda *_, **__: False)
+    @never_raises(lambda *_, **__: False)
     def exists(self, key: str) -> bool:
         """Whether a page of the anchor pool, or one written with `set`, is stored."""
-        pool, mover = self._anchor, self._ready()
-        if pool is None or mover is None:
+        serving = self._ready()
+        if serving is None or serving.anchor is None:
             return False
-        if not pool.is_logical and mover.prefix_length(pool, [key], lease=False):
+        if not serving.anchor.is_logical and serving.mover.prefix_length(
+            serving.anchor, [key], lease=False
+        ):
             return True
         namespace = self._flat_namespace()
         return namespace is not None and bool(namespace.exists(key))
@@ -460,7 +455,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         if self._ready() is None:
             return None
         with self._lock:
-            store, anchor = self._store, self._anchor
+            store, anchor = self._store, self._pools.get(_KV)
             if self._flat is None and store is not None and anchor is not None:
                 description = pool_description(
                     self._describe_model(),
@@ -473,12 +468,14 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
                     [],
                     pool_tensors(anchor.host),
                 )
+                if self._weights is not None:
+                    description["update"] = self._weights
                 self._flat = store.namespace(description)
             return self._flat
 
     # ---- life
 
-    @_never_raises(lambda *_: None)
+    @never_raises(lambda *_: None)
     def clear(self) -> None:
         """Drop every page of this engine's namespaces and of no other. Safe while pages are moved.
 
@@ -487,11 +484,10 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         """
         if self._store is None:
             return
-        namespaces = {share.namespace for pool in self._pools.values() for share in pool.shares}
-        if self._flat is not None:
-            namespaces.add(self._flat)
         with self._lock:
-            self._must_clear |= namespaces
+            self._follow_weights()
+            self._must_clear |= {s.namespace for pool in self._pools.values() for s in pool.shares}
+            self._must_clear |= {self._flat} if self._flat is not None else set()
         dropped = self._clear_now()
         if self._must_clear:
             logger.warning("the node does not answer: pages are dropped before it is used again")
@@ -510,26 +506,41 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
                 self._must_clear.discard(namespace)
         return dropped
 
-    def _ready(self) -> Mover | None:
-        """Return what moves pages, or None while there is nothing to move them to or from."""
+    def _ready(self) -> _Serving | None:
+        """Return what moves which pages, or None while there is nothing to move them to or from."""
         if self._must_clear and self._store is not None:
             if self._store.is_connected:
                 self._clear_now()
             if self._must_clear:
                 return None
-        return self._mover
+        with self._lock:
+            is_settled = self._follow_weights()
+            if self._mover is None or not is_settled:
+                return None
+            return _Serving(self._mover, self._pools, self._pools.get(_KV))
 
-    @_never_raises(lambda *_: None)
+    def _follow_weights(self) -> bool:
+        """Switch to the namespaces of the weights in use; the lock is held. Returns whether all KV
+        of the engine was computed with them."""
+        name, is_settled = weights.live().state()
+        if name != self._weights and name is not None and self._store is not None:
+            store = self._store
+            # Calls under way go on with the pools, and so the namespaces, that they began with.
+            self._pools = {n: with_weights(p, name, store) for n, p in self._pools.items()}
+            self._flat, self._weights = None, name
+        return is_settled
+
+    @never_raises(lambda *_: None)
     def get_stats(self) -> Any | None:
         """Return `StorageMetrics` since the last call, or None. The engine asks at every step."""
         return self._traffic.take()
 
-    @_never_raises(lambda *_: None)
+    @never_raises(lambda *_: None)
     def close(self) -> None:
         """Give everything back. May be called twice, and after the host pools are gone."""
         with self._lock:
             store, self._store, self._mover = self._store, None, None
-            self._pools, self._anchor, self._flat = {}, None, None
+            self._pools, self._flat = {}, None
         self.registered_pools = {}
         self.mem_pool_host = None
         if store is not None:

@@ -8,8 +8,8 @@ asked for each batch, as SGLang's own adapters do.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,15 @@ from mooncake_hicache.sglang.identity import Coordinates, head_groups, pool_desc
 if TYPE_CHECKING:
     from mooncake_hicache.store import Namespace, Store
 
-__all__ = ["Pool", "Share", "is_logical", "open_pool", "page_tokens_of", "pool_tensors"]
+__all__ = [
+    "Pool",
+    "Share",
+    "is_logical",
+    "open_pool",
+    "page_tokens_of",
+    "pool_tensors",
+    "with_weights",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +43,8 @@ class Share:
     namespace: Namespace
     index: int
     count: int
+    description: Mapping[str, object] = field(repr=False)
+    """What the namespace was opened with."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,8 @@ def open_pool(
             [size // len(groups) for size in sizes],
             tensors,
         )
-        shares.append(Share(store.namespace(description), index, len(groups)))
+        namespace = store.namespace(description)
+        shares.append(Share(namespace, index, len(groups), description))
     return Pool(
         name,
         host,
@@ -159,6 +170,17 @@ def open_pool(
         page_size_bytes=sum(sizes),
         tensors=tensors,
     )
+
+
+def with_weights(pool: Pool, weights: str, store: Store) -> Pool:
+    """Return the same pool with namespaces for pages of other weights."""
+    shares = []
+    for share in pool.shares:
+        description = {**share.description, "update": weights}
+        shares.append(
+            replace(share, namespace=store.namespace(description), description=description)
+        )
+    return replace(pool, shares=tuple(shares))
 
 
 def _ask(host: Any, page_tokens: int, page: int) -> tuple[Sequence[int], Sequence[int]]:
