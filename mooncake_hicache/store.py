@@ -139,9 +139,12 @@ class Store:
         return {"client": self._client.stats(), "node": node}
 
     def close(self) -> None:
-        """Disconnect. Calls that are running end first; later ones raise `ClosedError`.
+        """Disconnect. Later calls raise `ClosedError`.
 
-        The node goes on, unless it lives in this process. May be called again, and from any thread.
+        Calls that are running are broken off, and this waits until they have returned: what they
+        have not finished is misses. The node goes on, unless it lives in this process. May be
+        called again, and from any thread. Blocks for the piece of a copy that is under way, and
+        for a few seconds at most if a node is just being started.
         """
         with self._close_lock:
             if self._is_closed:

@@ -115,6 +115,7 @@ def test_only_the_wrong_options_are_left_out(
     assert (options.autostart, options.start_timeout_ms) == (False, 2000)
     assert (options.pool_size, options.source_of("pool_size")) == ("25%", "default")
     assert (options.numa_node, options.log_level) == (-1, "info")
+    assert config.options_without_mistakes({"http_port": "70000"}).http_port == 0
     monkeypatch.setenv("MOONCAKE_HICACHE_CONFIG", "/nonexistent.toml")
     assert config.options_without_mistakes({}).clients_max == 256
 
