@@ -233,6 +233,7 @@ bool Node::grow_store() {
     return false;
   }
   store_.add_memory(grown_bytes_, size);
+  store_.set_reachable_bytes(options_.pool_size_bytes);
   grown_bytes_ += size;
   backer_.want(grown_bytes_);
   return true;
@@ -266,6 +267,7 @@ void Node::drop_unbacked(SessionIndex session, PageRef ref) {
 
 void Node::note_unbacked(const std::string& why) {
   grow_after_ms_ = monotonic_ms() + kGrowthRetryMs;
+  store_.set_reachable_bytes(grown_bytes_);
   std::lock_guard lock(mutex_);
   const std::string notice = "the pool stays smaller than its size: " + why;
   if (std::find(notices_.begin(), notices_.end(), notice) == notices_.end() &&

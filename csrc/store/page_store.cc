@@ -22,6 +22,7 @@ uint64_t mix(uint64_t value) {  // SplitMix64's finaliser.
 
 PageStore::PageStore(Options options)
     : options_(std::move(options)),
+      reachable_bytes_(options_.capacity_bytes),
       table_(std::min<uint64_t>(options_.capacity_bytes / kExpectedPageSize, kExpectedPagesMax)),
       leases_(LeaseTable::Options{{options_.lookup_lease_ttl_ms, options_.read_lease_ttl_ms}}),
       eviction_(make_eviction(options_.eviction, options_.capacity_bytes, options_.seed)) {}
@@ -52,7 +53,7 @@ PageIndex PageStore::find(SpaceIndex space, const Key& key, uint64_t hash) const
 }
 
 uint64_t PageStore::share_of_pool(double share) const {
-  return static_cast<uint64_t>(share * static_cast<double>(allocator_.size_bytes()));
+  return static_cast<uint64_t>(share * static_cast<double>(reachable_bytes_));
 }
 
 void PageStore::prefetch(SpaceIndex space, std::span<const Key> keys,

@@ -91,6 +91,9 @@ class PageStore {
 
   void add_memory(uint64_t offset, uint64_t size) { allocator_.add(offset, size); }
 
+  /// Says how large the pool can become for now: leases and pins are bounded by shares of that.
+  void set_reachable_bytes(uint64_t bytes) { reachable_bytes_ = bytes; }
+
   SessionIndex open_session();
   /// Ends the session's leases and drops its reservations.
   void close_session(SessionIndex session, uint64_t now_ms);
@@ -200,6 +203,7 @@ class PageStore {
                    PageIndex* page);
 
   Options options_;
+  uint64_t reachable_bytes_;  // The capacity, or less while the machine has no more memory.
   SlotAllocator allocator_;
   KeyTable table_;
   PageRecords records_;
