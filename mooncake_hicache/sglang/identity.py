@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mooncake_hicache.sglang.server import engine_version, model_fingerprint, server_option
+from mooncake_hicache.sglang.fingerprint import file_digest, model_fingerprint
+from mooncake_hicache.sglang.server import engine_version, server_option
 from mooncake_hicache.sglang.settings import Settings
 
 __all__ = ["Coordinates", "head_groups", "is_rank_sharded", "model_description", "pool_description"]
@@ -25,9 +26,11 @@ _SERVER_OPTIONS = (
     "dtype",
     "quantization",
     "kv_cache_dtype",
-    "quantization_param_path",
     "json_model_override_args",
     "revision",
+    "model_impl",
+    "modelopt_quant",
+    "rl_quant_profile",
 )
 _DRAFT_POOLS = ("draft", "draft_indexer", "draft_swa")
 _SHARDED_DRAFT_POOLS = ("draft", "draft_swa")
@@ -127,22 +130,21 @@ def model_description(coordinates: Coordinates, settings: Settings) -> dict[str,
     """Return the part of the description that all pools of a server share."""
     path = server_option("model_path")
     revision = server_option("revision")
-    fingerprint = (
-        model_fingerprint(path, revision if isinstance(revision, str) else None)
-        if isinstance(path, str)
-        else None
-    )
+    load_format = server_option("load_format")
+    scales = server_option("quantization_param_path")
     weight_version = settings.weight_version or server_option("weight_version")
     return {
         "format": _FORMAT,
         "engine": "sglang",
         "model": coordinates.model_name,
-        "files": fingerprint,
+        **_files(path, revision),
         "weights": None if weight_version is None else str(weight_version),
         "tag": settings.tag,
         "tenant": settings.tenant,
         "server": {name: _text(server_option(name)) for name in _SERVER_OPTIONS},
-        "dummy_weights": server_option("load_format") == "dummy",
+        # How files are read decides what the weights are, down to random ones.
+        "load_format": _text(load_format),
+        "scales": None if scales is None else file_digest(str(scales)) or str(scales),
     }
 
 
@@ -214,13 +216,18 @@ def _draft_model() -> dict[str, object]:
     revision = server_option("speculative_draft_model_revision")
     return {
         "algorithm": _text(server_option("speculative_algorithm")),
-        "path": None if path is None else str(path).rstrip("/").rsplit("/", 1)[-1],
-        "files": (
-            model_fingerprint(path, revision if isinstance(revision, str) else None)
-            if isinstance(path, str)
-            else None
-        ),
+        "name": None if path is None else str(path).rstrip("/").rsplit("/", 1)[-1],
+        "load_format": _text(server_option("speculative_draft_load_format")),
+        **_files(path, revision),
     }
+
+
+def _files(path: object, revision: object) -> dict[str, object]:
+    """Return what tells a model's files from others: their content, or else where they are."""
+    if path is None:
+        return {"files": None, "path": None}
+    fingerprint = model_fingerprint(str(path), revision if isinstance(revision, str) else None)
+    return {"files": fingerprint, "path": str(path) if fingerprint is None else None}
 
 
 def _tensor(tensor: Any, pool: Any) -> list[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 pytest.importorskip("sglang")
 
 from mooncake_hicache.pages.namespace import namespace_digest
-from mooncake_hicache.sglang import identity
+from mooncake_hicache.sglang import fingerprint, identity
+from mooncake_hicache.sglang.fingerprint import model_fingerprint
 from mooncake_hicache.sglang.identity import (
     Coordinates,
     head_groups,
@@ -19,10 +21,23 @@ from mooncake_hicache.sglang.identity import (
     pool_description,
 )
 from mooncake_hicache.sglang.pools import pool_tensors
-from mooncake_hicache.sglang.server import model_fingerprint
 from mooncake_hicache.sglang.settings import read_settings
 from tests.sglang import host_pools
 from tests.sglang.backends import config
+
+TENSORS, TENSOR_SIZE = 10, 10_000
+
+
+def write_weights(path, number, changed_tensor=None):
+    """A safetensors file of ten tensors, one of which may be another than usual."""
+    header = {"__metadata__": {"format": "pt"}}
+    for i in range(TENSORS):
+        offsets = [i * TENSOR_SIZE, (i + 1) * TENSOR_SIZE]
+        header[f"t{i}"] = {"dtype": "U8", "shape": [TENSOR_SIZE], "data_offsets": offsets}
+    raw = json.dumps(header).encode()
+    content = [bytes([number + i + 100 * (i == changed_tensor)]) for i in range(TENSORS)]
+    body = b"".join(byte * TENSOR_SIZE for byte in content)
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + body)
 
 
 @pytest.fixture
@@ -32,7 +47,7 @@ def folder(tmp_path):
     place.mkdir()
     (place / "config.json").write_text(json.dumps({"layers": 2, "_name_or_path": "/a"}))
     for number in range(20):
-        (place / f"weights-{number:02}.safetensors").write_bytes(bytes([number]) * 100_000)
+        write_weights(place / f"weights-{number:02}.safetensors", number)
     (place / "README.md").write_text("hello")
     return place
 
@@ -68,9 +83,49 @@ def test_fingerprint_changes_with_the_model(folder, tmp_path, change):
     assert changed(folder, tmp_path, change) != model_fingerprint(str(folder))
 
 
+@pytest.mark.parametrize("tensor", range(TENSORS))
+def test_fingerprint_changes_with_any_tensor_of_any_file(folder, tmp_path, tensor):
+    """A fine-tune that leaves names, sizes and most tensors as they are."""
+    path = f"weights-{2 * tensor + 1:02}.safetensors"
+    other = changed(folder, tmp_path, lambda f: write_weights(f / path, 2 * tensor + 1, tensor))
+    assert other != model_fingerprint(str(folder))
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.bin", "broken.safetensors"])
+def test_file_that_cannot_be_looked_into_counts_with_its_time_of_change(folder, tmp_path, name):
+    (folder / name).write_bytes(b"x" * 100_000)
+    first = model_fingerprint(str(folder))
+    assert changed(folder, tmp_path, lambda _: None) == first
+    assert changed(folder, tmp_path, lambda f: os.utime(f / name, ns=(1, 1))) != first
+
+
+def test_reads_of_a_large_model_are_bounded(folder, tmp_path, monkeypatch):
+    reads = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *args: reads.append(1) or pread(*args))
+    changed(folder, tmp_path, lambda _: None)
+    assert len(reads) == 20 * TENSORS * 8
+    reads.clear()
+    monkeypatch.setattr(fingerprint, "_SAMPLES_MAX", 60)
+    few = changed(folder, tmp_path, lambda _: None)
+    assert len(reads) <= 60
+    file = "weights-07.safetensors"
+    assert changed(folder, tmp_path, lambda f: os.utime(f / file, ns=(1, 1))) != few
+
+
+def test_model_that_takes_too_long_to_read_has_no_fingerprint(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "_SECONDS_MAX", -1.0)
+    assert changed(folder, tmp_path, lambda _: None) is None
+
+
 def test_model_that_is_not_there_has_no_fingerprint():
     assert model_fingerprint("/no/such/model") is None
     assert model_fingerprint("dummy") is None
+
+
+def test_folder_without_weights_has_no_fingerprint(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert model_fingerprint(str(tmp_path)) is None
 
 
 def test_single_file_is_a_model(tmp_path):
@@ -103,13 +158,50 @@ SERVER = {
 
 @pytest.mark.parametrize(
     "name",
-    ["dtype", "quantization", "kv_cache_dtype", "json_model_override_args", "weight_version"],
+    [
+        "dtype",
+        "quantization",
+        "kv_cache_dtype",
+        "json_model_override_args",
+        "weight_version",
+        "load_format",
+        "model_impl",
+        "modelopt_quant",
+        "rl_quant_profile",
+        "model_path",
+        "quantization_param_path",
+    ],
 )
 def test_server_option_that_changes_the_kv_changes_the_namespace(monkeypatch, name):
     host = host_pools.mha()
     first = describe(host, server=SERVER, monkeypatch=monkeypatch)
     other = describe(host, server={**SERVER, name: "other"}, monkeypatch=monkeypatch)
     assert namespace_digest(first) != namespace_digest(other)
+
+
+def digest(monkeypatch, name="kv", **server):
+    host = host_pools.mha()
+    return namespace_digest(describe(host, name, {**SERVER, **server}, monkeypatch))
+
+
+def test_models_that_cannot_be_read_are_told_apart_by_their_whole_path(monkeypatch):
+    paths = ("s3://one/model", "s3://other/model")
+    assert len({digest(monkeypatch, model_path=path) for path in paths}) == 2
+    drafts = {digest(monkeypatch, "draft", speculative_draft_model_path=path) for path in paths}
+    assert len(drafts) == 2
+
+
+def test_models_that_can_be_read_are_told_apart_by_their_content(monkeypatch, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    paths = (str(folder), str(tmp_path / "copy"))
+    assert len({digest(monkeypatch, model_path=path) for path in paths}) == 1
+
+
+def test_scales_are_told_apart_by_their_content(monkeypatch, tmp_path):
+    for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name).write_text(text)
+    a, b, c = (digest(monkeypatch, quantization_param_path=str(tmp_path / name)) for name in "abc")
+    assert a == b != c
 
 
 def test_draft_model_matters_to_draft_pools_only(monkeypatch):
