@@ -76,6 +76,11 @@ def _span_of(buffer: Any, writable: bool) -> tuple[int, int, object]:
             ) from None
         buffer = np.asarray(buffer)
         view = memoryview(buffer)
+    except ValueError as error:  # A type that has no name in the buffer protocol, or a closed map.
+        raise InvalidArgumentError(
+            f"a {type(buffer).__name__} cannot be taken as bytes: {error}; of an array give "
+            ".view(numpy.uint8)"
+        ) from None
     if _holds_objects(view):
         # Their bytes are pointers, which mean nothing to whoever reads the page.
         raise InvalidArgumentError(

@@ -92,6 +92,7 @@ def test_no_pages_are_no_spans() -> None:
         (memoryview(np.array([{}])), False, "holds Python objects"),
         (np.zeros(2, [("size", "i8"), ("value", "O")]), False, "holds Python objects"),
         ((ctypes.py_object * 2)(), False, "holds Python objects"),
+        (np.zeros(2, "M8[s]"), False, "cannot be taken as bytes"),
         (3, False, "int is no buffer"),
         ("text", False, "str is no buffer"),
         (None, False, "NoneType is no buffer"),
