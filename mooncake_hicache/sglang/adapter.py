@@ -60,7 +60,8 @@ logger = logging.getLogger(__name__)
 _KV = "kv"
 # The engine is up long before the first page is wanted, so opening never waits for the node.
 _OPEN_WAIT_MS = 0
-# Bounds what a large pool may cost at the start; what is not done by then is done by its first use.
+# Bounds what all large pools together may cost at the start; what is not done by then is done by
+# their first use.
 _WRITE_FIRST_S = 3.0
 
 _RESULT_FIELDS = {field.name for field in dataclasses.fields(PoolTransferResult)}
@@ -117,6 +118,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         self._traffic = TrafficLog(bool(getattr(storage_config, "enable_storage_metrics", False)))
         self._pools: dict[str, Pool] = {}
         self._weights: str | None = None
+        self._write_first_left_s = _WRITE_FIRST_S
         self._flat: Namespace | None = None
         extra = getattr(storage_config, "extra_config", None) or {}
         # Loaded by module path and not declared to read host pools in place: the engine then passes
@@ -219,12 +221,14 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         if self._store is None:
             return
         threads = self._store.options.copy_thread_count()
-        end_s = time.monotonic() + _WRITE_FIRST_S
         for tensor in pool.tensors:
-            left_ms = max(0, int((end_s - time.monotonic()) * 1000))
+            left_ms = int(self._write_first_left_s * 1000)
+            if tensor.device.type != "cpu" or left_ms < 1:
+                continue
+            begun_s = time.monotonic()
             size = tensor.numel() * tensor.element_size()
-            if tensor.device.type == "cpu":
-                _core.write_each_page(tensor.data_ptr(), size, threads, left_ms)
+            _core.write_each_page(tensor.data_ptr(), size, threads, left_ms)
+            self._write_first_left_s -= time.monotonic() - begun_s
 
     def _describe_model(self) -> dict[str, object]:
         if self._model is None:
@@ -241,13 +245,13 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         # What a logical anchor stands for is in its side pools, which were not asked about.
         if serving is None or serving.anchor is None or _is_anchor_only(serving.anchor):
             return 0
-        return self._kv_prefix_length(serving.mover, serving.anchor, keys)
+        return self._kv_prefix_length(serving.mover, serving.anchor, keys, Budget())
 
-    def _kv_prefix_length(self, mover: Mover, anchor: Pool, keys: list[str]) -> int:
+    def _kv_prefix_length(self, mover: Mover, anchor: Pool, keys: list[str], budget: Budget) -> int:
         if self._is_flat and not anchor.is_logical:
             flat = self._flat_namespace()
             return 0 if flat is None else flat.prefix_length(keys, lease=True)
-        return mover.prefix_length(anchor, keys, lease=True)
+        return mover.prefix_length(anchor, keys, budget, lease=True)
 
     @never_raises(all_false)
     def batch_get_v1(
@@ -285,11 +289,11 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         serving = self._ready()
         if serving is None or serving.anchor is None:
             return _result(0, {}, [])
-        mover, pools, anchor = serving
+        (mover, pools, anchor), budget = serving, Budget()
         assert anchor is not None
         if _is_anchor_only(anchor) and not pool_transfers:
             return _result(0, {}, [])
-        kv_pages = self._kv_prefix_length(mover, anchor, keys)
+        kv_pages = self._kv_prefix_length(mover, anchor, keys, budget)
         if not kv_pages:
             return _result(0, {}, [])
         span = keys[:kv_pages]
@@ -300,7 +304,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
             if not restorable.any():
                 break
             pool = pools.get(_pool_name(transfer.name))
-            allowed = self._allowed(mover, pool, transfer, span, windows)
+            allowed = self._allowed(mover, pool, transfer, span, windows, budget)
             if allowed is None:
                 continue
             ends = np.flatnonzero(allowed)
@@ -310,7 +314,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         lengths = [int(i) + 1 for i in np.flatnonzero(restorable)]
         final = lengths[-1] if lengths else 0
         for pool, window in windows if final else ():
-            mover.found(pool, span[max(0, final - window) : final], lease=True)
+            mover.found(pool, span[max(0, final - window) : final], budget, lease=True)
         return _result(final, pool_pages, lengths)
 
     def _allowed(
@@ -320,6 +324,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         transfer: PoolTransfer,
         span: list[str],
         windows: list[tuple[Pool, int]],
+        budget: Budget,
     ) -> Any | None:
         """Return for each prefix length whether a side pool allows it; None if it has no say."""
         if pool is None:
@@ -330,9 +335,9 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
             # so none is leased before it is clear which one will be read.
             window = max(1, len(transfer.keys or ()))
             windows.append((pool, window))
-            return trailing_windows(mover.found(pool, span, lease=False), window)
+            return trailing_windows(mover.found(pool, span, budget, lease=False), window)
         if transfer.hit_policy == PoolHitPolicy.ALL_PAGES:
-            length = mover.prefix_length(pool, span, lease=True)
+            length = mover.prefix_length(pool, span, budget, lease=True)
             return contiguous_prefixes(np.arange(len(span)) < length)
         # Groups of pages are a second form of pages that are there anyway; by contract they never
         # shorten a hit.
@@ -438,7 +443,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         if serving is None or serving.anchor is None:
             return False
         if not serving.anchor.is_logical and serving.mover.prefix_length(
-            serving.anchor, [key], lease=False
+            serving.anchor, [key], Budget(), lease=False
         ):
             return True
         namespace = self._flat_namespace()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mooncake_hicache._core import Code
+from mooncake_hicache.sglang.transfer import Budget
 
 if TYPE_CHECKING:
     from mooncake_hicache.store import Namespace
@@ -23,8 +24,10 @@ def get_flat(
     namespace: Namespace, keys: Sequence[str], targets: Sequence[Any], sizes: Sequence[Any] | None
 ) -> list[bool]:
     """Read each page into a tensor, or into `sizes` bytes at an address. The size must be exact."""
+    budget = Budget()
     return [
-        bool((namespace.get_into_addresses([key], addresses, counts) == Code.OK).all())
+        budget.left_s() > 0
+        and bool((namespace.get_into_addresses([key], addresses, counts) == Code.OK).all())
         for key, (addresses, counts) in zip(keys, _spans(targets, sizes), strict=True)
     ]
 
@@ -33,9 +36,10 @@ def put_flat(
     namespace: Namespace, keys: Sequence[str], sources: Sequence[Any], sizes: Sequence[Any] | None
 ) -> list[bool]:
     """Write each page from a tensor, or `sizes` bytes from an address. Being there is success."""
-    good = (Code.OK, Code.ALREADY_EXISTS)
+    good, budget = (Code.OK, Code.ALREADY_EXISTS), Budget()
     return [
-        namespace.put_from([key], addresses, counts, parent=None, chained=False)[0] in good
+        budget.left_s() > 0
+        and namespace.put_from([key], addresses, counts, parent=None, chained=False)[0] in good
         for key, (addresses, counts) in zip(keys, _spans(sources, sizes), strict=True)
     ]
 

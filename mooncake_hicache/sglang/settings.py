@@ -24,7 +24,16 @@ from typing import Any
 from mooncake_hicache.config import StoreOptions, environment_name
 from mooncake_hicache.errors import InvalidArgumentError
 
-__all__ = ["CONFIG_PATH_VARIABLE", "ORIGINAL_OPTIONS", "Settings", "read_settings"]
+__all__ = [
+    "CONFIG_PATH_VARIABLE",
+    "ORIGINAL_OPTIONS",
+    "STORE_CALL_MAX_MS",
+    "Settings",
+    "read_settings",
+]
+
+STORE_CALL_MAX_MS = 2000
+"""Milliseconds that one call into the store may take in an engine; see `transfer.Budget`."""
 
 CONFIG_PATH_VARIABLE = "SGLANG_HICACHE_MOONCAKE_CONFIG_PATH"
 
@@ -126,8 +135,16 @@ def read_settings(
     own_pool_size = "pool_size" in own or environ.get(environment_name("pool_size"))
     if pool_size_bytes and not own_pool_size:
         own["pool_size"] = str(pool_size_bytes)
+    options = StoreOptions(**own)
+    if options.call_timeout_ms > STORE_CALL_MAX_MS:
+        warnings = [
+            *warnings,
+            f"call_timeout_ms {options.call_timeout_ms}: an engine waits for its storage for at "
+            f"most {STORE_CALL_MAX_MS} ms, taken as that",
+        ]
+        options = options.replaced(call_timeout_ms=STORE_CALL_MAX_MS)
     return Settings(
-        options=StoreOptions(**own),
+        options=options,
         weight_version=weight_version,
         tenant=_text(original.get("tenant_id")) or _TENANT_DEFAULT,
         tag=_text(extra.get("extra_backend_tag")),

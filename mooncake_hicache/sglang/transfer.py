@@ -20,15 +20,18 @@ from mooncake_hicache.sglang.pools import Pool, Share
 from mooncake_hicache.sglang.stats import OccasionalLog, TrafficLog
 from mooncake_hicache.store import Store
 
-__all__ = ["PAGES_PER_CALL", "Budget", "Mover"]
+__all__ = ["BYTES_PER_CALL", "PAGES_PER_CALL", "Budget", "Mover"]
 
 logger = logging.getLogger(__name__)
 
 PAGES_PER_CALL = 128
 """One call into the store moves at most this many pages, so that one deadline fits all spans."""
+BYTES_PER_CALL = 256 << 20
+"""Nor does it move more bytes, unless one page is larger: copying has no deadline of its own."""
 
-# The engine waits 10 s for its storage threads before it gives up; a call has under half of it.
-_CALL_BUDGET_S = 4.0
+# The engine waits 10 s for its storage threads before it gives up. A call of it starts nothing more
+# after this, and what it started last ends within `STORE_CALL_MAX_MS`: under 5 s in all.
+_CALL_BUDGET_S = 2.9
 _RETRY_WAIT_S = (0.01, 0.03, 0.1, 0.3, 0.6)
 
 _STORED = np.array([Code.OK, Code.ALREADY_EXISTS], dtype=np.uint8)
@@ -58,24 +61,24 @@ class Mover:
         self._traffic = traffic
         self._log = OccasionalLog(logger)
 
-    def prefix_length(self, pool: Pool, keys: Sequence[str], *, lease: bool) -> int:
-        """Return how many pages from the start are whole. One round trip per object of a page."""
+    def prefix_length(self, pool: Pool, keys: Sequence[str], budget: Budget, *, lease: bool) -> int:
+        """Return how many pages from the start are whole. One look-up per object of a page."""
         if pool.is_logical:
             return len(keys)
         length = len(keys) if pool.shares else 0
         for share in pool.shares:
-            if length == 0:
-                break
+            if length == 0 or self._is_over(budget, "look-up", pool):
+                return 0
             codes = share.namespace.lookup(keys[:length], lease=lease, prefix=True)
             length = leading(codes == Code.OK)
         return length
 
-    def found(self, pool: Pool, keys: Sequence[str], *, lease: bool) -> Flags:
+    def found(self, pool: Pool, keys: Sequence[str], budget: Budget, *, lease: bool) -> Flags:
         """Return for each page whether it is stored whole."""
         there = np.full(len(keys), pool.is_logical or bool(pool.shares))
         for share in pool.shares:
-            if not there.any():
-                break
+            if not there.any() or self._is_over(budget, "look-up", pool):
+                return np.zeros(len(keys), dtype=bool)
             there &= share.namespace.lookup(keys, lease=lease, prefix=False) == Code.OK
         return there
 
@@ -91,22 +94,27 @@ class Mover:
             return [False] * count
         begun_s = time.monotonic()
         done = np.zeros(count, dtype=bool)
-        for start in range(0, count, PAGES_PER_CALL):
-            batch = slice(start, start + PAGES_PER_CALL)
-            if budget.left_s() <= 0:
-                self._log.warning("read", "reading pages of %s took too long, gave up", pool.name)
-                break
-            done[batch] = self._read_batch(pool, keys[batch], *_rows(ranges, batch))
+        step = _pages_per_call(ranges[1], len(pool.shares))
+        for start in range(0, count, step):
+            batch = slice(start, start + step)
+            done[batch] = self._read_batch(pool, keys[batch], *_rows(ranges, batch), budget)
             if not done[batch].all():
                 break
         self._record(False, done, ranges[1], begun_s)
         return [bool(flag) for flag in done]
 
     def _read_batch(
-        self, pool: Pool, keys: Sequence[str], addresses: Addresses, sizes: Addresses
+        self,
+        pool: Pool,
+        keys: Sequence[str],
+        addresses: Addresses,
+        sizes: Addresses,
+        budget: Budget,
     ) -> Flags:
         done = np.ones(len(keys), dtype=bool)
         for share in pool.shares:
+            if self._is_over(budget, "read", pool):
+                return np.zeros(len(keys), dtype=bool)
             codes = share.namespace.get_into_addresses(keys, *Pool.part(share, addresses, sizes))
             done &= codes == Code.OK
         return done
@@ -139,18 +147,21 @@ class Mover:
             return [False] * count
         begun_s = time.monotonic()
         done = np.zeros(count, dtype=bool)
-        for start in range(0, count, PAGES_PER_CALL):
-            batch = slice(start, start + PAGES_PER_CALL)
-            if budget.left_s() <= 0:
-                self._log.warning("write", "writing pages of %s took too long, gave up", pool.name)
-                break
+        step = _pages_per_call(ranges[1], len(pool.shares))
+        for start in range(0, count, step):
+            batch = slice(start, start + step)
             before = parent if start == 0 or not chained else keys[start - 1]
             addresses, sizes = _rows(ranges, batch)
             done[batch] = True
             for share in pool.shares:
+                if self._is_over(budget, "write", pool):
+                    done[batch] = False
+                    break
                 done[batch] &= self._write_share(
                     share, keys[batch], *Pool.part(share, addresses, sizes), before, chained, budget
                 )
+            if budget.left_s() <= 0:
+                break
         self._record(True, done, ranges[1], begun_s)
         return [bool(flag) for flag in done]
 
@@ -187,6 +198,12 @@ class Mover:
         if not stored.all():
             self._explain(codes[~stored])
         return stored
+
+    def _is_over(self, budget: Budget, what: str, pool: Pool) -> bool:
+        if budget.left_s() > 0:
+            return False
+        self._log.warning(what, "%s: pool %s took too long, gave up", what, pool.name)
+        return True
 
     def _explain(self, codes: Codes) -> None:
         for number, count in zip(*np.unique(codes, return_counts=True), strict=True):
@@ -227,6 +244,12 @@ _REASONS = {
     "TIMEOUT": "the node did not answer in time",
     "BUSY": "the node is busy",
 }
+
+
+def _pages_per_call(sizes: Addresses, shares: int) -> int:
+    """Return how many pages one call into the store moves."""
+    page_size = int(sizes.sum() if sizes.ndim == 1 else sizes.sum(axis=1).max()) // shares
+    return max(1, min(PAGES_PER_CALL, BYTES_PER_CALL // max(1, page_size)))
 
 
 def _rows(ranges: tuple[Addresses, Addresses], batch: slice) -> tuple[Addresses, Addresses]:

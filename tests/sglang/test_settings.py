@@ -141,3 +141,13 @@ def test_file_that_cannot_be_read_is_named(tmp_path, text):
         file.write_text(text)
     with pytest.raises(InvalidArgumentError, match=r"mooncake\.json"):
         read_settings({}, {CONFIG_PATH_VARIABLE: str(file)})
+
+
+def test_longer_calls_than_an_engine_can_wait_for_are_cut_with_a_warning():
+    settings = read_settings({"mooncake_hicache": {"call_timeout_ms": 30_000}}, {})
+    assert settings.options.call_timeout_ms == 2000
+    (warning,) = settings.warnings
+    assert "call_timeout_ms 30000" in warning
+    settings = read_settings({"mooncake_hicache": {"call_timeout_ms": 500}}, {})
+    assert settings.options.call_timeout_ms == 500
+    assert not settings.warnings
