@@ -542,7 +542,10 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
 
     @never_raises(lambda *_: None)
     def close(self) -> None:
-        """Give everything back. May be called twice, and after the host pools are gone."""
+        """Give everything back once calls under way have ended, which `Store.close` waits for.
+
+        May be called twice, and after the host pools are gone.
+        """
         with self._lock:
             store, self._store, self._mover = self._store, None, None
             self._pools, self._flat = {}, None

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("sglang")
 
+from tests.serving.model import tiny_model
 from tests.serving.server import HICACHE_ARGS, Server
 
 pytestmark = [pytest.mark.serving, pytest.mark.timeout(900)]
@@ -192,3 +193,19 @@ def test_switched_off_leaves_sglang_alone(runtime_dir):
 
     with pytest.raises(ServerError, match="mooncake"):
         Server("off", [*HICACHE_ARGS], {"MOONCAKE_HICACHE_SGLANG": "off"})
+
+
+def test_pages_of_other_weights_are_not_found_after_a_live_update(runtime_dir):
+    with Server("update", [*HICACHE_ARGS, *THRESHOLD]) as server:
+        first = server.generate(PROMPT)
+        server.flush()
+        assert cached(server.generate(PROMPT))["storage"] == CACHED
+        update = {"model_path": str(tiny_model()), "weight_version": "B", "flush_cache": True}
+        assert server.post("/update_weights_from_disk", update)["success"]
+        again = server.generate(PROMPT)
+        assert cached(again) == {"device": 0, "host": 0, "storage": 0}
+        # The files are the same, so is the answer; for storage the weights are others.
+        agree(first, again)
+        server.flush()
+        assert cached(server.generate(PROMPT))["storage"] == CACHED
+        assert "pages of other weights are not seen any more" in server.log
