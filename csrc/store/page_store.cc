@@ -8,7 +8,7 @@ namespace {
 constexpr NamespaceIndex kNamespaceCountMax = 65536;
 constexpr size_t kExpirePerStep = 1024;   // Pages of one expiry, however many there are.
 constexpr uint64_t kDropPerStep = 256;    // Cleared pages reclaimed per step: well below 1 ms.
-constexpr size_t kPrefetchDistance = 24;  // Records in flight while keys are looked up.
+constexpr size_t kPrefetchDistance = 16;  // Records in flight while keys are looked up.
 constexpr uint64_t kExpectedPageSize = 256 * kKiB;
 constexpr size_t kExpectedPagesMax = 1 << 22;
 
