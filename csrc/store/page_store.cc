@@ -65,7 +65,7 @@ void PageStore::prefetch(SpaceIndex space, std::span<const Key> keys,
   }
 }
 
-void PageStore::prefetch_records(size_t i, bool with_leases) const {
+inline void PageStore::prefetch_records(size_t i, bool with_leases) const {
   // The leases hang on the records, so they are asked for half as far ahead.
   if (with_leases && i + kPrefetchDistance / 2 < hashes_.size()) {
     const PageIndex near = table_.guess(hashes_[i + kPrefetchDistance / 2]);
