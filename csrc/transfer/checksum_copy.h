@@ -2,7 +2,7 @@
 //
 // Each source byte is loaded once, into a register; the same register is hashed and stored. So the
 // checksum describes exactly the bytes that reached the target, even if someone scribbles on the
-// source meanwhile, and verification costs no memory traffic: on a memory-bound machine it is free.
+// source meanwhile, and verification costs no memory traffic.
 //
 // Checksum of a page (little endian, so every machine agrees):
 //   a page is cut into stripes of kStripeSize; a stripe's checksum is XXH3_64bits(stripe);
