@@ -212,8 +212,7 @@ nb::object node_stats(Client& self) {
     return self.node_stats_json();
   }();
   raise_if_error(json.status());
-  return nb::module_::import_("json").attr("loads")(
-      nb::bytes(json.value().data(), json.value().size()).attr("decode")("utf-8", "replace"));
+  return json_to_python(json.value());
 }
 
 nb::dict client_stats(const Client& self) {

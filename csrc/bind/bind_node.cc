@@ -75,8 +75,7 @@ nb::object stats_of(const PythonNode& self) {
     return self.node->stats_json();
   }();
   raise_if_error(json.status());
-  return nb::module_::import_("json").attr("loads")(
-      nb::bytes(json.value().data(), json.value().size()).attr("decode")("utf-8", "replace"));
+  return json_to_python(json.value());
 }
 
 }  // namespace

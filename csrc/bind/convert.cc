@@ -114,4 +114,9 @@ CodeArray to_numpy(std::vector<Code> codes) {
   return CodeArray(first, {size}, owner);
 }
 
+nb::object json_to_python(const std::string& json) {
+  const nb::bytes bytes(json.data(), json.size());
+  return nb::module_::import_("json").attr("loads")(bytes.attr("decode")("utf-8", "replace"));
+}
+
 }  // namespace hicache

@@ -31,4 +31,7 @@ std::vector<Key> keys_from(nanobind::handle object);
 
 CodeArray to_numpy(std::vector<Code> codes);
 
+/// Parses JSON of the core. Bytes in it that are no text become replacement characters.
+nanobind::object json_to_python(const std::string& json);
+
 }  // namespace hicache

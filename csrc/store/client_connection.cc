@@ -55,7 +55,6 @@ Status ClientConnection::say_hello(const std::string& client_name, Deadline dead
       SharedMemory::map(std::move(pool), reply.pool_size_bytes);
   if (!memory.ok()) return memory.status();
   pool_ = std::move(memory.value());
-  incarnation_ = reply.incarnation;
   const uint64_t slots = (reply.pool_size_bytes + kSlotSize - 1) / kSlotSize;
   backed_ = std::make_unique<std::atomic<uint8_t>[]>(slots);
   return Status();

@@ -45,7 +45,6 @@ class ClientConnection {
   Result<NamespaceIndex> namespace_index(size_t local, const NamespaceDigest& digest,
                                          const std::string& description, Deadline deadline);
 
-  uint64_t incarnation() const { return incarnation_; }
   uint64_t pool_size_bytes() const { return pool_->size_bytes(); }
   uint8_t* pool() const { return pool_->address(); }
   /// Makes sure that real memory stands behind a range of the pool, and maps it into this process
@@ -68,7 +67,6 @@ class ClientConnection {
   std::unique_ptr<SharedMemory> pool_;
   std::unique_ptr<std::atomic<uint8_t>[]>
       backed_;  // By piece of kPieceSize; 1: known to be backed.
-  uint64_t incarnation_ = 0;
   std::atomic<bool> broken_{false};
   // One request at a time. Not std::timed_mutex, which thread sanitizers do not understand.
   std::mutex turn_mutex_;

@@ -55,7 +55,7 @@ TEST(Node, TheFirstPutIntoASmallPoolSucceeds) {
 }
 
 TEST(Node, APageMayOutrunTheGrowthOfThePool) {
-  // More than one request may populate: the client asks again, and others are answered in between.
+  // Room is given out at once; the client itself makes the kernel back what the node has not yet.
   constexpr uint64_t kPage = 320 * kMiB;
   auto node = start_node(kPage);
   SimpleClient client(node->socket_path(), 2000);
