@@ -12,6 +12,10 @@ inline constexpr uint64_t kKiB = 1024;
 inline constexpr uint64_t kMiB = 1024 * kKiB;
 inline constexpr uint64_t kGiB = 1024 * kMiB;
 
+/// Unit of direct I/O. Every file system and disk that serves takes multiples of this, whatever
+/// smaller ones it would take too.
+inline constexpr uint64_t kSectorSize = 4 * kKiB;
+
 inline constexpr size_t kKeySize = 32;
 
 /// Name of a page inside a namespace: a SHA-256 prefix-chain hash, or any other 32 uniformly
