@@ -43,7 +43,10 @@
 //    96  first sector of the page in the region (u32)
 //   100  kind (u8)                    1 page, 2 removed, 3 cleared
 //
-// A sector's checksum is XXH3-64 over the sector with the checksum itself as zero.
+// A sector's checksum is XXH3-64 over the sector with the checksum itself as zero; that of the
+// entries before a footer covers their sectors, padding included. Pages lie in the order of their
+// entries. What is only of pages (bytes 72 to 100) is zero in other entries, and so is the key of a
+// cleared one.
 //
 // What holds a region together is its sequence, a number never used twice in a log: a footer counts
 // only if the group at the region's start carries the same, so the first write into a reused region
@@ -119,11 +122,11 @@ void encode(const Superblock& superblock, MutableSector sector);
 /// messages say what was found; the caller adds where, and the remedy.
 Result<Superblock> decode_superblock(Sector sector);
 
-/// Requires at most kGroupEntryCountMax entries.
+/// Requires at most kGroupEntryCountMax entries, which decode() would take.
 void encode(const LogId& log_id, const GroupHeader& header, MutableSector sector);
 /// False for anything that is not a whole, sound header of this log: its pages lie behind the header,
 /// inside the group, in order, without overlap; the group lies inside the region. `first_sector`:
-/// where in the region the header lies.
+/// where in the region the header lies. What is in `header` after false means nothing.
 bool decode(const LogId& log_id, Sector sector, uint32_t first_sector, uint64_t region_size_bytes,
             GroupHeader& header);
 
