@@ -29,7 +29,8 @@ namespace hicache {
 enum class IoKind : uint8_t {
   kRead,
   kWrite,
-  kWriteDurable,  // On stable storage when it completes.
+  kWriteDurable,  // On stable storage when it completes, and with it all that completed before it was
+                  // submitted: a write, then a flush of the disk's own cache.
   kAllocate,      // Makes the file system set space aside for the range.
   kDiscard,       // Gives the space of the range back; it reads as zeros afterwards.
 };
