@@ -40,7 +40,7 @@ struct IoRequest {
   int fd = -1;
   uint64_t offset = 0;
   uint64_t size = 0;          // Of the range. Of reads and writes: what `parts` add up to.
-  std::vector<iovec> parts;   // Of reads and writes.
+  std::vector<iovec> parts{};  // Of reads and writes.
   uint64_t tag = 0;           // Handed back.
 };
 

@@ -1,0 +1,50 @@
+// Memory of its own OS pages, for buffers that the kernel reads or writes directly.
+//
+// Unmapped, not freed: while a request is still in flight the kernel holds on to the physical
+// memory, so that giving up on a request can never write into memory that somebody else uses by
+// then.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <span>
+#include <utility>
+
+namespace hicache {
+
+class MappedMemory {
+ public:
+  MappedMemory() = default;
+  MappedMemory(MappedMemory&& other) noexcept
+      : address_(std::exchange(other.address_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  MappedMemory& operator=(MappedMemory&& other) noexcept {
+    std::swap(address_, other.address_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~MappedMemory() {
+    if (address_ != nullptr) munmap(address_, size_);
+  }
+
+  /// Zeroed memory; an invalid object when there is none.
+  static MappedMemory make(uint64_t size) {
+    MappedMemory memory;
+    void* address = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (address == MAP_FAILED) return memory;
+    memory.address_ = static_cast<uint8_t*>(address);
+    memory.size_ = size;
+    return memory;
+  }
+
+  bool valid() const { return address_ != nullptr; }
+  uint8_t* address() const { return address_; }
+  uint64_t size() const { return size_; }
+  std::span<uint8_t> span() const { return {address_, size_}; }
+
+ private:
+  uint8_t* address_ = nullptr;
+  uint64_t size_ = 0;
+};
+
+}  // namespace hicache

@@ -1,0 +1,402 @@
+#include "tier/ssd_volume.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+namespace hicache {
+namespace {
+
+constexpr uint32_t kNoRegionNumber = UINT32_MAX;
+constexpr uint32_t kBadReadsMax = 16;
+constexpr uint64_t kWatchIntervalMs = 1000;  // Of requests in flight, for their deadlines.
+constexpr uint64_t kNever = UINT64_MAX;
+
+std::vector<iovec> part_of(const MappedMemory& memory) {
+  return {iovec{memory.address(), memory.size()}};
+}
+
+}  // namespace
+
+SsdVolume::SsdVolume(File file, Options options, std::unique_ptr<BlockDevice> device,
+                     Listener& listener)
+    : file_(std::move(file)),
+      options_(options),
+      listener_(listener),
+      device_(std::move(device)),
+      regions_(std::min(file_.region_count, file_.region_count_max)) {
+  for (Region& region : regions_) region.is_allocated = true;
+}
+
+uint32_t SsdVolume::free_region_count() const {
+  if (!can_write()) return 0;
+  const auto usable = std::count_if(free_.begin(), free_.end(), [this](uint32_t region) {
+    return regions_[region].is_allocated || may_grow_;
+  });
+  return static_cast<uint32_t>(usable) + (may_grow_ ? file_.region_count_max - region_count() : 0);
+}
+
+uint32_t SsdVolume::used_region_count() const {
+  return static_cast<uint32_t>(
+      std::count_if(regions_.begin(), regions_.end(), [](const Region& region) {
+        return region.state != RegionState::kFree && region.state != RegionState::kUnknown;
+      }));
+}
+
+uint64_t SsdVolume::page_size_max() const {
+  return file_.region_size_bytes - (1 + footer_sectors(kGroupEntryCountMax)) * kSectorSize;
+}
+
+// ---------------------------------------------------------------- recovery
+
+void SsdVolume::recovered_free(uint32_t region) {
+  regions_[region].state = RegionState::kFree;
+  free_.push_back(region);
+}
+
+void SsdVolume::recovered_sealed(uint32_t region, uint64_t sequence,
+                                 std::vector<SsdEntry> removals) {
+  Region& sealed = regions_[region];
+  sealed.state = RegionState::kSealed;
+  sealed.sequence = sequence;
+  sealed.removals = std::move(removals);
+}
+
+void SsdVolume::seal_recovered(uint32_t region, uint64_t sequence, uint32_t sector_count,
+                               std::vector<SsdEntry> entries, uint64_t now_ms) {
+  Region& found = regions_[region];
+  found.sequence = sequence;
+  found.used_sectors = sector_count;
+  found.entries = std::move(entries);
+  std::copy_if(found.entries.begin(), found.entries.end(), std::back_inserter(found.removals),
+               [](const SsdEntry& entry) { return entry.kind != SsdEntryKind::kPage; });
+  found.state = RegionState::kSealing;
+  seal_if_written(region, now_ms);
+}
+
+// ---------------------------------------------------------------- writing
+
+bool SsdVolume::fits(const Region& region, size_t entry_count, uint64_t sector_count) const {
+  const uint64_t footer = footer_sectors(region.entries.size() + entry_count);
+  const uint64_t needed = region.used_sectors + 1 + sector_count + footer;
+  return needed * kSectorSize <= file_.region_size_bytes;
+}
+
+bool SsdVolume::make_ready(size_t entry_count, uint64_t sector_count, uint64_t next_sequence,
+                           bool* used_sequence, uint64_t now_ms) {
+  *used_sequence = false;
+  if (!can_write() || groups_in_flight_ >= options_.write_depth) return false;
+  if (open_ != kNoRegionNumber && !fits(regions_[open_], entry_count, sector_count)) seal(now_ms);
+  if (open_ != kNoRegionNumber) return true;
+  if (opening_ != kNoRegionNumber) return false;
+  *used_sequence = open_region(next_sequence, now_ms);
+  return open_ != kNoRegionNumber;
+}
+
+bool SsdVolume::open_region(uint64_t sequence, uint64_t now_ms) {
+  uint32_t number = kNoRegionNumber;
+  auto found = std::find_if(free_.begin(), free_.end(),
+                            [this](uint32_t region) { return regions_[region].is_allocated; });
+  if (found == free_.end() && may_grow_) found = free_.begin();
+  if (found != free_.end()) {
+    number = *found;
+    free_.erase(found);
+  } else if (may_grow_ && region_count() < file_.region_count_max) {
+    number = region_count();
+    regions_.emplace_back();
+  } else {
+    return false;
+  }
+  Region& region = regions_[number];
+  const bool is_allocated = region.is_allocated;
+  region = Region{};
+  region.sequence = sequence;
+  region.is_allocated = is_allocated;
+  if (is_allocated) {
+    region.state = RegionState::kOpen;
+    open_ = number;
+    return true;
+  }
+  region.state = RegionState::kOpening;
+  opening_ = number;
+  submit(
+      {.purpose = Purpose::kAllocate, .region = number, .begun_ms = now_ms},
+      {.kind = IoKind::kAllocate, .offset = offset_of(number, 0), .size = file_.region_size_bytes});
+  return true;
+}
+
+void SsdVolume::append(std::vector<PageWrite> pages, std::vector<SsdEntry> removals,
+                       uint64_t unix_time_s, uint64_t now_ms) {
+  Region& region = regions_[open_];
+  auto group = std::make_shared<Group>();
+  group->region = open_;
+  group->header = MappedMemory::make(kSectorSize);
+  GroupHeader header{region.sequence, region.group_count, 1, unix_time_s, {}};
+  IoRequest io{.kind = removals.empty() ? IoKind::kWrite : IoKind::kWriteDurable,
+               .offset = offset_of(open_, region.used_sectors),
+               .parts = part_of(group->header)};
+  for (PageWrite& page : pages) {
+    page.entry.first_sector = region.used_sectors + header.sector_count;
+    header.sector_count += static_cast<uint32_t>(sectors_of(page.entry.size));
+    header.entries.push_back(page.entry);
+    io.parts.insert(io.parts.end(), page.parts.begin(), page.parts.end());
+  }
+  header.entries.insert(header.entries.end(), removals.begin(), removals.end());
+  io.size = header.sector_count * kSectorSize;
+  encode(file_.log_id, header, MutableSector(group->header.span().first<kSectorSize>()));
+
+  region.entries.insert(region.entries.end(), header.entries.begin(), header.entries.end());
+  region.removals.insert(region.removals.end(), removals.begin(), removals.end());
+  region.used_sectors += header.sector_count;
+  ++region.group_count;
+  group->pages = std::move(pages);
+  group->removals = std::move(removals);
+  group->size_bytes = io.size;
+  region.groups.push_back(group);
+  ++groups_in_flight_;
+  writing_bytes_ += io.size;
+  submit({.purpose = Purpose::kGroup,
+          .region = open_,
+          .begun_ms = now_ms,
+          .size_bytes = io.size,
+          .group = std::move(group)},
+         std::move(io));
+}
+
+void SsdVolume::seal(uint64_t now_ms) {
+  if (open_ == kNoRegionNumber) return;
+  const uint32_t region = std::exchange(open_, kNoRegionNumber);
+  regions_[region].state = RegionState::kSealing;
+  seal_if_written(region, now_ms);
+}
+
+void SsdVolume::seal_if_written(uint32_t number, uint64_t now_ms) {
+  const Region& region = regions_[number];
+  if (region.state == RegionState::kSealing && region.groups.empty()) write_footer(number, now_ms);
+}
+
+void SsdVolume::write_footer(uint32_t number, uint64_t now_ms) {
+  const Region& region = regions_[number];
+  const uint64_t sector_count = footer_sectors(region.entries.size());
+  auto memory = std::make_shared<MappedMemory>(MappedMemory::make(sector_count * kSectorSize));
+  encode_footer(file_.log_id, region.sequence, region.used_sectors, region.entries, memory->span());
+  const uint64_t end = offset_of(number, 0) + file_.region_size_bytes;
+  IoRequest io{.kind = IoKind::kWrite,
+               .offset = end - memory->size(),
+               .size = memory->size(),
+               .parts = part_of(*memory)};
+  submit({.purpose = Purpose::kFooter,
+          .region = number,
+          .begun_ms = now_ms,
+          .size_bytes = io.size,
+          .memory = std::move(memory)},
+         std::move(io));
+}
+
+bool SsdVolume::is_quiet() const {
+  return open_ == kNoRegionNumber && opening_ == kNoRegionNumber && writing_bytes_ == 0 &&
+         std::none_of(regions_.begin(), regions_.end(),
+                      [](const Region& region) { return region.state == RegionState::kSealing; });
+}
+
+// ---------------------------------------------------------------- reuse
+
+void SsdVolume::erase(uint32_t number, uint64_t now_ms) {
+  Region& region = regions_[number];
+  region.state = RegionState::kErasing;
+  region.erasing_count = 2;
+  auto zeros = std::make_shared<MappedMemory>(MappedMemory::make(kSectorSize));
+  const uint64_t head = offset_of(number, 0);
+  for (const uint64_t offset : {head, head + file_.region_size_bytes - kSectorSize}) {
+    submit({.purpose = Purpose::kErase,
+            .region = number,
+            .begun_ms = now_ms,
+            .size_bytes = kSectorSize,
+            .memory = zeros},
+           {.kind = IoKind::kWriteDurable,
+            .offset = offset,
+            .size = kSectorSize,
+            .parts = part_of(*zeros)});
+  }
+}
+
+void SsdVolume::shrink(uint64_t now_ms) {
+  may_grow_ = false;
+  for (const uint32_t number : free_) {
+    if (!std::exchange(regions_[number].is_allocated, false)) continue;
+    submit({.purpose = Purpose::kDiscard, .region = number, .begun_ms = now_ms},
+           {.kind = IoKind::kDiscard,
+            .offset = offset_of(number, 0),
+            .size = file_.region_size_bytes});
+  }
+}
+
+// ---------------------------------------------------------------- reading
+
+void SsdVolume::read(uint32_t region, uint32_t first_sector, std::vector<iovec> parts, uint64_t tag,
+                     uint64_t now_ms) {
+  IoRequest io{
+      .kind = IoKind::kRead, .offset = offset_of(region, first_sector), .parts = std::move(parts)};
+  for (const iovec& part : io.parts) io.size += part.iov_len;
+  ++reads_in_flight_;
+  submit({.purpose = Purpose::kRead, .region = region, .begun_ms = now_ms, .read_tag = tag},
+         std::move(io));
+}
+
+void SsdVolume::note_bad_read(const std::string& what) {
+  if (++bad_reads_ >= kBadReadsMax && health_ != Health::kFailed) {
+    fail(std::to_string(bad_reads_) + " reads in a row went wrong, the last: " + what);
+  }
+}
+
+// ---------------------------------------------------------------- requests
+
+void SsdVolume::submit(Request request, IoRequest io) {
+  io.fd = file_.fd;
+  io.tag = next_tag_++;
+  requests_.emplace(io.tag, std::move(request));
+  waiting_.push_back(std::move(io));
+  submit_waiting();
+}
+
+void SsdVolume::submit_waiting() {
+  // A copy for the device: what it does not take must stay whole.
+  while (device_ && !waiting_.empty() && device_->submit(waiting_.front())) waiting_.pop_front();
+}
+
+uint64_t SsdVolume::poll(uint64_t now_ms) {
+  now_ms_ = now_ms;
+  if (!device_) return kNever;
+  std::array<IoCompletion, 64> completions;
+  for (size_t count = completions.size(); device_ && count == completions.size();) {
+    count = device_->poll(completions);
+    for (size_t i = 0; i < count && device_; ++i) complete(completions[i]);
+    submit_waiting();
+  }
+  if (!device_ || requests_.empty()) return kNever;
+  for (const auto& [tag, request] : requests_) {
+    if (now_ms >= request.begun_ms + options_.io_timeout_ms) {
+      fail("a request did not complete within " + std::to_string(options_.io_timeout_ms) + " ms");
+      return kNever;
+    }
+  }
+  return now_ms + kWatchIntervalMs;
+}
+
+void SsdVolume::complete(const IoCompletion& completion) {
+  const auto found = requests_.find(completion.tag);
+  if (found == requests_.end()) return;
+  Request request = std::move(found->second);
+  requests_.erase(found);
+  const bool ok = completion.error == 0;
+  Region& region = regions_[request.region];
+  if (request.purpose == Purpose::kRead) {
+    read_seconds_.add(completion.duration_ns);
+    --reads_in_flight_;
+    if (ok) bad_reads_ = 0;
+    listener_.on_read(*this, request.read_tag, completion.error);
+    if (!ok) note_bad_read(std::strerror(completion.error));
+    return;
+  }
+  if (request.purpose == Purpose::kDiscard) return;  // It may fail: then the space stays ours.
+  if (!ok && request.purpose == Purpose::kAllocate) {
+    // The disk is full: go on with the regions that there are.
+    region.state = RegionState::kFree;
+    free_.push_back(request.region);
+    opening_ = kNoRegionNumber;
+    may_grow_ = false;
+    listener_.on_health(
+        *this, std::string("no space for another region: ") + std::strerror(completion.error));
+    return;
+  }
+  if (!ok) {
+    fail_request(request);
+    stop_writing(std::string("a write failed: ") + std::strerror(completion.error));
+    return;
+  }
+  if (request.size_bytes != 0) {
+    write_seconds_.add(completion.duration_ns);
+    device_written_bytes_ += request.size_bytes;
+  }
+  switch (request.purpose) {
+    case Purpose::kGroup:
+      complete_group(request);
+      break;
+    case Purpose::kFooter:
+      region.state = RegionState::kSealed;
+      region.entries = {};
+      break;
+    case Purpose::kErase:
+      if (--region.erasing_count != 0) break;
+      region.removals = {};
+      region.state = RegionState::kFree;
+      free_.push_back(request.region);
+      listener_.on_region_free(*this, request.region);
+      break;
+    case Purpose::kAllocate:
+      region.is_allocated = true;
+      region.state = RegionState::kOpen;
+      open_ = std::exchange(opening_, kNoRegionNumber);
+      break;
+    case Purpose::kDiscard:
+    case Purpose::kRead:
+      break;
+  }
+}
+
+void SsdVolume::complete_group(Request& request) {
+  Group& group = *request.group;
+  group.is_done = true;
+  --groups_in_flight_;
+  writing_bytes_ -= group.size_bytes;
+  for (PageWrite& page : group.pages) listener_.on_written(*this, group.region, page, true);
+  group.pages.clear();
+  // A scan finds a group only behind those before it.
+  auto& groups = regions_[group.region].groups;
+  while (!groups.empty() && groups.front()->is_done) {
+    const auto first = std::move(groups.front());
+    groups.pop_front();
+    if (!first->removals.empty()) listener_.on_removals_done(*this, first->removals, true);
+  }
+  seal_if_written(group.region, now_ms_);
+}
+
+// ---------------------------------------------------------------- trouble
+
+void SsdVolume::fail_request(Request& request) {
+  if (request.purpose == Purpose::kRead) {
+    --reads_in_flight_;
+    listener_.on_read(*this, request.read_tag, kAbandoned);
+  }
+  if (request.purpose != Purpose::kGroup) return;
+  Group& group = *request.group;
+  --groups_in_flight_;
+  writing_bytes_ -= group.size_bytes;
+  for (PageWrite& page : group.pages) listener_.on_written(*this, group.region, page, false);
+  group.pages.clear();
+}
+
+void SsdVolume::stop_writing(const std::string& reason) {
+  if (health_ != Health::kGood) return;
+  health_ = Health::kReadOnly;
+  open_ = kNoRegionNumber;
+  // Removals that no scan may find any more are lost, also of groups that are still on their way.
+  for (Region& region : regions_) {
+    for (const auto& group : std::exchange(region.groups, {})) {
+      if (!group->removals.empty()) listener_.on_removals_done(*this, group->removals, false);
+    }
+  }
+  listener_.on_health(*this, reason);
+}
+
+void SsdVolume::fail(const std::string& reason) {
+  if (health_ == Health::kFailed) return;
+  device_.reset();
+  waiting_.clear();
+  stop_writing(reason);
+  health_ = Health::kFailed;
+  for (auto& [tag, request] : std::exchange(requests_, {})) fail_request(request);
+  listener_.on_health(*this, reason);
+}
+
+}  // namespace hicache
