@@ -6,6 +6,7 @@
 #include <sys/un.h>
 
 #include <algorithm>
+#include <cassert>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
@@ -58,11 +59,13 @@ bool would_block(int error_number) {
 
 union ControlBuffer {
   cmsghdr header;
-  char bytes[CMSG_SPACE(sizeof(int))];
+  char bytes[CMSG_SPACE(kPassedFdsMax * sizeof(int))];
 };
 
-/// Takes the first descriptor out of a control message and closes any other.
-void take_descriptor(msghdr& message, Fd* passed_fd) {
+/// Moves descriptors out of a control message, fills `passed_fds` with them and closes the rest.
+void take_descriptors(msghdr& message, std::span<Fd> passed_fds) {
+  auto empty =
+      std::find_if(passed_fds.begin(), passed_fds.end(), [](const Fd& fd) { return !fd.valid(); });
   for (cmsghdr* control = CMSG_FIRSTHDR(&message); control != nullptr;
        control = CMSG_NXTHDR(&message, control)) {
     if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS) continue;
@@ -71,7 +74,7 @@ void take_descriptor(msghdr& message, Fd* passed_fd) {
       int number;
       std::memcpy(&number, CMSG_DATA(control) + i * sizeof(int), sizeof(number));
       Fd fd(number);
-      if (passed_fd != nullptr && !passed_fd->valid()) *passed_fd = std::move(fd);
+      if (empty != passed_fds.end()) *empty++ = std::move(fd);
     }
   }
 }
@@ -120,25 +123,26 @@ Result<PeerIdentity> peer_identity(const Fd& socket) {
 }
 
 Status send_all(const Fd& socket, std::span<const uint8_t> bytes, Deadline deadline,
-                int passed_fd) {
+                std::span<const int> passed_fds) {
+  assert(passed_fds.size() <= kPassedFdsMax);
   while (!bytes.empty()) {
     iovec piece{const_cast<uint8_t*>(bytes.data()), bytes.size()};
     msghdr message{};
     message.msg_iov = &piece;
     message.msg_iovlen = 1;
     ControlBuffer control{};
-    if (passed_fd >= 0) {
+    if (!passed_fds.empty()) {
       message.msg_control = control.bytes;
-      message.msg_controllen = sizeof(control.bytes);
+      message.msg_controllen = CMSG_SPACE(passed_fds.size_bytes());
       control.header.cmsg_level = SOL_SOCKET;
       control.header.cmsg_type = SCM_RIGHTS;
-      control.header.cmsg_len = CMSG_LEN(sizeof(int));
-      std::memcpy(CMSG_DATA(&control.header), &passed_fd, sizeof(passed_fd));
+      control.header.cmsg_len = CMSG_LEN(passed_fds.size_bytes());
+      std::memcpy(CMSG_DATA(&control.header), passed_fds.data(), passed_fds.size_bytes());
     }
     const ssize_t sent = sendmsg(socket.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent >= 0) {
       bytes = bytes.subspan(static_cast<size_t>(sent));
-      passed_fd = -1;
+      passed_fds = {};
     } else if (would_block(errno)) {
       HICACHE_RETURN_IF_ERROR(wait_for(socket, POLLOUT, deadline));
     } else {
@@ -149,7 +153,8 @@ Status send_all(const Fd& socket, std::span<const uint8_t> bytes, Deadline deadl
   return Status();
 }
 
-Status receive_all(const Fd& socket, std::span<uint8_t> bytes, Deadline deadline, Fd* passed_fd) {
+Status receive_all(const Fd& socket, std::span<uint8_t> bytes, Deadline deadline,
+                   std::span<Fd> passed_fds) {
   const uint64_t sleep_at_ns = monotonic_ns() + kAwakeNs;
   while (!bytes.empty()) {
     iovec piece{bytes.data(), bytes.size()};
@@ -161,7 +166,7 @@ Status receive_all(const Fd& socket, std::span<uint8_t> bytes, Deadline deadline
     message.msg_controllen = sizeof(control.bytes);
     const ssize_t received = recvmsg(socket.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (received > 0) {
-      take_descriptor(message, passed_fd);
+      take_descriptors(message, passed_fds);
       bytes = bytes.subspan(static_cast<size_t>(received));
     } else if (received == 0) {
       return Status(Code::kUnavailable, "the peer closed the connection");

@@ -28,14 +28,17 @@ struct PeerIdentity {
 /// Who is at the other end, as the kernel knows it.
 Result<PeerIdentity> peer_identity(const Fd& socket);
 
-/// Sends all bytes. A valid `passed_fd` travels with the first byte.
-Status send_all(const Fd& socket, std::span<const uint8_t> bytes, Deadline deadline,
-                int passed_fd = -1);
+inline constexpr size_t kPassedFdsMax = 32;
 
-/// Receives exactly `bytes.size()` bytes. If `passed_fd` is given, takes a descriptor that came
-/// along. kTimeout at the deadline, kUnavailable when the peer has closed.
+/// Sends all bytes. Descriptors, at most kPassedFdsMax, travel with the first byte.
+Status send_all(const Fd& socket, std::span<const uint8_t> bytes, Deadline deadline,
+                std::span<const int> passed_fds = {});
+
+/// Receives exactly `bytes.size()` bytes. Fills `passed_fds` from its start with descriptors that
+/// came along; more than it takes are closed. kTimeout at the deadline, kUnavailable when the peer
+/// has closed.
 Status receive_all(const Fd& socket, std::span<uint8_t> bytes, Deadline deadline,
-                   Fd* passed_fd = nullptr);
+                   std::span<Fd> passed_fds = {});
 
 /// Waits until the peer has closed or `timeout_ms` have passed; true if closed.
 bool wait_closed(const Fd& socket, int timeout_ms);

@@ -289,7 +289,7 @@ Status Client::lease(ClientConnection& connection, NamespaceIndex index, std::sp
   encode_keys(writer, index, 0, keys);
   std::vector<uint8_t> reply;
   HICACHE_RETURN_IF_ERROR(connection.call(Op::kLease, frame, reply, deadline));
-  if (decode(WireReader(reply), places, connection.pool_size_bytes()) &&
+  if (decode(WireReader(reply), places, connection.place_bounds()) &&
       places.places.size() == keys.size()) {
     return Status();
   }
@@ -390,7 +390,7 @@ Status Client::reserve(ClientConnection& connection, NamespaceIndex index,
   encode(writer, request);
   std::vector<uint8_t> reply;
   HICACHE_RETURN_IF_ERROR(connection.call(Op::kReserve, frame, reply, deadline));
-  bool sound = decode(WireReader(reply), places, connection.pool_size_bytes()) &&
+  bool sound = decode(WireReader(reply), places, {connection.pool_size_bytes(), 0}) &&
                places.places.size() == keys.size();
   for (size_t i = 0; sound && i < keys.size(); ++i) {
     sound = places.places[i].code != Code::kOk || places.places[i].size == sizes[i];

@@ -1,9 +1,13 @@
 #include "store/client_connection.h"
 
+#include <fcntl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <chrono>
 
 #include "io/unix_socket.h"
@@ -11,6 +15,36 @@
 #include "tier/slot_allocator.h"
 
 namespace hicache {
+namespace {
+
+/// What the node passed as its n-th SSD file is hostile until it is known to be a file that can be
+/// read past the page cache.
+Status check_file(const Fd& file, size_t number) {
+  const std::string what = "SSD file " + std::to_string(number) + " of the node";
+  if (!file.valid()) {
+    return Status(Code::kUnavailable, what +
+                                          " did not arrive; this process may be at its limit of "
+                                          "open files: raise it (ulimit -n)");
+  }
+  struct stat stat{};
+  if (fstat(file.get(), &stat) != 0) return io_error("looking at " + what, errno);
+  if (!S_ISREG(stat.st_mode)) {
+    return Status(Code::kInvalidArgument, what +
+                                              " is not a regular file; run the same release on "
+                                              "both sides");
+  }
+  const int flags = fcntl(file.get(), F_GETFL);
+  if (flags < 0) return io_error("asking how " + what + " was opened", errno);
+  if ((flags & O_ACCMODE) == O_WRONLY || (flags & O_DIRECT) == 0) {
+    return Status(Code::kInvalidArgument, what +
+                                              " is not open for direct reading; run the same "
+                                              "release on both sides");
+  }
+  return Status();
+}
+
+}  // namespace
+
 Result<std::shared_ptr<ClientConnection>> ClientConnection::open(const std::string& path,
                                                                  const std::string& client_name,
                                                                  Deadline deadline) {
@@ -38,25 +72,28 @@ Status ClientConnection::say_hello(const std::string& client_name, Deadline dead
   encode(writer, HelloRequest{client_name.substr(0, kClientNameSizeMax)});
   end_frame(frame, static_cast<uint16_t>(Op::kHello), 0);
   HICACHE_RETURN_IF_ERROR(send_all(socket_, frame, deadline));
-  constexpr size_t kReplySize = kFrameHeaderSize + sizeof(HelloReply);
-  frame.resize(kReplySize);
-  Fd pool;
-  HICACHE_RETURN_IF_ERROR(receive_all(socket_, frame, deadline, &pool));
+  frame.resize(kFrameHeaderSize + kHelloReplySize);
+  std::array<Fd, 1 + kSsdFilesMax> passed;  // The pool, then the files.
+  HICACHE_RETURN_IF_ERROR(receive_all(socket_, frame, deadline, passed));
   const Result<FrameHeader> header =
       decode_frame_header(std::span(frame).first<kFrameHeaderSize>());
   if (!header.ok()) return header.status();
   HelloReply reply{};
   if (header.value().op != (static_cast<uint16_t>(Op::kHello) | kReplyBit) ||
-      header.value().payload_size != sizeof(HelloReply) ||
+      header.value().payload_size != kHelloReplySize ||
       !decode(WireReader(std::span(frame).subspan(kFrameHeaderSize)), reply)) {
     return Status(Code::kCorrupt, "the node's greeting is malformed");
   }
   Result<std::unique_ptr<SharedMemory>> memory =
-      SharedMemory::map(std::move(pool), reply.pool_size_bytes);
+      SharedMemory::map(std::move(passed[0]), reply.pool_size_bytes);
   if (!memory.ok()) return memory.status();
   pool_ = std::move(memory.value());
   const uint64_t slots = (reply.pool_size_bytes + kSlotSize - 1) / kSlotSize;
   backed_ = std::make_unique<std::atomic<uint8_t>[]>(slots);
+  for (size_t i = 1; i <= reply.file_count; ++i) {
+    HICACHE_RETURN_IF_ERROR(check_file(passed[i], i));
+    files_.emplace_back(std::move(passed[i]));
+  }
   return Status();
 }
 

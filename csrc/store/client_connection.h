@@ -46,6 +46,9 @@ class ClientConnection {
                                          const std::string& description, Deadline deadline);
 
   uint64_t pool_size_bytes() const { return pool_->size_bytes(); }
+  PlaceBounds place_bounds() const {
+    return {pool_->size_bytes(), static_cast<uint8_t>(files_.size())};
+  }
   uint8_t* pool() const { return pool_->address(); }
   /// Makes sure that real memory stands behind a range of the pool, and maps it into this process
   /// in one go, where each OS page would be a fault of its own. To be called before the range is
@@ -65,6 +68,7 @@ class ClientConnection {
 
   Fd socket_;
   std::unique_ptr<SharedMemory> pool_;
+  std::vector<Fd> files_;  // Place::device - 1 is the index.
   std::unique_ptr<std::atomic<uint8_t>[]>
       backed_;  // By piece of kPieceSize; 1: known to be backed.
   std::atomic<bool> broken_{false};

@@ -63,12 +63,14 @@ bool decode(WireReader reader, HelloRequest& message) {
 void encode(WireWriter& writer, const HelloReply& message) {
   writer.put(message.incarnation);
   writer.put(message.pool_size_bytes);
+  writer.put(message.file_count);
 }
 
 bool decode(WireReader reader, HelloReply& message) {
   message.incarnation = reader.get<uint64_t>();
   message.pool_size_bytes = reader.get<uint64_t>();
-  return reader.finished();
+  message.file_count = reader.get<uint8_t>();
+  return reader.finished() && message.file_count <= kSsdFilesMax;
 }
 
 void encode(WireWriter& writer, const OpenNamespaceRequest& message) {
@@ -170,13 +172,32 @@ bool decode(WireReader reader, CommitRequest& message) {
 namespace {
 
 void encode_place(WireWriter& writer, Code code, PageRef ref, uint64_t size, uint64_t checksum,
-                  std::span<const Extent> extents) {
+                  uint8_t device, std::span<const Extent> extents) {
   writer.put(code);
   if (code != Code::kOk) return;
   writer.put(ref);
   writer.put(size);
   writer.put(checksum);
+  writer.put(device);
   writer.put_array(extents);
+}
+
+uint64_t size_of(std::span<const Extent> extents) {
+  uint64_t size = 0;
+  for (const Extent& extent : extents) size += extent.size;
+  return size;
+}
+
+bool is_in_pool(std::span<const Extent> extents, uint64_t size, uint64_t pool_size_bytes) {
+  const bool inside = std::all_of(extents.begin(), extents.end(), [&](const Extent& extent) {
+    return extent.size <= pool_size_bytes && extent.offset <= pool_size_bytes - extent.size;
+  });
+  return inside && size != 0 && size_of(extents) == size;
+}
+
+bool is_in_file(std::span<const Extent> extents, uint64_t size) {
+  return extents.size() == 1 && size != 0 && size <= kFilePageSizeMax && extents[0].size == size &&
+         extents[0].offset % kSectorSize == 0 && extents[0].offset <= kFileSizeMax - size;
 }
 
 }  // namespace
@@ -186,7 +207,7 @@ void encode_locations(WireWriter& writer, std::span<const PageStore::Location> l
   writer.put(static_cast<uint32_t>(locations.size()));
   for (const PageStore::Location& location : locations) {
     encode_place(writer, location.code, location.ref, location.size, location.checksum,
-                 location.extents);
+                 location.device, location.extents);
   }
 }
 
@@ -195,13 +216,12 @@ void encode_placements(WireWriter& writer, SpaceIndex space,
   writer.put(space);
   writer.put(static_cast<uint32_t>(placements.size()));
   for (const PageStore::Placement& placement : placements) {
-    uint64_t size = 0;
-    for (const Extent& extent : placement.extents) size += extent.size;
-    encode_place(writer, placement.code, placement.ref, size, 0, placement.extents);
+    encode_place(writer, placement.code, placement.ref, size_of(placement.extents), 0, 0,
+                 placement.extents);
   }
 }
 
-bool decode(WireReader reader, Places& message, uint64_t pool_size_bytes) {
+bool decode(WireReader reader, Places& message, const PlaceBounds& bounds) {
   message.places.clear();
   message.extents.clear();
   message.space = reader.get<SpaceIndex>();
@@ -217,15 +237,12 @@ bool decode(WireReader reader, Places& message, uint64_t pool_size_bytes) {
       place.ref = reader.get<PageRef>();
       place.size = reader.get<uint64_t>();
       place.checksum = reader.get<uint64_t>();
+      place.device = reader.get<uint8_t>();
       reader.get_array(extents, kExtentCountMax);
-      uint64_t size = 0;
-      for (const Extent& extent : extents) {
-        if (extent.size > pool_size_bytes || extent.offset > pool_size_bytes - extent.size) {
-          return false;
-        }
-        size += extent.size;
-      }
-      if (size != place.size || size == 0) return false;
+      const bool is_sound =
+          place.device == 0 ? is_in_pool(extents, place.size, bounds.pool_size_bytes)
+                            : place.device <= bounds.file_count && is_in_file(extents, place.size);
+      if (!is_sound) return false;
       place.extents_begin = static_cast<uint32_t>(message.extents.size());
       place.extents_count = static_cast<uint32_t>(extents.size());
       message.extents.insert(message.extents.end(), extents.begin(), extents.end());

@@ -46,11 +46,15 @@ inline constexpr size_t kExtentCountMax = 1 << 20;
 struct HelloRequest {
   std::string client_name;
 };
-/// The pool's descriptor travels with it.
+/// The pool's descriptor travels with it, and after it those of the node's SSD files, which clients
+/// read past the page cache.
 struct HelloReply {
   uint64_t incarnation;
   uint64_t pool_size_bytes;
+  uint8_t file_count;
 };
+inline constexpr size_t kHelloReplySize = 17;
+inline constexpr uint8_t kSsdFilesMax = 16;
 
 struct OpenNamespaceRequest {
   NamespaceDigest digest;
@@ -65,11 +69,15 @@ struct OpenNamespaceReply {
 /// Of Lookup, Lease, Remove, Clear (no keys) and SetPin.
 struct KeysRequest {
   NamespaceIndex index = 0;
-  uint8_t flags = 0;  // Lookup: kLookupLease | kLookupPrefix. SetPin: the Pin.
+  uint8_t flags =
+      0;  // Lookup: kLookupLease | kLookupPrefix. Lease: kLeaseReadNow. SetPin: the Pin.
   std::vector<Key> keys;
 };
 inline constexpr uint8_t kLookupLease = 1;
 inline constexpr uint8_t kLookupPrefix = 2;
+/// A page that is on its way from an SSD file to the pool is answered with its place in the file,
+/// not with kBusy.
+inline constexpr uint8_t kLeaseReadNow = 1;
 
 /// Of Release and ReportCorrupt.
 struct RefsRequest {
@@ -95,6 +103,7 @@ struct Place {
   PageRef ref{kNoPage, 0};
   uint64_t size = 0;
   uint64_t checksum = 0;
+  uint8_t device = 0;          // 0: the pool. n: the n-th file of the hello, in one extent.
   uint32_t extents_begin = 0;  // In Places::extents.
   uint32_t extents_count = 0;
 };
@@ -147,8 +156,19 @@ bool decode(WireReader reader, KeysRequest& message);
 bool decode(WireReader reader, RefsRequest& message);
 bool decode(WireReader reader, ReserveRequest& message);
 bool decode(WireReader reader, CommitRequest& message);
-/// Also refuses places that do not lie inside a pool of that size, or whose extents do not add up.
-bool decode(WireReader reader, Places& message, uint64_t pool_size_bytes);
+
+/// What a client may be pointed to.
+struct PlaceBounds {
+  uint64_t pool_size_bytes;
+  uint8_t file_count;
+};
+/// Of a page in a file: more than fits is not believed.
+inline constexpr uint64_t kFilePageSizeMax = 4 * kGiB;
+inline constexpr uint64_t kFileSizeMax = uint64_t{1} << 60;
+
+/// Also refuses places that do not lie inside the pool or whose extents do not add up, and places
+/// of a file that are not one extent which begins on a sector.
+bool decode(WireReader reader, Places& message, const PlaceBounds& bounds);
 bool decode_codes(WireReader reader, std::vector<Code>& codes);
 
 }  // namespace hicache

@@ -113,6 +113,8 @@ class Node {
   std::unique_ptr<SharedMemory> memory_;
   Fd listener_;
   Fd spare_fd_;  // See refuse_one_client().
+  std::vector<Fd>
+      reader_fds_;  // Of the SSD files, for clients to read; Place::device - 1 is the index.
   Fd epoll_;
   Fd wake_event_;
 

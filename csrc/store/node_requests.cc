@@ -108,16 +108,18 @@ bool Node::handle_hello(Connection& connection, uint64_t request_id, Payload pay
   }
   begin_frame(reply_);
   WireWriter writer(reply_);
-  encode(writer, HelloReply{incarnation_, options_.pool_size_bytes});
+  encode(writer, HelloReply{incarnation_, options_.pool_size_bytes,
+                            static_cast<uint8_t>(reader_fds_.size())});
   end_frame(reply_, static_cast<uint16_t>(Op::kHello) | kReplyBit, request_id);
   // Before the reply: once a client knows that it is connected the node must not look idle.
   connection.session = store_.open_session();
   connection.has_session = true;
   ++client_count_;
   idle_since_ms_ = 0;
+  std::vector<int> passed{memory_->fd().get()};
+  for (const Fd& fd : reader_fds_) passed.push_back(fd.get());
   // The first bytes on a fresh connection: they fit into the socket's buffer, this cannot wait.
-  return send_all(connection.socket, reply_, Deadline::after_ms(kHelloSendMs), memory_->fd().get())
-      .ok();
+  return send_all(connection.socket, reply_, Deadline::after_ms(kHelloSendMs), passed).ok();
 }
 
 bool Node::handle_open_namespace(Payload payload) {

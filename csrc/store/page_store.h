@@ -64,6 +64,7 @@ class PageStore {
     uint64_t size = 0;
     uint64_t checksum = 0;
     std::span<const Extent> extents;  // Valid until the next call.
+    uint8_t device = 0;               // 0: the pool; n: the n-th SSD file, in one extent.
   };
 
   struct Placement {

@@ -48,10 +48,11 @@ TEST(UnixSocket, CarriesBytesAndADescriptor) {
     Fd sent(memfd_create("sent", MFD_CLOEXEC));
     ASSERT_EQ(write(sent.get(), "pool", 4), 4);
     const std::vector<uint8_t> bytes = testing::bytes_of(1, 1000);
-    ASSERT_TRUE(send_all(pair.left, bytes, Deadline::after_ms(1000), sent.get()).ok());
+    const int sent_fd = sent.get();
+    ASSERT_TRUE(send_all(pair.left, bytes, Deadline::after_ms(1000), {&sent_fd, 1}).ok());
     std::vector<uint8_t> received(1000);
     Fd taken;
-    ASSERT_TRUE(receive_all(pair.right, received, Deadline::after_ms(1000), &taken).ok());
+    ASSERT_TRUE(receive_all(pair.right, received, Deadline::after_ms(1000), {&taken, 1}).ok());
     EXPECT_EQ(received, bytes);
     ASSERT_TRUE(taken.valid());
     char text[5] = {};
@@ -62,13 +63,41 @@ TEST(UnixSocket, CarriesBytesAndADescriptor) {
   EXPECT_EQ(open_descriptors(), before);
 }
 
+TEST(UnixSocket, CarriesManyDescriptorsInOrder) {
+  Pair pair = make_pair();
+  const size_t before = open_descriptors();
+  {
+    std::vector<Fd> sent;
+    std::vector<int> numbers;
+    for (size_t i = 0; i < kPassedFdsMax; ++i) {
+      sent.emplace_back(memfd_create("sent", MFD_CLOEXEC));
+      const std::string text = std::to_string(i);
+      ASSERT_EQ(write(sent.back().get(), text.data(), text.size()), ssize_t(text.size()));
+      numbers.push_back(sent.back().get());
+    }
+    const std::vector<uint8_t> bytes(10);
+    ASSERT_TRUE(send_all(pair.left, bytes, Deadline::after_ms(1000), numbers).ok());
+    std::vector<uint8_t> received(10);
+    std::vector<Fd> taken(kPassedFdsMax + 1);
+    ASSERT_TRUE(receive_all(pair.right, received, Deadline::after_ms(1000), taken).ok());
+    for (size_t i = 0; i < kPassedFdsMax; ++i) {
+      char text[8] = {};
+      EXPECT_GT(pread(taken[i].get(), text, sizeof(text) - 1, 0), 0);
+      EXPECT_EQ(text, std::to_string(i));
+    }
+    EXPECT_FALSE(taken.back().valid());
+  }
+  EXPECT_EQ(open_descriptors(), before);
+}
+
 TEST(UnixSocket, DescriptorsNobodyAskedForAreClosed) {
   Pair pair = make_pair();
   const size_t before = open_descriptors();
   Fd sent(memfd_create("sent", MFD_CLOEXEC));
   const std::vector<uint8_t> bytes(10);
+  const int sent_fd = sent.get();
   for (int i = 0; i < 50; ++i) {
-    ASSERT_TRUE(send_all(pair.left, bytes, Deadline::after_ms(1000), sent.get()).ok());
+    ASSERT_TRUE(send_all(pair.left, bytes, Deadline::after_ms(1000), {&sent_fd, 1}).ok());
     std::vector<uint8_t> received(10);
     ASSERT_TRUE(receive_all(pair.right, received, Deadline::after_ms(1000)).ok());
   }
@@ -90,7 +119,7 @@ TEST(UnixSocket, DescriptorsNobodyAskedForAreClosed) {
   std::vector<uint8_t> received(10);
   {
     Fd taken;
-    ASSERT_TRUE(receive_all(pair.right, received, Deadline::after_ms(1000), &taken).ok());
+    ASSERT_TRUE(receive_all(pair.right, received, Deadline::after_ms(1000), {&taken, 1}).ok());
     EXPECT_TRUE(taken.valid());
   }
   sent.reset();

@@ -14,7 +14,7 @@
 
 namespace hicache::testing {
 
-inline constexpr uint64_t kSamplePoolSize = 64 * kMiB;
+inline constexpr PlaceBounds kSampleBounds{64 * kMiB, 2};
 
 struct Sample {
   std::string name;
@@ -58,11 +58,13 @@ inline Sample keys_sample() {
 inline Sample places_sample() {
   const std::vector<Extent> one{{kMiB, 100'000}};
   const std::vector<Extent> two{{0, kSlotSize}, {5 * kMiB, 77}};
+  const std::vector<Extent> in_file{{7 * kSectorSize, 3 * kMiB + 1}};
   const std::vector<PageStore::Location> locations{
       {Code::kOk, {3, 9}, 100'000, 0x1234, one},
       {Code::kNotFound, {kNoPage, 0}, 0, 0, {}},
       {Code::kOk, {4, 1}, kSlotSize + 77, 0x5678, two},
       {Code::kNoSpace, {kNoPage, 0}, 0, 0, {}},
+      {Code::kOk, {5, 2}, 3 * kMiB + 1, 0x9ABC, in_file, 2},
   };
   std::vector<uint8_t> bytes;
   WireWriter writer(bytes);
@@ -70,11 +72,11 @@ inline Sample places_sample() {
   return {"places", bytes,
           [](const std::vector<uint8_t>& given) -> std::optional<std::vector<uint8_t>> {
             Places read;
-            if (!decode(WireReader(given), read, kSamplePoolSize)) return std::nullopt;
+            if (!decode(WireReader(given), read, kSampleBounds)) return std::nullopt;
             std::vector<PageStore::Location> again_locations;
             for (const Place& place : read.places) {
-              again_locations.push_back(
-                  {place.code, place.ref, place.size, place.checksum, read.extents_of(place)});
+              again_locations.push_back({place.code, place.ref, place.size, place.checksum,
+                                         read.extents_of(place), place.device});
             }
             std::vector<uint8_t> again;
             WireWriter again_writer(again);
@@ -100,7 +102,7 @@ inline Sample codes_sample() {
 inline std::vector<Sample> samples() {
   return {
       sample_of("hello", HelloRequest{"rank 0"}),
-      sample_of("hello_reply", HelloReply{77, 64 * kMiB}),
+      sample_of("hello_reply", HelloReply{77, 64 * kMiB, 2}),
       sample_of("open_namespace", OpenNamespaceRequest{key_of(1), "{\"model\": \"m\"}"}),
       sample_of("open_namespace_reply", OpenNamespaceReply{Code::kNoSpace, 3, "too many"}),
       sample_of("refs", RefsRequest{{{1, 2}, {3, 4}}}),

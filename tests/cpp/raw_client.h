@@ -32,9 +32,9 @@ class RawClient {
   bool say_hello() {
     std::vector<uint8_t> frame = frame_of(Op::kHello, HelloRequest{"raw"});
     if (!send_all(socket, frame, Deadline::after_ms(2000)).ok()) return false;
-    frame.resize(kFrameHeaderSize + sizeof(HelloReply));
+    frame.resize(kFrameHeaderSize + kHelloReplySize);
     Fd fd;
-    if (!receive_all(socket, frame, Deadline::after_ms(2000), &fd).ok()) return false;
+    if (!receive_all(socket, frame, Deadline::after_ms(2000), {&fd, 1}).ok()) return false;
     HelloReply reply{};
     if (!decode(WireReader(std::span(frame).subspan(kFrameHeaderSize)), reply)) return false;
     auto mapped = SharedMemory::map(std::move(fd), reply.pool_size_bytes);
@@ -92,7 +92,7 @@ class RawClient {
   Places places(std::span<const uint8_t> frame) {
     const auto payload = call(frame);
     Places read;
-    EXPECT_TRUE(payload && decode(WireReader(*payload), read, pool->size_bytes()));
+    EXPECT_TRUE(payload && decode(WireReader(*payload), read, {pool->size_bytes(), 0}));
     return read;
   }
 

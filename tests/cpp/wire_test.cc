@@ -157,7 +157,7 @@ TEST(Messages, PlacesOutsideThePoolAreRefused) {
     WireWriter writer(bytes);
     encode_locations(writer, {&location, 1});
     Places places;
-    return decode(WireReader(bytes), places, kPool);
+    return decode(WireReader(bytes), places, {kPool, 0});
   };
   EXPECT_TRUE(is_read({{0, kPool}}, kPool));
   EXPECT_TRUE(is_read({{kPool - 1, 1}, {0, 5}}, 6));
@@ -169,6 +169,43 @@ TEST(Messages, PlacesOutsideThePoolAreRefused) {
   EXPECT_FALSE(is_read({{0, UINT64_MAX}, {0, 2}}, 1)) << "a sum that wraps";
   EXPECT_FALSE(is_read({}, 0));
   EXPECT_FALSE(is_read({{0, 0}}, 0)) << "an empty page";
+}
+
+TEST(Messages, PlacesOutsideTheFilesAreRefused) {
+  const auto is_read = [&](uint8_t device, std::vector<Extent> extents, uint64_t size) {
+    const PageStore::Location location{Code::kOk, {1, 1}, size, 0, extents, device};
+    std::vector<uint8_t> bytes;
+    WireWriter writer(bytes);
+    encode_locations(writer, {&location, 1});
+    Places places;
+    return decode(WireReader(bytes), places, {kMiB, 2});
+  };
+  EXPECT_TRUE(is_read(1, {{0, 1}}, 1));
+  EXPECT_TRUE(is_read(2, {{kSectorSize, 5 * kMiB}}, 5 * kMiB)) << "larger than the pool";
+  EXPECT_TRUE(is_read(1, {{kFileSizeMax - kFilePageSizeMax, kFilePageSizeMax}}, kFilePageSizeMax));
+  EXPECT_FALSE(is_read(3, {{0, 1}}, 1)) << "a file that was not announced";
+  EXPECT_FALSE(is_read(UINT8_MAX, {{0, 1}}, 1));
+  EXPECT_FALSE(is_read(1, {{1, 4096}}, 4096)) << "inside a sector";
+  EXPECT_FALSE(is_read(1, {{kSectorSize / 2, 4096}}, 4096));
+  EXPECT_FALSE(is_read(1, {{0, 4096}, {4096, 4096}}, 8192)) << "two extents";
+  EXPECT_FALSE(is_read(1, {}, 0));
+  EXPECT_FALSE(is_read(1, {{0, 0}}, 0)) << "an empty page";
+  EXPECT_FALSE(is_read(1, {{0, 10}}, 9));
+  EXPECT_FALSE(is_read(1, {{0, kFilePageSizeMax + 1}}, kFilePageSizeMax + 1));
+  EXPECT_FALSE(is_read(1, {{kFileSizeMax, 1}}, 1));
+  EXPECT_FALSE(is_read(1, {{UINT64_MAX - kSectorSize + 1, kSectorSize}}, kSectorSize));
+  EXPECT_FALSE(is_read(0, {{0, 5 * kMiB}}, 5 * kMiB)) << "the pool has its own bounds";
+}
+
+TEST(Messages, AHelloWithTooManyFilesIsRefused) {
+  for (const int count : {0, 1, int{kSsdFilesMax}, kSsdFilesMax + 1, 255}) {
+    std::vector<uint8_t> bytes;
+    WireWriter writer(bytes);
+    encode(writer, HelloReply{1, kMiB, static_cast<uint8_t>(count)});
+    EXPECT_EQ(bytes.size(), kHelloReplySize);
+    HelloReply reply{};
+    EXPECT_EQ(decode(WireReader(bytes), reply), count <= kSsdFilesMax) << count;
+  }
 }
 
 TEST(Messages, EveryOpHasAName) {

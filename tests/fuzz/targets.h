@@ -79,12 +79,16 @@ inline void replies(Input input) {
 /// Places: what a client will read from and write to.
 inline void places(Input input) {
   constexpr uint64_t kPool = 64 * kMiB;
+  constexpr uint8_t kFiles = 2;
   Places places;
-  if (!decode(WireReader(input), places, kPool)) return;
+  if (!decode(WireReader(input), places, {kPool, kFiles})) return;
   for (const Place& place : places.places) {
     uint64_t size = 0;
+    require(place.device <= kFiles && (place.device == 0 || place.extents_count == 1));
+    const uint64_t end = place.device == 0 ? kPool : kFileSizeMax;
     for (const Extent& extent : places.extents_of(place)) {
-      require(extent.offset <= kPool && extent.size <= kPool - extent.offset);
+      require(extent.offset <= end && extent.size <= end - extent.offset);
+      require(place.device == 0 || extent.offset % kSectorSize == 0);
       size += extent.size;
     }
     require(place.code != Code::kOk || (size == place.size && size != 0));
