@@ -7,8 +7,8 @@
 //   | superblock | region 0       | region 1        | region 2
 //   +------------+----------------+-----------------+---------------- ...
 //
-// A region is filled from its start by groups, one write each, and sealed by a footer at its end. All
-// units are sectors of 4 KiB.
+// A region is filled from its start by groups, one write each, and sealed by a footer at its end.
+// All units are sectors of 4 KiB.
 //
 //   region  +-------+-------+-- ... --+-------+- free -+-----------------+--------+
 //           | group | group |         | group |        | entries of all  | footer |
@@ -29,8 +29,9 @@
 //    12  sector size (u32)           16  log id (16 bytes)             16  log id (16 bytes)
 //    16  log id (16 bytes)           32  region sequence (u64)         32  region sequence (u64)
 //    32  region size (u64)           40  group number (u32)            40  entry count (u64)
-//    40  made at, unix s (u64)       44  entry count (u32)             48  checksum of the entries (u64)
-//    48  checksum of [0, 48)         48  sectors of the group (u32)    56  sectors of all groups (u32)
+//    40  made at, unix s (u64)       44  entry count (u32)             48  checksum of the entries
+//    (u64) 48  checksum of [0, 48)         48  sectors of the group (u32)    56  sectors of all
+//    groups (u32)
 //                                    56  written at, unix s (u64)
 //
 //   entry (128 bytes)
@@ -88,7 +89,7 @@ struct SsdEntry {
   Key key;  // Zero for kCleared.
   NamespaceDigest name_space;
   uint64_t sequence = 0;
-  uint64_t size = 0;             // Of pages; so are the rest.
+  uint64_t size = 0;  // Of pages; so are the rest.
   uint64_t checksum = 0;
   uint64_t parent_key_hash = 0;  // Key::hash() of the parent.
   uint32_t first_sector = 0;     // In the region.
@@ -124,9 +125,10 @@ Result<Superblock> decode_superblock(Sector sector);
 
 /// Requires at most kGroupEntryCountMax entries, which decode() would take.
 void encode(const LogId& log_id, const GroupHeader& header, MutableSector sector);
-/// False for anything that is not a whole, sound header of this log: its pages lie behind the header,
-/// inside the group, in order, without overlap; the group lies inside the region. `first_sector`:
-/// where in the region the header lies. What is in `header` after false means nothing.
+/// False for anything that is not a whole, sound header of this log: its pages lie behind the
+/// header, inside the group, in order, without overlap; the group lies inside the region.
+/// `first_sector`: where in the region the header lies. What is in `header` after false means
+/// nothing.
 bool decode(const LogId& log_id, Sector sector, uint32_t first_sector, uint64_t region_size_bytes,
             GroupHeader& header);
 
