@@ -125,6 +125,10 @@ class SsdVolume {
 
   /// Bytes of a page that fit a region at all.
   uint64_t page_size_max() const;
+  /// Whether the open region has room for a group of that many entries and page sectors.
+  bool open_fits(size_t entry_count, uint64_t sector_count) const {
+    return open_ != UINT32_MAX && fits(regions_[open_], entry_count, sector_count);
+  }
   /// Whether append() can take a group of that many entries and page sectors now. If the open
   /// region is too full it is sealed; if there is none, one is opened, with `next_sequence` as its
   /// own (then it was used and true is in *used_sequence).

@@ -1,0 +1,233 @@
+// The SSD log: pages written to one or several files, found again after a restart, dropped when the
+// room is needed.
+//
+//   write()   queue -> groups, dealt to the volumes -> on their disk -> in the index
+//   find()    the index alone; the reader reads the file itself
+//   remove()  out of the index at once; an entry in the log keeps it out after a restart
+//   reclaim   a volume that runs out of free regions gives one up: what was reused is written anew,
+//             the rest is forgotten
+//   recovery  regions come in from SsdRecovery, newest first, while everything else goes on
+//
+// Not here: which pages deserve to be written, leases, DRAM (store/ssd_tier). The owner must not
+// let a region be reused that somebody reads: see Options::is_leased.
+//
+// Threads: one owner; recovery has one of its own inside. Nothing blocks. Time is an argument.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "io/block_device.h"
+#include "tier/ssd_index.h"
+#include "tier/ssd_recovery.h"
+#include "tier/ssd_volume.h"
+
+namespace hicache {
+
+class SsdLog : private SsdVolume::Listener {
+ public:
+  struct Options {
+    std::vector<SsdVolume::File> files;
+    std::function<std::unique_ptr<BlockDevice>()> make_device;
+    /// Of a whole page, as its writer computed it.
+    std::function<uint64_t(std::span<const uint8_t>)> page_checksum;
+    /// The present life of a namespace that a file names; kAnySpace: its pages cannot be kept.
+    std::function<SpaceIndex(const NamespaceDigest&)> space_of;
+    /// Somebody may be reading this region.
+    std::function<bool(RegionIndex)> is_leased;
+    /// A page that is not in the index is in DRAM.
+    std::function<bool(uint64_t page_hash)> is_in_dram;
+    /// What became of a page given to write(). `ok`: it is in the index.
+    std::function<void(uint64_t tag, bool ok)> on_written;
+    /// What became of a read(); SsdVolume::kAbandoned: its memory must not be used again.
+    std::function<void(uint64_t tag, int error)> on_read;
+    std::function<void(std::string notice)> on_notice;
+    std::function<void()> wake;  // Called by recovery's thread: call advance().
+    uint64_t io_timeout_ms;
+    uint32_t write_depth;  // Groups in flight per volume.
+  };
+
+  struct Page {
+    SpaceIndex space;
+    NamespaceDigest name_space;
+    Key key;
+    uint64_t size;
+    uint64_t checksum;
+    uint64_t parent_hash;
+    std::vector<iovec> parts;  // Whole sectors; they stay as they are until on_written.
+    MappedMemory memory;       // What `parts` point to, if it is to live as long as they.
+    uint64_t tag;
+  };
+
+  struct Counts {
+    uint64_t written_pages = 0;
+    uint64_t written_bytes = 0;
+    uint64_t rewritten_pages = 0;
+    uint64_t rewritten_bytes = 0;
+    uint64_t dropped_pages = 0;
+    uint64_t corrupt_pages = 0;
+    uint64_t recovered_pages = 0;
+    uint64_t read_errors = 0;
+    uint64_t write_errors = 0;
+    uint64_t recovery_ms = 0;
+    uint64_t eviction_age_s = 0;  // Of the pages dropped last.
+  };
+
+  SsdLog(Options options, uint64_t now_ms);
+
+  /// What a file holds may be in the index later. Writing begins once all heads were read.
+  bool is_recovering() const { return recovery_ != nullptr; }
+
+  size_t volume_count() const { return volumes_.size(); }
+  const SsdVolume& volume(size_t index) const { return *volumes_[index].volume; }
+  SsdIndex& index() { return index_; }
+  const SsdIndex& index() const { return index_; }
+  const Counts& counts() const { return counts_; }
+
+  /// The page, unless its volume failed.
+  SsdPageIndex find(SpaceIndex space, const Key& key, uint64_t hash) const;
+  size_t volume_of(RegionIndex region) const { return regions_[region].volume; }
+  /// Where a page lies in its volume's file.
+  uint64_t file_offset(const SsdPage& page) const;
+  uint64_t page_size_max() const { return page_size_max_; }
+  bool can_write() const;
+
+  /// Queues a page. Requires can_write(), size <= page_size_max(), and that it is not in the index.
+  void write(Page page);
+  /// Bytes queued or on their way to a disk.
+  uint64_t writing_bytes() const { return writing_bytes_; }
+  /// Seals the regions that are open, once the queue is empty: a restart then reads footers only.
+  void seal_all() { sealing_all_ = true; }
+  bool is_quiet() const;
+
+  /// Forgets a page, and keeps it forgotten. Returns a ticket for is_done(); 0: nothing was there.
+  uint64_t remove(SpaceIndex space, const NamespaceDigest& name_space, const Key& key);
+  /// The same for a namespace whose life `ended` is over.
+  uint64_t clear(SpaceIndex ended, const NamespaceDigest& name_space);
+  /// No restart can bring back what the ticket stands for.
+  bool is_done(uint64_t ticket) const {
+    // One that was handed out before sequences were known.
+    if (ticket <= sequence_base_) ticket += sequence_base_;
+    return removing_.empty() || *removing_.begin() > ticket;
+  }
+
+  /// A reader found a page damaged: forgotten, until a restart finds it again.
+  void drop_damaged(SsdPlace place);
+  /// Reads a page; `parts` are whole sectors. Ends in on_read().
+  void read(const SsdPage& page, std::vector<iovec> parts, uint64_t tag, uint64_t now_ms);
+
+  /// What the file system of a volume has left, against what must be left to others: the volume
+  /// grows, or shrinks.
+  void note_free_space(size_t volume, uint64_t free_bytes, uint64_t free_min_bytes,
+                       uint64_t now_ms);
+  /// The file was removed from its directory.
+  void note_gone(size_t volume);
+
+  /// Does what is due: completions, groups, reclaim, recovery. Returns when it wants to be called
+  /// at the latest; it must also be called when an event_fd() of a volume is readable.
+  uint64_t advance(uint64_t now_ms, uint64_t unix_time_s);
+
+ private:
+  struct RegionName {
+    uint32_t volume;
+    uint32_t number;
+  };
+  struct Reclaim {
+    RegionIndex region = kNoRegion;
+    std::deque<SsdPlace> unread;
+    uint32_t outstanding = 0;  // Reads and rewrites on their way.
+    bool is_dropped = false;
+  };
+  struct Rewrite {
+    size_t volume;
+    SsdPage page;
+    NamespaceDigest name_space;
+    MappedMemory memory;
+  };
+  struct InFlight {
+    size_t volume;
+    bool is_removed = false;  // Since it was given to the volume.
+  };
+  struct VolumeState {
+    std::unique_ptr<SsdVolume> volume;
+    std::vector<RegionIndex> regions;  // By number.
+    std::deque<SsdVolume::PageWrite> rewrites;
+    std::deque<SsdEntry> removals;
+    Reclaim reclaim;
+    uint32_t unrecovered_count = 0;
+    bool is_low = false;         // The file system has too little left.
+    uint32_t dropped_count = 0;  // Regions forgotten since it failed.
+  };
+
+  // SsdVolume::Listener
+  void on_written(SsdVolume& volume, uint32_t region, SsdVolume::PageWrite& page, bool ok) override;
+  void on_removals_done(SsdVolume& volume, std::span<const SsdEntry> entries, bool ok) override;
+  void on_region_free(SsdVolume& volume, uint32_t region) override;
+  void on_read(SsdVolume& volume, uint64_t tag, int error) override;
+  void on_health(SsdVolume& volume, const std::string& reason) override;
+
+  size_t index_of(const SsdVolume& volume) const;
+  RegionIndex region_index(size_t volume, uint32_t number);
+  SsdEntry removal(SsdEntryKind kind, const NamespaceDigest& name_space, const Key& key);
+  void queue_removal(size_t volume, const SsdEntry& entry);
+  /// Forgets pages that nobody can reach any more, a few at a time; true: there are more.
+  bool drop_lost_pages();
+  // Writing (ssd_log_write.cc)
+  bool write_groups(VolumeState& state, uint64_t now_ms);
+  bool write_group(VolumeState& state, std::deque<SsdVolume::PageWrite>& from, bool is_rewrite,
+                   uint64_t now_ms);
+  void refuse_queue();
+  bool cancel_queued(SpaceIndex space, const Key* key);
+  // Reclaim (ssd_log_reclaim.cc)
+  void reclaim(size_t volume, uint64_t now_ms);
+  void begin_reclaim(size_t volume, uint64_t now_ms);
+  void read_rewrites(VolumeState& state, size_t volume, uint64_t now_ms);
+  void finish_rewrite(Rewrite rewrite, int error);
+  void finish_reclaim(VolumeState& state, uint64_t now_ms);
+  bool has_older_region(const VolumeState& state, uint32_t number, uint64_t sequence) const;
+  // Recovery (ssd_log_recovery.cc)
+  void recover(uint64_t now_ms);
+  void set_sequence_base(uint64_t base);
+  void take_region(RecoveredRegion region, uint64_t now_ms);
+  void take_removals(const RecoveredRegion& region);
+  bool is_removed(const SsdEntry& entry) const;
+  static uint64_t removal_hash(const SsdEntry& entry);
+
+  const Options options_;
+  SsdIndex index_;
+  std::vector<VolumeState> volumes_;
+  std::vector<RegionName> regions_;  // By RegionIndex.
+  uint64_t page_size_max_ = 0;
+  uint64_t next_sequence_ = 1;
+  uint64_t sequence_base_ = 0;  // Beyond everything that the files hold; 0: not known yet.
+  uint64_t now_ms_ = 0;
+  uint64_t unix_time_s_ = 0;
+  size_t next_volume_ = 0;  // Groups are dealt in turn.
+  std::deque<SsdVolume::PageWrite> queue_;
+  std::unordered_map<uint64_t, InFlight> in_flight_;  // New pages given to a volume, by page_hash.
+  uint64_t writing_bytes_ = 0;
+  bool sealing_all_ = false;
+  std::multiset<uint64_t> removing_;  // Sequences of removals that are not on their disks yet.
+  std::unordered_map<SpaceIndex, NamespaceDigest> name_spaces_;  // Of pages in the index.
+  std::unordered_set<SpaceIndex> ended_spaces_;
+  std::vector<SpaceIndex> dropping_spaces_;
+  // Reads for rewriting, by tag. Tags of the owner's reads have the top bit clear.
+  std::unordered_map<uint64_t, Rewrite> rewriting_;
+  uint64_t next_rewrite_tag_ = 0;
+
+  std::unique_ptr<SsdRecovery> recovery_;
+  uint64_t recovery_begun_ms_ = 0;
+  bool may_write_ = false;  // All heads were read, so that sequences are known.
+  // Of removals seen so far in this recovery: the largest sequence by page, and by namespace.
+  std::unordered_map<uint64_t, uint64_t> removed_;
+  std::unordered_map<uint64_t, uint64_t> cleared_;
+  Counts counts_;
+};
+
+}  // namespace hicache

@@ -1,0 +1,130 @@
+// What SsdRecovery found, taken into the index a region at a time.
+#include <algorithm>
+
+#include "tier/ssd_log.h"
+
+namespace hicache {
+namespace {
+
+constexpr size_t kEntriesPerStep =
+    4096;  // Then others have their turn: below a millisecond or two.
+// Between the largest sequence of a region and those of its entries: no region holds that many.
+constexpr uint64_t kSequenceGap = uint64_t{1} << 32;
+
+}  // namespace
+
+void SsdLog::recover(uint64_t now_ms) {
+  if (!recovery_) return;
+  if (!may_write_) {
+    const auto max_sequence = recovery_->max_sequence();
+    if (!max_sequence) return;
+    if (*max_sequence != 0) set_sequence_base(*max_sequence + kSequenceGap);
+    may_write_ = true;
+  }
+  for (size_t entry_count = 0; entry_count < kEntriesPerStep;) {
+    std::optional<RecoveredRegion> region = recovery_->take();
+    if (!region) break;
+    entry_count += region->entries.size() + 1;
+    take_region(std::move(*region), now_ms);
+  }
+  if (!recovery_->is_finished()) return options_.wake();
+  recovery_.reset();
+  removed_.clear();
+  cleared_.clear();
+  counts_.recovery_ms = now_ms - recovery_begun_ms_;
+}
+
+/// Removals that came before must be newer than everything that the files hold.
+void SsdLog::set_sequence_base(uint64_t base) {
+  sequence_base_ = base;
+  next_sequence_ += base;
+  removing_.clear();
+  for (VolumeState& state : volumes_) {
+    for (SsdEntry& entry : state.removals) {
+      entry.sequence += base;
+      removing_.insert(entry.sequence);
+    }
+  }
+  for (auto& [hash, sequence] : removed_) sequence += base;
+  for (auto& [hash, sequence] : cleared_) sequence += base;
+}
+
+void SsdLog::take_region(RecoveredRegion region, uint64_t now_ms) {
+  VolumeState& state = volumes_[region.volume];
+  --state.unrecovered_count;
+  counts_.corrupt_pages += region.damaged_pages;
+  if (region.kind == RecoveredRegion::Kind::kUnreadable) {
+    ++counts_.read_errors;  // It stays unknown, and unused in this life.
+    return;
+  }
+  const RegionIndex index = region_index(region.volume, region.region);
+  if (region.kind == RecoveredRegion::Kind::kFree) {
+    state.volume->recovered_free(region.region);
+    return;
+  }
+  const uint64_t sectors = region.sector_count + footer_sectors(region.entries.size());
+  if (sectors * kSectorSize > state.volume->file().region_size_bytes) {
+    ++counts_.corrupt_pages;  // Nothing that we wrote.
+    region.entries.clear();
+    region.sector_count = 1;
+  }
+  take_removals(region);
+  index_.begin_region(index, region.sequence);
+  for (const SsdEntry& entry : region.entries) {
+    if (entry.kind != SsdEntryKind::kPage || is_removed(entry)) continue;
+    const SpaceIndex space = options_.space_of(entry.name_space);
+    if (space == kAnySpace) continue;
+    name_spaces_.try_emplace(space, entry.name_space);
+    SsdPage page;
+    page.key = entry.key;
+    page.sequence = entry.sequence;
+    page.checksum = entry.checksum;
+    page.parent_hash = entry.parent_key_hash == 0 ? 0 : page_hash(space, entry.parent_key_hash);
+    page.space = space;
+    page.size = static_cast<uint32_t>(entry.size);
+    page.place = {index, entry.first_sector};
+    page.written_s = static_cast<uint32_t>(now_ms / 1000);
+    counts_.recovered_pages += index_.insert(page) != SsdIndex::Inserted::kOlder;
+  }
+  if (region.kind == RecoveredRegion::Kind::kUnsealed) {
+    state.volume->seal_recovered(region.region, region.sequence, region.sector_count,
+                                 std::move(region.entries), now_ms);
+  } else {
+    std::erase_if(region.entries,
+                  [](const SsdEntry& entry) { return entry.kind == SsdEntryKind::kPage; });
+    state.volume->recovered_sealed(region.region, region.sequence, std::move(region.entries));
+  }
+}
+
+void SsdLog::take_removals(const RecoveredRegion& region) {
+  for (const SsdEntry& entry : region.entries) {
+    if (entry.kind == SsdEntryKind::kPage) continue;
+    auto& table = entry.kind == SsdEntryKind::kRemoved ? removed_ : cleared_;
+    uint64_t& sequence = table[removal_hash(entry)];
+    sequence = std::max(sequence, entry.sequence);
+    if (entry.kind != SsdEntryKind::kRemoved) continue;
+    // A page that was rewritten may have come in already, from a newer region.
+    const SpaceIndex space = options_.space_of(entry.name_space);
+    if (space == kAnySpace) continue;
+    const SsdPageIndex page = index_.find(space, entry.key);
+    if (page != kNoSsdPage && index_[page].sequence < entry.sequence) index_.erase(page);
+  }
+}
+
+bool SsdLog::is_removed(const SsdEntry& entry) const {
+  SsdEntry asked = entry;
+  asked.kind = SsdEntryKind::kRemoved;
+  const auto removed = removed_.find(removal_hash(asked));
+  if (removed != removed_.end() && entry.sequence < removed->second) return true;
+  asked.kind = SsdEntryKind::kCleared;
+  const auto cleared = cleared_.find(removal_hash(asked));
+  return cleared != cleared_.end() && entry.sequence < cleared->second;
+}
+
+uint64_t SsdLog::removal_hash(const SsdEntry& entry) {
+  const uint64_t name_space = page_hash_detail::mix(entry.name_space.hash());
+  if (entry.kind == SsdEntryKind::kCleared) return name_space;
+  return page_hash_detail::mix(name_space ^ entry.key.hash());
+}
+
+}  // namespace hicache

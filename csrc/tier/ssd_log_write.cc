@@ -1,0 +1,164 @@
+// The log's way to the disks: from the queues into groups, from the groups into the index.
+#include <algorithm>
+
+#include "tier/ssd_log.h"
+
+namespace hicache {
+namespace {
+
+// One write of this size is as fast as the disk, and small enough that others get their turn.
+constexpr uint64_t kGroupSectorsMax = 8 * kMiB / kSectorSize;
+constexpr size_t kPartsMax = 1000;  // Of one request: the kernel takes 1024.
+
+}  // namespace
+
+void SsdLog::write(Page page) {
+  SsdVolume::PageWrite write;
+  write.entry.key = page.key;
+  write.entry.name_space = page.name_space;
+  write.entry.sequence = next_sequence_++;
+  write.entry.size = page.size;
+  write.entry.checksum = page.checksum;
+  write.entry.parent_key_hash =
+      page.parent_hash == 0 ? 0 : key_hash_of(page.space, page.parent_hash);
+  write.space = page.space;
+  write.parent_hash = page.parent_hash;
+  write.parts = std::move(page.parts);
+  write.memory = std::move(page.memory);
+  write.tag = page.tag;
+  writing_bytes_ += page.size;
+  name_spaces_.try_emplace(page.space, page.name_space);
+  queue_.push_back(std::move(write));
+}
+
+/// Takes queued pages back: of one key, or of the whole space. True if there were any.
+bool SsdLog::cancel_queued(SpaceIndex space, const Key* key) {
+  std::vector<uint64_t> cancelled;
+  std::erase_if(queue_, [&](const SsdVolume::PageWrite& write) {
+    if (write.space != space || (key != nullptr && write.entry.key != *key)) return false;
+    cancelled.push_back(write.tag);
+    writing_bytes_ -= write.entry.size;
+    return true;
+  });
+  for (VolumeState& state : volumes_) {
+    std::erase_if(state.rewrites, [&](const SsdVolume::PageWrite& write) {
+      if (write.space != space || (key != nullptr && write.entry.key != *key)) return false;
+      --state.reclaim.outstanding;
+      return true;
+    });
+  }
+  for (const uint64_t tag : cancelled) options_.on_written(tag, false);
+  return !cancelled.empty();
+}
+
+/// No volume takes pages any more.
+void SsdLog::refuse_queue() {
+  for (const SsdVolume::PageWrite& write : std::exchange(queue_, {})) {
+    writing_bytes_ -= write.entry.size;
+    options_.on_written(write.tag, false);
+  }
+}
+
+bool SsdLog::write_groups(VolumeState& state, uint64_t now_ms) {
+  if (!state.volume->can_write()) {
+    for (const SsdEntry& entry : std::exchange(state.removals, {})) {
+      removing_.erase(removing_.find(entry.sequence));
+    }
+    state.reclaim.outstanding -= static_cast<uint32_t>(state.rewrites.size());
+    state.rewrites.clear();
+    return false;
+  }
+  // What makes room comes first. New pages leave the last free region to it.
+  if (!state.rewrites.empty() || !state.removals.empty()) {
+    return write_group(state, state.rewrites, true, now_ms);
+  }
+  return !queue_.empty() && write_group(state, queue_, false, now_ms);
+}
+
+bool SsdLog::write_group(VolumeState& state, std::deque<SsdVolume::PageWrite>& from,
+                         bool is_rewrite, uint64_t now_ms) {
+  SsdVolume& volume = *state.volume;
+  const size_t removal_count = std::min(state.removals.size(), kGroupEntryCountMax);
+  size_t count = 0;
+  uint64_t sector_count = 0;
+  size_t part_count = 1;
+  for (; count < from.size() && removal_count + count < kGroupEntryCountMax; ++count) {
+    const uint64_t sectors = sectors_of(from[count].entry.size);
+    part_count += from[count].parts.size();
+    if (count != 0 && (sector_count + sectors > kGroupSectorsMax || part_count > kPartsMax)) break;
+    sector_count += sectors;
+  }
+  const size_t entry_count = removal_count + count;
+  if (!is_rewrite && !volume.open_fits(entry_count, sector_count) &&
+      volume.free_region_count() < 2) {
+    return false;
+  }
+  bool used_sequence = false;
+  const bool is_ready =
+      volume.make_ready(entry_count, sector_count, next_sequence_, &used_sequence, now_ms);
+  next_sequence_ += used_sequence;
+  if (!is_ready) return false;
+
+  std::vector<SsdVolume::PageWrite> pages;
+  for (; count != 0; --count) {
+    pages.push_back(std::move(from.front()));
+    from.pop_front();
+    const SsdVolume::PageWrite& page = pages.back();
+    if (!is_rewrite) {
+      in_flight_[page_hash(page.space, page.entry.key)] = {index_of(volume)};
+    }
+  }
+  const auto removals_end = state.removals.begin() + static_cast<ptrdiff_t>(removal_count);
+  std::vector<SsdEntry> removals(state.removals.begin(), removals_end);
+  state.removals.erase(state.removals.begin(), removals_end);
+  volume.append(std::move(pages), std::move(removals), unix_time_s_, now_ms);
+  return true;
+}
+
+void SsdLog::on_written(SsdVolume& volume, uint32_t region, SsdVolume::PageWrite& page, bool ok) {
+  const size_t volume_index = index_of(volume);
+  VolumeState& state = volumes_[volume_index];
+  const uint64_t hash = page_hash(page.space, page.entry.key);
+  SsdPage found;
+  found.key = page.entry.key;
+  found.sequence = page.entry.sequence;
+  found.checksum = page.entry.checksum;
+  found.parent_hash = page.parent_hash;
+  found.space = page.space;
+  found.size = static_cast<uint32_t>(page.entry.size);
+  found.place = {region_index(volume_index, region), page.entry.first_sector};
+  found.written_s = static_cast<uint32_t>(now_ms_ / 1000);
+  const SsdIndex::Region& known = index_.region(found.place.region);
+  if (known.page_count == 0) index_.begin_region(found.place.region, volume.sequence(region));
+  if (page.is_rewrite) {
+    --state.reclaim.outstanding;
+    const SsdPageIndex old = index_.find(page.space, page.entry.key, hash);
+    if (!ok || old == kNoSsdPage || index_[old].sequence != found.sequence) return;
+    index_.erase(old);
+    index_.insert(found);
+    ++counts_.rewritten_pages;
+    counts_.rewritten_bytes += found.size;
+    return;
+  }
+  const auto in_flight = in_flight_.find(hash);
+  const bool is_removed = in_flight != in_flight_.end() && in_flight->second.is_removed;
+  if (in_flight != in_flight_.end()) in_flight_.erase(in_flight);
+  writing_bytes_ -= page.entry.size;
+  ok = ok && !is_removed && !ended_spaces_.contains(page.space);
+  if (ok) {
+    index_.insert(found);
+    ++counts_.written_pages;
+    counts_.written_bytes += found.size;
+  }
+  options_.on_written(page.tag, ok);
+}
+
+void SsdLog::on_removals_done(SsdVolume&, std::span<const SsdEntry> entries, bool ok) {
+  if (!ok) ++counts_.write_errors;
+  for (const SsdEntry& entry : entries) {
+    const auto found = removing_.find(entry.sequence);
+    if (found != removing_.end()) removing_.erase(found);
+  }
+}
+
+}  // namespace hicache
