@@ -1,16 +1,22 @@
-// What the fuzzers call: everything that parses bytes which another process sent. Each target may
-// read what it is given or refuse it; it must not crash, and not allocate for what is not there.
+// What the fuzzers call: everything that parses bytes which another process sent, or a disk. Each
+// target may read what it is given or refuse it; it must not crash, and not allocate for what is
+// not there.
 #pragma once
 
+#include <xxhash.h>
+
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <span>
 #include <vector>
 
 #include "net/frame.h"
 #include "store/messages.h"
 #include "store/page_store.h"
+#include "tier/ssd_format.h"
 
 namespace hicache::fuzz {
 
@@ -189,6 +195,90 @@ inline void store(Input input) {
   StoreDriver().run(input);
 }
 
+/// As many bytes as asked for: those of the input, then zeros.
+inline std::vector<uint8_t> filled(Input input, size_t size) {
+  std::vector<uint8_t> bytes(input.begin(),
+                             input.begin() + static_cast<ptrdiff_t>(std::min(input.size(), size)));
+  bytes.resize(size);
+  return bytes;
+}
+
+inline void put_checksum(std::span<uint8_t> target, Input source) {
+  const uint64_t checksum = XXH3_64bits(source.data(), source.size());
+  std::memcpy(target.data(), &checksum, sizeof(checksum));
+}
+
+/// The checksum of a group's or a footer's sector, so that what it covers is looked at, too.
+inline LogId seal_sector(std::span<uint8_t> sector) {
+  std::fill_n(sector.begin() + 8, 8, uint8_t{0});
+  put_checksum(sector.subspan(8, 8), sector);
+  LogId log_id;
+  std::memcpy(log_id.data(), sector.data() + 16, log_id.size());
+  return log_id;
+}
+
+inline void ssd_superblock(Input input) {
+  std::vector<uint8_t> bytes = filled(input, kSectorSize);
+  put_checksum(std::span(bytes).subspan(48, 8), std::span(bytes).first(48));
+  const auto superblock = decode_superblock(Sector(bytes));
+  if (!superblock.ok()) return require(!superblock.status().message().empty());
+  std::vector<uint8_t> again(kSectorSize);
+  encode(superblock.value(), MutableSector(again));
+  require(again == bytes);
+}
+
+inline void ssd_group(Input input) {
+  constexpr uint64_t kRegionSize = kMiB;
+  std::vector<uint8_t> bytes = filled(input, kSectorSize);
+  const LogId log_id = seal_sector(bytes);
+  const uint32_t first_sector = bytes[40];  // The number of the group.
+  GroupHeader header;
+  if (!decode(log_id, Sector(bytes), first_sector, kRegionSize, header)) return;
+  for (const SsdEntry& entry : header.entries) {
+    require((entry.first_sector + sectors_of(entry.size)) * kSectorSize <= kRegionSize);
+  }
+  std::vector<uint8_t> again(kSectorSize);
+  encode(log_id, header, MutableSector(again));
+  require(again == bytes);
+}
+
+/// 64 bytes of a footer, then its entries.
+inline void ssd_footer(Input input) {
+  constexpr uint64_t kRegionSize = kMiB;
+  std::vector<uint8_t> sector =
+      filled(input.first(std::min<size_t>(input.size(), 64)), kSectorSize);
+  RegionFooter footer;
+  LogId log_id = seal_sector(sector);
+  if (!decode(log_id, Sector(sector), kRegionSize, footer)) return;
+  const uint64_t size = (footer_sectors(footer.entry_count) - 1) * kSectorSize;
+  require(size + footer.sector_count * kSectorSize < kRegionSize);
+  std::vector<uint8_t> bytes = filled(input.subspan(std::min<size_t>(input.size(), 64)), size);
+  put_checksum(std::span(sector).subspan(48, 8), bytes);
+  log_id = seal_sector(sector);
+  std::vector<SsdEntry> entries;
+  require(decode(log_id, Sector(sector), kRegionSize, footer));
+  if (!decode_entries(footer, bytes, entries)) return;
+  require(entries.size() == footer.entry_count);
+  std::vector<uint8_t> again(size + kSectorSize);
+  encode_footer(log_id, footer.region_sequence, footer.sector_count, entries, again);
+  require(std::equal(bytes.begin(), bytes.end(), again.begin()) &&
+          std::equal(sector.begin(), sector.end(), again.end() - kSectorSize));
+}
+
+/// What a restart reads from a disk. The first byte chooses the sector.
+inline void ssd_format(Input input) {
+  if (input.empty()) return;
+  const Input bytes = input.subspan(1);
+  switch (input[0] % 3) {
+    case 0:
+      return ssd_superblock(bytes);
+    case 1:
+      return ssd_group(bytes);
+    default:
+      return ssd_footer(bytes);
+  }
+}
+
 struct Target {
   const char* name;
   void (*run)(Input);
@@ -200,6 +290,7 @@ inline constexpr std::array kTargets = {
     Target{"replies", replies},
     Target{"places", places},
     Target{"store", store},
+    Target{"ssd_format", ssd_format},
 };
 
 }  // namespace hicache::fuzz

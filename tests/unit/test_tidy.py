@@ -37,7 +37,12 @@ CPP_PURE = (
     "tier/extent",
     "tier/eviction",
     "tier/key_table",
+    "tier/orphan_table",
+    "tier/page_hash",
     "tier/slot_allocator",
+    "tier/ssd_format",
+    "tier/ssd_index",
+    "tier/write_budget",
     "store/lease_table",
 )
 CPP_IMPURE_HEADERS = re.compile(
@@ -57,6 +62,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "config": BOTTOM | {"machine"},
     "buffers": BOTTOM,
     "pages": BOTTOM | {"_core"},
+    "ssd": BOTTOM,
     "arguments": BOTTOM | {"pages"},
     "metrics": CORE,
     "node": CORE | {"metrics"},
@@ -64,7 +70,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "supervisor": CORE | {"node"},
     "store": CORE | {"arguments", "pages", "buffers", "namespace", "metrics", "node", "supervisor"},
     "sglang": CORE | {"pages", "buffers", "namespace", "metrics", "node", "store"},
-    "cli": CORE | {"pages", "metrics", "node", "namespace", "store", "sglang"},
+    "cli": CORE | {"pages", "ssd", "metrics", "node", "namespace", "store", "sglang"},
     "__main__": {"cli"},
     "__init__": CORE | {"namespace", "store"},
 }
