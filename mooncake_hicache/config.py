@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -34,7 +33,22 @@ from pydantic_settings import (
 
 from mooncake_hicache.errors import InvalidArgumentError, NoSpaceError
 from mooncake_hicache.machine import MemoryOnOffer, cpu_count, memory_on_offer
-from mooncake_hicache.units import format_size, parse_duration_ms, parse_percent, parse_size
+from mooncake_hicache.options_types import (
+    POOL_SIZE_MIN_BYTES,
+    Budget,
+    DiskShare,
+    Milliseconds,
+    Path_,
+    PoolSize,
+    RegionSize,
+    Seconds,
+    SsdPlaces,
+    SsdSize,
+    absolute_path,
+    lower_case,
+    size_bytes,
+)
+from mooncake_hicache.units import format_size, parse_percent
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -53,61 +67,12 @@ __all__ = [
 ENVIRONMENT_PREFIX = "MOONCAKE_HICACHE_"
 
 MiB = 1 << 20
-POOL_SIZE_MIN_BYTES = 1 * MiB
-POOL_PERCENT_MAX = 90.0
 COPY_THREADS_AUTO_MAX = 16
 
 
 def environment_name(option: str) -> str:
     """Return the environment variable that sets an option."""
     return ENVIRONMENT_PREFIX + option.upper()
-
-
-def _absolute_path(value: object) -> object:
-    # The node runs in another folder than whoever starts it, so a relative path would change
-    # meaning.
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str) or not value or value.startswith("@"):
-        return value
-    return str(Path(value).expanduser().absolute())
-
-
-def _seconds(value: float | str) -> int:
-    # Rounded up: 0 often means "never", and "500ms" must not.
-    return math.ceil(parse_duration_ms(value, 1000) / 1000)
-
-
-def _lower_case(value: object) -> object:
-    return value.strip().lower() if isinstance(value, str) else value
-
-
-def _pool_size(value: object) -> str:
-    percent = parse_percent(value)
-    if percent is not None:
-        if not 0 < percent <= POOL_PERCENT_MAX:
-            raise InvalidArgumentError(
-                f"{value!r} is not between 0% and {POOL_PERCENT_MAX:.0f}% of the available memory"
-            )
-    else:
-        if not isinstance(value, (int, str)):
-            raise InvalidArgumentError(f'{value!r} is not a size: write "64GB", "512MiB" or "25%"')
-        try:
-            size = parse_size(value)
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(f'{error}, or a share of the memory ("25%")') from None
-        if size < POOL_SIZE_MIN_BYTES:
-            raise InvalidArgumentError(
-                f"{value!r} is below the least pool of {format_size(POOL_SIZE_MIN_BYTES)}; "
-                'write a unit, as in "64GB"'
-            )
-    return str(value)
-
-
-Path_ = Annotated[str, BeforeValidator(_absolute_path)]
-Milliseconds = Annotated[int, BeforeValidator(parse_duration_ms)]
-Seconds = Annotated[int, BeforeValidator(_seconds)]
-PoolSize = Annotated[str, BeforeValidator(_pool_size)]
 
 
 class NodeOptions(BaseSettings):
@@ -159,6 +124,51 @@ class NodeOptions(BaseSettings):
     eviction_policy: Literal["adaptive", "lru", "s3fifo"] = "adaptive"
     """Who goes first when room is needed. adaptive follows whichever policy would have hit more."""
 
+    ssd: SsdPlaces = "auto"
+    """Where pages go that leave memory, and what a restarted node has again: directories on SSD,
+    each with a limit if it is to have one of its own ("/nvme0/kv=2TB,/nvme1/kv", or a list). auto:
+    mooncake-hicache in the user's cache folder ($XDG_CACHE_HOME or ~/.cache), if that lies on a
+    local disk with room; a node inside a process has none then. off: memory only. A directory that
+    is named and cannot be used keeps the node from starting; auto only says why in the log."""
+
+    ssd_size: SsdSize = "auto"
+    """The limit of each directory that has none of its own: a size, or a share of the free space
+    together with what the pages there take already. auto: 80% of that where directories are named,
+    and for the automatic one the less of 10% and 100 GB, because nobody was asked."""
+
+    ssd_free_min: DiskShare = "5%"
+    """What must stay free on the file system for others: a share of it, or a size. When less is
+    free the pages give way. File systems and SSDs both get slow when they are full."""
+
+    ssd_write: Literal["evict", "through"] = "evict"
+    """When a page is written: evict, shortly before it would leave memory, or when the node stops;
+    or through, as soon as it is put, so that a node that is killed loses next to nothing, at the
+    price of more wear."""
+
+    ssd_write_budget: Budget = "2TB"
+    """Bytes per day that may be written over all directories; 0: no limit. Flash wears out by
+    writing: 2 TB a day is one drive-write per day of a small enterprise SSD, which is what those
+    are made for. What was not used is kept for three hours (an eighth of a day) and may be written
+    at once. When half of that is left only pages that were used again are written."""
+
+    ssd_region_size: RegionSize = "256MiB"
+    """Space on SSD is filled and given up in regions of this size: large, so that the SSD erases
+    whole units of its own. A directory needs at least two, and a page must fit in one. It counts
+    for new directories; those in use keep theirs."""
+
+    ssd_io: Literal["auto", "io_uring", "threads"] = "auto"
+    """How the node reads and writes SSDs. auto: io_uring where the kernel and the container permit
+    it, else threads, which take more of the CPU."""
+
+    ssd_staging: bool = True
+    """Bring pages that a look-up finds on SSD into memory before they are read. Off, every read of
+    them waits for the SSD; for measuring."""
+
+    flush_timeout_s: Seconds = 60
+    """Seconds that a node which stops may take to write to SSD what is only in memory. It serves
+    meanwhile. 60 s at 2 GB/s are 120 GB; service managers must wait as long. 0: nothing is
+    written."""
+
     read_lease_ttl_ms: Annotated[Milliseconds, Field(ge=100, le=600_000)] = 5000
     """Milliseconds that a page stays put for a reader. Longer than any call's deadline, short
     enough that a reader that hangs does not hold memory for long."""
@@ -204,7 +214,7 @@ class NodeOptions(BaseSettings):
 
     def __init__(self, **values: Any) -> None:
         config = values.get("config") or os.environ.get(environment_name("config")) or ""
-        path = str(_absolute_path(config))
+        path = str(absolute_path(config))
         file_values = _read_options_file(path) if path else {}
         _check_names(values, "the arguments", type(self).model_fields)
         _check_names(file_values, f"the file {path}", StoreOptions.model_fields)
@@ -236,6 +246,14 @@ class NodeOptions(BaseSettings):
         `default`."""
         return self._sources.get(name, "default")
 
+    def ssd_write_budget_bytes(self) -> int:
+        """Return the bytes that may be written to SSD per day; 0: no limit."""
+        return size_bytes(self.ssd_write_budget)
+
+    def ssd_region_size_bytes(self) -> int:
+        """Return the size of a region on SSD in bytes."""
+        return size_bytes(self.ssd_region_size)
+
     def pool_size_bytes(self, offer: MemoryOnOffer | None = None) -> int:
         """Return the pool's size in bytes on this machine, now.
 
@@ -250,7 +268,7 @@ class NodeOptions(BaseSettings):
         if percent is not None:
             size = int(offer.size_bytes * percent / 100) // (2 * MiB) * (2 * MiB)
             return max(size, POOL_SIZE_MIN_BYTES)
-        size = parse_size(int(self.pool_size) if self.pool_size.isdigit() else self.pool_size)
+        size = size_bytes(self.pool_size)
         if size > offer.size_bytes:
             raise NoSpaceError(
                 f"pool_size {self.pool_size} ({format_size(size)}) is more than the "
@@ -301,7 +319,7 @@ class StoreOptions(NodeOptions):
     """Milliseconds without an answer after which a node that still lives is taken for stuck, killed
     and replaced by the client that holds the start lock."""
 
-    sglang: Annotated[Literal["on", "off", "required"], BeforeValidator(_lower_case)] = "on"
+    sglang: Annotated[Literal["on", "off", "required"], BeforeValidator(lower_case)] = "on"
     """Whether the plugin takes over SGLang's storage backend `mooncake`: off leaves SGLang's own in
     place, required ends the server when it cannot be taken over. Read when SGLang loads its
     plugins, so only the environment counts."""
@@ -331,7 +349,7 @@ def options_without_mistakes(given: dict[str, Any]) -> StoreOptions:
         given: Options that take precedence over environment and file.
     """
     config = given.get("config") or os.environ.get(environment_name("config")) or ""
-    path = str(_absolute_path(config))
+    path = str(absolute_path(config))
     try:
         file_values = _read_options_file(path) if path else {}
     except InvalidArgumentError:

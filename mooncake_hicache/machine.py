@@ -1,27 +1,39 @@
-"""What this machine offers a node: memory and its limits, huge pages, NUMA nodes, CPUs.
+"""What this machine offers a node: memory and its limits, huge pages, NUMA nodes, CPUs, disks.
 
-Everything is read from files below `/proc` and `/sys`; a file that is missing or unreadable is "not
-known", never an error, because containers hide any of them.
+Nearly everything is read from files below `/proc` and `/sys`; a file that is missing or unreadable
+is "not known", never an error, because containers hide any of them.
 """
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "FileSystem",
     "MemoryOnOffer",
     "cpu_count",
+    "file_system_of",
     "huge_pages",
+    "io_uring_refusal",
+    "is_spinning",
     "memory_on_offer",
+    "nearest_folder",
     "numa_node_count",
     "shmem_huge_policy",
+    "space_of",
+    "takes_direct_io",
 ]
 
 # cgroup v1 writes "no limit" as a number close to 2^63, rounded to pages.
 _NO_LIMIT_MIN = 1 << 60
+
+_IO_URING_SETUP = 425
+_IO_URING_PARAMS_SIZE = 120
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,17 @@ class MemoryOnOffer:
     bound: str
     """Where the number comes from, for messages: a file's path, and a field's name if it has
     one."""
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """What a folder lies on. All empty when that is not known."""
+
+    kind: str
+    """As the kernel names it: ext4, xfs, tmpfs, nfs4, fuse.sshfs."""
+    source: str
+    """What is mounted: /dev/nvme0n1p1, host:/export."""
+    mount_point: str
 
 
 def _read(path: Path) -> str | None:
@@ -139,3 +162,91 @@ def numa_node_count(root: Path = Path("/")) -> int:
 def cpu_count() -> int:
     """Return how many CPUs this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return the folder that is there, on the way up from a path that may not be."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def file_system_of(path: Path, root: Path = Path("/")) -> FileSystem:
+    """Return what a path lies on, or would lie on if it were made."""
+    place = nearest_folder(path).resolve()
+    found = FileSystem("", "", "")
+    for line in (_read(root / "proc/self/mountinfo") or "").splitlines():
+        mount, _, file_system = line.partition(" - ")
+        if len(mount.split()) < 5 or len(file_system.split()) < 2:
+            continue
+        kind, source = file_system.split()[:2]
+        mount_point = _without_escapes(mount.split()[4])
+        # The longest wins, and of several at one place the last, which covers the others.
+        is_above = place.is_relative_to(mount_point)
+        if is_above and len(mount_point) >= len(found.mount_point):
+            found = FileSystem(kind, _without_escapes(source), mount_point)
+    return found
+
+
+def _without_escapes(text: str) -> str:
+    # The kernel writes space, tab, line feed and backslash as three octal digits.
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
+
+
+def space_of(path: Path) -> tuple[int, int]:
+    """Return (size, free) in bytes of the file system a path lies on, free for this user.
+
+    Raises:
+        OSError: It cannot be asked.
+    """
+    status = os.statvfs(nearest_folder(path))
+    return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+
+
+def is_spinning(file_system: FileSystem, root: Path = Path("/")) -> bool | None:
+    """Return whether the disk below a file system is said to spin; None if that is not known."""
+    name = Path(file_system.source).name
+    # What virtual machines say of their disks means nothing.
+    if not file_system.source.startswith("/dev/") or name.startswith(("vd", "xvd")):
+        return None
+    folder = root / "sys/class/block" / name
+    # A partition has no queue of its own; the folder above, of the disk, has.
+    for place in (folder.resolve(), folder.resolve().parent):
+        text = _read(place / "queue/rotational")
+        if text is not None:
+            return text.strip() == "1"
+    return None
+
+
+def takes_direct_io(folder: Path) -> bool | None:
+    """Return whether files in a folder can be read and written past the kernel's cache.
+
+    Leaves nothing behind. None: the folder cannot be written to, or has no files without a name.
+    """
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    try:
+        # Opened anew: some file systems take the flag later and then do not keep to it.
+        path = f"/proc/self/fd/{descriptor}"
+        direct = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            # Memory of an OS page, which lies where direct I/O wants it.
+            with mmap.mmap(-1, mmap.PAGESIZE) as memory:
+                return os.pwritev(direct, [memory], 0) == mmap.PAGESIZE
+        finally:
+            os.close(direct)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def io_uring_refusal() -> str | None:
+    """Return why this process may not use io_uring; None if it may."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    params = ctypes.create_string_buffer(_IO_URING_PARAMS_SIZE)
+    descriptor = libc.syscall(_IO_URING_SETUP, 1, params)
+    if descriptor >= 0:
+        os.close(descriptor)
+        return None
+    return os.strerror(ctypes.get_errno())

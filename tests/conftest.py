@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from tests.serving.server import SITE, has_gpu
 
 RUNTIME_DIR = "MOONCAKE_HICACHE_RUNTIME_DIR"
+SSD = "MOONCAKE_HICACHE_SSD"
 SESSION = "HICACHE_TEST_SESSION"
 """Set to the same in every process that these tests start, so that none outlives them."""
 
@@ -34,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Short, because a unix socket's path may have 107 bytes only.
     os.environ[RUNTIME_DIR] = tempfile.mkdtemp(prefix="hicache-test-")
     os.environ[SESSION] = os.environ[RUNTIME_DIR]
+    os.environ[SSD] = "off"  # The user's cache folder is none of ours: a test names its own.
     if not has_gpu() and importlib.util.find_spec("sglang") is not None:
         os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
         sys.path.insert(0, str(SITE))

@@ -83,6 +83,7 @@ class Run:
             **environment(self.site),
             "MOONCAKE_HICACHE_RUNTIME_DIR": str(WORK / "node"),
             "MOONCAKE_HICACHE_POOL_SIZE": self.options.pool,
+            "MOONCAKE_HICACHE_SSD": "off",
             "MOONCAKE_HICACHE_SGLANG": "required" if "ours" in tag or tag == "restart" else "off",
             "HICACHE_BENCH_EVENTS": str(WORK / f"{tag}.jsonl"),
             "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(FILE_FOLDER),

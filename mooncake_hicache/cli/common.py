@@ -102,4 +102,6 @@ def _metavar(name: str) -> str:
         return "FOLDER"
     if name.endswith(("_ms", "_s")):
         return "DURATION"
-    return "SIZE" if name.endswith("_size") else "VALUE"
+    if name == "ssd":
+        return "auto|off|DIRECTORIES"
+    return "SIZE" if name.endswith(("_size", "_budget", "_free_min")) else "VALUE"

@@ -13,6 +13,7 @@ from mooncake_hicache import config
 from mooncake_hicache.config import NodeOptions, StoreOptions, environment_name
 from mooncake_hicache.errors import InvalidArgumentError, NoSpaceError
 from mooncake_hicache.machine import MemoryOnOffer
+from mooncake_hicache.options_types import ssd_places
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +26,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_are_few_options_and_each_has_a_reason() -> None:
     fields = StoreOptions.model_fields
-    assert len(fields) < 30
+    assert len(fields) < 40
     for name, field in fields.items():
         assert field.description, f"{name} has no description"
         assert len(field.description) > 30, f"{name} has no reason"
@@ -94,7 +95,7 @@ def test_the_nearest_name_is_found_without_the_prefix(monkeypatch: pytest.Monkey
     with pytest.raises(InvalidArgumentError, match="ZEBRA in the environment: .*lists all"):
         StoreOptions()
     monkeypatch.delenv("MOONCAKE_HICACHE_ZEBRA")
-    monkeypatch.setenv("MOONCAKE_HICACHE_SIZE", "1GB")
+    monkeypatch.setenv("MOONCAKE_HICACHE_POOL", "1GB")
     with pytest.raises(InvalidArgumentError, match=r"mean MOONCAKE_HICACHE_POOL_SIZE\?"):
         StoreOptions()
 
@@ -138,6 +139,23 @@ def test_only_the_wrong_options_are_left_out(
         ("lookup_lease_share", "2", "less than or equal to 0.9"),
         ("http_port", "65536", "65535"),
         ("sglang", "maybe", "'on', 'off' or 'required'"),
+        ("ssd", "yes", '"off"'),
+        ("ssd", "relative/kv", "/nvme0/kv=2TB"),
+        ("ssd", "/kv=lots", "'lots' is not a size"),
+        ("ssd", "/kv=1MiB", "64 MiB"),
+        ("ssd", "/kv,/kv/", "named twice"),
+        ("ssd_size", "10MiB", "64 MiB"),
+        ("ssd_size", "120%", "100% of the free space"),
+        ("ssd_free_min", "95%", "90% of the file system"),
+        ("ssd_free_min", "some", "share of the file system"),
+        ("ssd_write", "back", "'evict' or 'through'"),
+        ("ssd_write_budget", "5%", "not a size"),
+        ("ssd_region_size", "100kB", "1 MiB and 4 GiB"),
+        ("ssd_region_size", "1000001KiB", "multiple of 64 KiB"),
+        ("ssd_region_size", "8GiB", "256MiB"),
+        ("ssd_io", "uring", "'auto', 'io_uring' or 'threads'"),
+        ("ssd_staging", "perhaps", "boolean"),
+        ("flush_timeout_s", "soon", "plain number of seconds"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_source(
@@ -186,6 +204,48 @@ def test_units_and_empty_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options.start_timeout_ms == 2000
     assert options.idle_timeout_s == 1, "half a second must not become 0, which means never"
     assert options.sglang == "off"
+
+
+def test_directories_on_ssd_are_read_from_text_lists_and_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is written it is kept as one text, which is also what a started node is given."""
+    expected = f"/nvme0/kv=2TB,{Path.home()}/kv,/nvme2/a=b=50%"
+    text = "/nvme0/kv = 2TB, ~/kv ,/nvme2/a=b=50%"
+    assert NodeOptions(ssd=text).ssd == expected
+    assert NodeOptions(ssd=["/nvme0/kv=2TB", "~/kv", "/nvme2/a=b=50%"]).ssd == expected
+    assert NodeOptions(ssd=expected).ssd == expected
+    file = tmp_path / "hicache.toml"
+    file.write_text('ssd = ["/nvme0/kv=2TB", "~/kv", "/nvme2/a=b=50%"]\nssd_write_budget = "0"\n')
+    options = NodeOptions(config=str(file))
+    assert (options.ssd, options.ssd_write_budget_bytes()) == (expected, 0)
+    monkeypatch.setenv("MOONCAKE_HICACHE_SSD", text)
+    assert NodeOptions().ssd == expected
+    assert ssd_places(expected) == [
+        ("/nvme0/kv", "2TB"),
+        (f"{Path.home()}/kv", ""),
+        ("/nvme2/a=b", "50%"),
+    ]
+    assert NodeOptions(ssd=" OFF ").ssd == "off"
+    assert ssd_places("off") == ssd_places("auto") == []
+    monkeypatch.chdir(tmp_path)
+    assert NodeOptions(ssd="./kv").ssd == str(tmp_path / "kv")
+
+
+@pytest.mark.parametrize("value", [False, 5, [], [5], "", ",", ["/a,b"]])
+def test_what_names_no_directory_is_refused(value: object) -> None:
+    with pytest.raises(InvalidArgumentError, match="option ssd "):
+        NodeOptions(ssd=value)
+
+
+def test_sizes_on_ssd_are_kept_as_written_and_known_in_bytes() -> None:
+    options = NodeOptions(ssd_region_size="64MiB", ssd_write_budget="500GB", ssd_size="AUTO")
+    assert options.ssd_region_size_bytes() == 64 << 20
+    assert options.ssd_write_budget_bytes() == 500 * 10**9
+    assert options.ssd_size == "auto"
+    defaults = NodeOptions()
+    assert defaults.ssd_region_size_bytes() == 256 << 20
+    assert defaults.ssd_write_budget_bytes() == 2 * 10**12
 
 
 def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

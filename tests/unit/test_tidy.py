@@ -53,13 +53,14 @@ CPP_IMPURE_HEADERS = re.compile(
 # Python: a module (or folder) of the package may import from itself and from these. What only type
 # checkers import does not count.
 BOTTOM = {"errors", "units", "version"}
-CORE = BOTTOM | {"machine", "config", "_core"}
+CORE = BOTTOM | {"machine", "options_types", "config", "_core"}
 PYTHON_LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "units": {"errors"},
     "machine": BOTTOM,
-    "config": BOTTOM | {"machine"},
+    "options_types": BOTTOM,
+    "config": BOTTOM | {"machine", "options_types"},
     "buffers": BOTTOM,
     "pages": BOTTOM | {"_core"},
     "ssd": BOTTOM,

@@ -1,0 +1,208 @@
+"""The kinds of values that options take: how people write them, and what is refused.
+
+Each value stays as it was written, checked, so that `config` can show it; what it comes to on this
+machine is worked out where it is used. Paths alone are rewritten, to absolute ones.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+from mooncake_hicache.errors import InvalidArgumentError
+from mooncake_hicache.units import format_size, parse_duration_ms, parse_percent, parse_size
+
+__all__ = [
+    "POOL_SIZE_MIN_BYTES",
+    "SSD_SIZE_MIN_BYTES",
+    "Budget",
+    "DiskShare",
+    "Milliseconds",
+    "Path_",
+    "PoolSize",
+    "RegionSize",
+    "Seconds",
+    "SsdPlaces",
+    "SsdSize",
+    "absolute_path",
+    "lower_case",
+    "size_bytes",
+    "ssd_places",
+]
+
+KiB = 1 << 10
+MiB = 1 << 20
+GiB = 1 << 30
+POOL_SIZE_MIN_BYTES = 1 * MiB
+POOL_PERCENT_MAX = 90.0
+SSD_SIZE_MIN_BYTES = 64 * MiB
+REGION_SIZE_MIN_BYTES = 1 * MiB
+REGION_SIZE_MAX_BYTES = 4 * GiB
+REGION_SIZE_UNIT_BYTES = 64 * KiB
+
+
+def absolute_path(value: object) -> object:
+    """Return a path as an absolute one, anything else as it is."""
+    # The node runs in another folder than whoever starts it, so a relative path would change
+    # meaning.
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value or value.startswith("@"):
+        return value
+    return str(Path(value).expanduser().absolute())
+
+
+def lower_case(value: object) -> object:
+    """Return text in lower case and stripped, anything else as it is."""
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def size_bytes(text: str) -> int:
+    """Return the bytes of a size that an option holds: `"64GB"`, or digits alone."""
+    return parse_size(int(text) if text.isdigit() else text)
+
+
+def ssd_places(text: str) -> list[tuple[str, str]]:
+    """Return (directory, limit) of each directory that the option `ssd` names.
+
+    The limit is as it was written, empty where there is none. Nothing for "auto" and "off".
+    """
+    if text in ("auto", "off"):
+        return []
+    return [_place(item) for item in text.split(",")]
+
+
+def _seconds(value: float | str) -> int:
+    # Rounded up: 0 often means "never", and "500ms" must not.
+    return math.ceil(parse_duration_ms(value, 1000) / 1000)
+
+
+def _size_or_percent(value: object, whole: str, percent_max: float, example: str) -> str:
+    percent = parse_percent(value)
+    if percent is not None:
+        if not 0 < percent <= percent_max:
+            raise InvalidArgumentError(
+                f"{value!r} is not between 0% and {percent_max:.0f}% {whole}"
+            )
+        return str(value)
+    # Booleans are integers too, and no sizes.
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
+        raise InvalidArgumentError(f"{value!r} is not a size: write {example}")
+    try:
+        parse_size(value)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f'{error}, or a share {whole} ("25%")') from None
+    return str(value)
+
+
+def _pool_size(value: object) -> str:
+    text = _size_or_percent(
+        value, "of the available memory", POOL_PERCENT_MAX, '"64GB", "512MiB" or "25%"'
+    )
+    if parse_percent(text) is None and size_bytes(text) < POOL_SIZE_MIN_BYTES:
+        raise InvalidArgumentError(
+            f"{value!r} is below the least pool of {format_size(POOL_SIZE_MIN_BYTES)}; "
+            'write a unit, as in "64GB"'
+        )
+    return text
+
+
+def _ssd_size(value: object) -> str:
+    if lower_case(value) == "auto":
+        return "auto"
+    text = _size_or_percent(value, "of the free space", 100.0, '"auto", "2TB", "500GB" or "50%"')
+    if parse_percent(text) is None and size_bytes(text) < SSD_SIZE_MIN_BYTES:
+        raise InvalidArgumentError(
+            f"{value!r} is below the least size on SSD of {format_size(SSD_SIZE_MIN_BYTES)}; "
+            'write a unit, as in "500GB"; ssd = "off" turns it off'
+        )
+    return text
+
+
+def _disk_share(value: object) -> str:
+    return _size_or_percent(value, "of the file system", 90.0, '"5%" or "100GB"')
+
+
+def _budget(value: object) -> str:
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
+        raise InvalidArgumentError(f'{value!r} is not a size: write bytes per day, "2TB", or "0"')
+    text = str(value).strip()
+    size_bytes(text)
+    return text
+
+
+def _region_size(value: object) -> str:
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
+        raise InvalidArgumentError(f'{value!r} is not a size: write "256MiB"')
+    text = str(value).strip()
+    size = size_bytes(text)
+    if not REGION_SIZE_MIN_BYTES <= size <= REGION_SIZE_MAX_BYTES or size % REGION_SIZE_UNIT_BYTES:
+        raise InvalidArgumentError(
+            f"{value!r} is no size of a region: write a multiple of "
+            f"{format_size(REGION_SIZE_UNIT_BYTES)} between {format_size(REGION_SIZE_MIN_BYTES)} "
+            f'and {format_size(REGION_SIZE_MAX_BYTES)}, as in "256MiB"'
+        )
+    return text
+
+
+def _place(item: str) -> tuple[str, str]:
+    path, equals, limit = item.rpartition("=")
+    return (path, limit) if equals else (limit, "")
+
+
+def _ssd_places(value: object) -> str:
+    example = 'write "auto", "off", or directories: "/nvme0/kv=2TB,/nvme1/kv"'
+    if isinstance(value, str):
+        if lower_case(value) in ("auto", "off"):
+            return str(lower_case(value))
+        items: list[object] = [item for item in value.split(",") if item.strip()]
+    elif isinstance(value, (list, tuple)):
+        items = list(value)
+    else:
+        raise InvalidArgumentError(f"{value!r} names no directory: {example}")
+    places: dict[str, str] = {}
+    for item in items:
+        if not isinstance(item, (str, os.PathLike)):
+            raise InvalidArgumentError(f"{item!r} names no directory: {example}")
+        path, limit = _checked_place(os.fspath(item).strip(), example)
+        if path in places:
+            raise InvalidArgumentError(f"{path} is named twice: name each directory once")
+        places[path] = limit
+    if not places:
+        raise InvalidArgumentError(f"{value!r} names no directory: {example}")
+    return ",".join(f"{path}={limit}" if limit else path for path, limit in places.items())
+
+
+def _checked_place(item: str, example: str) -> tuple[str, str]:
+    path, limit = (part.strip() for part in _place(item))
+    # A word such as "yes" must not become a directory below wherever this is started.
+    if not path.startswith(("/", "~", ".")):
+        raise InvalidArgumentError(f"{item!r} names no directory: {example}")
+    if "," in path:
+        raise InvalidArgumentError(
+            f"{item!r}: a directory's path with a comma cannot be told from two; name a link to it"
+        )
+    if limit:
+        try:
+            limit = _ssd_size(limit)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(
+                f"{item!r}: {error} (after the last =, which a path may only have if a size "
+                "follows it)"
+            ) from None
+    return str(absolute_path(path)), limit
+
+
+Path_ = Annotated[str, BeforeValidator(absolute_path)]
+Milliseconds = Annotated[int, BeforeValidator(parse_duration_ms)]
+Seconds = Annotated[int, BeforeValidator(_seconds)]
+PoolSize = Annotated[str, BeforeValidator(_pool_size)]
+SsdPlaces = Annotated[str, BeforeValidator(_ssd_places)]
+SsdSize = Annotated[str, BeforeValidator(_ssd_size)]
+DiskShare = Annotated[str, BeforeValidator(_disk_share)]
+Budget = Annotated[str, BeforeValidator(_budget)]
+RegionSize = Annotated[str, BeforeValidator(_region_size)]
