@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "net/frame.h"
+#include "store/client_call.h"
 #include "store/copy_plan.h"
 
 namespace hicache {
@@ -14,9 +15,9 @@ namespace {
 // the kernel backs new memory, and pages become visible while later ones are still being written.
 constexpr uint64_t kPutRangeSize = 64 * kMiB;
 
-Status malformed(std::string_view what) {
-  return Status(Code::kCorrupt, "the node's answer to " + std::string(what) + " is malformed");
-}
+// Enough in flight for what one disk or a small array gives, in reads large enough for either; see
+// bench/results.
+constexpr FileReader::Options kFileReaderOptions{IoEngine::kAuto, 32, 1 * kMiB};
 
 WriteOutcome outcome_of(CopyOutcome outcome) {
   switch (outcome) {
@@ -25,6 +26,7 @@ WriteOutcome outcome_of(CopyOutcome outcome) {
     case CopyOutcome::kUnbacked:
       return WriteOutcome::kUnbacked;
     case CopyOutcome::kStopped:
+    case CopyOutcome::kFailed:
       break;
   }
   return WriteOutcome::kDropped;
@@ -33,29 +35,13 @@ WriteOutcome outcome_of(CopyOutcome outcome) {
 }  // namespace
 
 Client::Client(Options options)
-    : options_(std::move(options)), threads_(std::max(1U, options_.copy_threads)) {}
+    : options_(std::move(options)),
+      threads_(std::max(1U, options_.copy_threads)),
+      file_readers_(kFileReaderOptions) {}
 
 Client::~Client() {
   disconnect();
 }
-
-/// Counts a call that touches the caller's memory, so that disconnect() can wait for it.
-class Client::RunningCall {
- public:
-  explicit RunningCall(Client& client) : client_(client) {
-    std::lock_guard lock(client_.mutex_);
-    ++client_.running_calls_;
-  }
-  ~RunningCall() {
-    std::lock_guard lock(client_.mutex_);
-    if (--client_.running_calls_ == 0) client_.call_ended_.notify_all();
-  }
-  RunningCall(const RunningCall&) = delete;
-  RunningCall& operator=(const RunningCall&) = delete;
-
- private:
-  Client& client_;
-};
 
 // ---------------------------------------------------------------- connection
 
@@ -216,16 +202,11 @@ void Client::call_for_codes(Op op, size_t name_space, std::span<const Key> keys,
   auto begun = begin(name_space, until);
   if (!begun.ok()) return fail(begun.status(), codes, keys.size());
   auto& [connection, index] = begun.value();
-  std::vector<uint8_t> frame;
-  begin_frame(frame);
-  WireWriter writer(frame);
-  encode_keys(writer, index, flags, keys);
-  std::vector<uint8_t> reply;
-  Status status = connection->call(op, frame, reply, until);
-  if (status.ok() && (!decode_codes(WireReader(reply), codes) || codes.size() != keys.size())) {
-    connection->break_off();
-    status = malformed(op_name(op));
-  }
+  const Status status = connection->ask(
+      op, until, [&](WireWriter& writer) { encode_keys(writer, index, flags, keys); },
+      [&](WireReader reader) {
+        return decode_codes(reader, codes) && codes.size() == keys.size();
+      });
   if (!status.ok()) fail(status, codes, keys.size());
 }
 
@@ -234,139 +215,42 @@ Result<uint64_t> Client::clear(size_t name_space) {
   auto begun = begin(name_space, until);
   if (!begun.ok()) return begun.status();
   auto& [connection, index] = begun.value();
-  std::vector<uint8_t> frame;
-  begin_frame(frame);
-  WireWriter writer(frame);
-  encode_keys(writer, index, 0, {});
-  std::vector<uint8_t> reply;
-  HICACHE_RETURN_IF_ERROR(connection->call(Op::kClear, frame, reply, until));
-  WireReader reader(reply);
-  const auto count = reader.get<uint64_t>();
-  if (!reader.finished()) return malformed("clear");
+  uint64_t count = 0;
+  HICACHE_RETURN_IF_ERROR(connection->ask(
+      Op::kClear, until, [&](WireWriter& writer) { encode_keys(writer, index, 0, {}); },
+      [&](WireReader reader) {
+        count = reader.get<uint64_t>();
+        return reader.finished();
+      }));
   return count;
 }
 
 Result<std::string> Client::node_stats_json() {
   Result<Connection> current = connection();
   if (!current.ok()) return current.status();
-  std::vector<uint8_t> frame;
-  begin_frame(frame);
-  std::vector<uint8_t> reply;
-  HICACHE_RETURN_IF_ERROR(current.value()->call(Op::kStats, frame, reply, deadline()));
-  WireReader reader(reply);
-  std::string json = reader.get_string(kPayloadSizeMax);
-  if (!reader.finished()) return malformed("stats");
+  std::string json;
+  HICACHE_RETURN_IF_ERROR(current.value()->ask(
+      Op::kStats, deadline(), [](WireWriter&) {},
+      [&](WireReader reader) {
+        json = reader.get_string(kPayloadSizeMax);
+        return reader.finished();
+      }));
   return json;
 }
 
 Status Client::stop_node() {
   Result<Connection> current = connection();
   if (!current.ok()) return current.status();
-  std::vector<uint8_t> frame;
-  begin_frame(frame);
-  std::vector<uint8_t> reply;
-  return current.value()->call(Op::kStop, frame, reply, deadline());
+  return current.value()->ask(
+      Op::kStop, deadline(), [](WireWriter&) {},
+      [](WireReader reader) { return reader.finished(); });
 }
 
 void Client::notify_refs(ClientConnection& connection, Op op, const RefsRequest& refs,
                          Deadline deadline) {
   if (refs.refs.empty()) return;
-  std::vector<uint8_t> frame;
-  begin_frame(frame);
-  WireWriter writer(frame);
-  encode(writer, refs);
   // If it fails the leases end with the connection, or by their time.
-  (void)connection.notify(op, frame, deadline);
-}
-
-// ---------------------------------------------------------------- get
-
-Status Client::lease(ClientConnection& connection, NamespaceIndex index, std::span<const Key> keys,
-                     Deadline deadline, Places& places) {
-  std::vector<uint8_t> frame;
-  begin_frame(frame);
-  WireWriter writer(frame);
-  encode_keys(writer, index, 0, keys);
-  std::vector<uint8_t> reply;
-  HICACHE_RETURN_IF_ERROR(connection.call(Op::kLease, frame, reply, deadline));
-  if (decode(WireReader(reply), places, connection.place_bounds()) &&
-      places.places.size() == keys.size()) {
-    return Status();
-  }
-  connection.break_off();
-  return malformed("lease");
-}
-
-/// Pages of a get that are leased, copied and released together.
-struct Client::GetRange {
-  ClientConnection& connection;
-  NamespaceIndex index;
-  size_t first;  // Number of keys[0] in the call.
-  std::span<const Key> keys;
-  std::span<Code> codes;
-};
-
-Status Client::get_range(const GetRange& range, const TargetOf& target_of, Deadline* until) {
-  Places places;
-  HICACHE_RETURN_IF_ERROR(lease(range.connection, range.index, range.keys, *until, places));
-  RefsRequest leased;
-  std::vector<size_t> wanted;
-  std::vector<std::vector<MemorySegment>> targets(range.keys.size());
-  CopyPlan plan(range.connection, Direction::kPoolToMemory, options_.verify);
-  for (size_t i = 0; i < range.keys.size(); ++i) {
-    const Place& place = places.places[i];
-    range.codes[i] = place.code;
-    if (place.code != Code::kOk) continue;
-    leased.refs.push_back(place.ref);
-    if (!target_of(range.first + i, place.size, targets[i])) {
-      ++stats_.foreign_size_pages;
-      range.codes[i] = Code::kNotFound;
-      continue;
-    }
-    plan.add(place.size, places.extents_of(place), targets[i]);
-    wanted.push_back(i);
-  }
-  const uint64_t begun_ns = monotonic_ns();
-  plan.run(threads_);
-  *until = until->later_by_ns(monotonic_ns() - begun_ns);  // The deadline is for waiting.
-
-  RefsRequest corrupt;
-  for (size_t n = 0; n < wanted.size(); ++n) {
-    const Place& place = places.places[wanted[n]];
-    if (plan.outcome(n) != CopyOutcome::kCopied) {
-      range.codes[wanted[n]] = Code::kUnavailable;
-      ++stats_.unavailable;
-    } else if (options_.verify && plan.page_checksum(n) != place.checksum) {
-      corrupt.refs.push_back(place.ref);
-      range.codes[wanted[n]] = Code::kCorrupt;
-      ++stats_.corrupt_pages;
-    } else {
-      ++stats_.get_hit_pages;
-      stats_.get_bytes += place.size;
-    }
-  }
-  notify_refs(range.connection, Op::kReportCorrupt, corrupt, *until);
-  notify_refs(range.connection, Op::kRelease, leased, *until);
-  return Status();
-}
-
-void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
-                 std::vector<Code>& codes) {
-  const RunningCall running(*this);
-  ++stats_.get_calls;
-  stats_.get_pages += keys.size();
-  Deadline until = deadline();
-  auto begun = begin(name_space, until);
-  if (!begun.ok()) return fail(begun.status(), codes, keys.size());
-  auto& [connection, index] = begun.value();
-  codes.assign(keys.size(), Code::kUnavailable);
-  for (size_t first = 0; first < keys.size(); first += kBatchCountMax) {
-    const size_t count = std::min(kBatchCountMax, keys.size() - first);
-    const Status status = get_range({*connection, index, first, keys.subspan(first, count),
-                                     std::span(codes).subspan(first, count)},
-                                    target_of, &until);
-    if (!status.ok()) return fail_from(first, status, codes);
-  }
+  (void)connection.tell(op, deadline, [&](WireWriter& writer) { encode(writer, refs); });
 }
 
 // ---------------------------------------------------------------- put
@@ -384,35 +268,25 @@ Status Client::reserve(ClientConnection& connection, NamespaceIndex index,
   if (options.parent != nullptr) request.parent = *options.parent;
   request.keys.assign(keys.begin(), keys.end());
   request.sizes.assign(sizes.begin(), sizes.end());
-  std::vector<uint8_t> frame;
-  begin_frame(frame);
-  WireWriter writer(frame);
-  encode(writer, request);
-  std::vector<uint8_t> reply;
-  HICACHE_RETURN_IF_ERROR(connection.call(Op::kReserve, frame, reply, deadline));
-  bool sound = decode(WireReader(reply), places, {connection.pool_size_bytes(), 0}) &&
-               places.places.size() == keys.size();
-  for (size_t i = 0; sound && i < keys.size(); ++i) {
-    sound = places.places[i].code != Code::kOk || places.places[i].size == sizes[i];
-  }
-  if (sound) return Status();
-  connection.break_off();
-  return malformed("reserve");
+  return connection.ask(
+      Op::kReserve, deadline, [&](WireWriter& writer) { encode(writer, request); },
+      [&](WireReader reader) {
+        bool sound = decode(reader, places, {connection.pool_size_bytes(), 0}) &&
+                     places.places.size() == keys.size();
+        for (size_t i = 0; sound && i < keys.size(); ++i) {
+          sound = places.places[i].code != Code::kOk || places.places[i].size == sizes[i];
+        }
+        return sound;
+      });
 }
 
 Status Client::commit(ClientConnection& connection, const CommitRequest& request, Deadline deadline,
                       std::vector<Code>& codes) {
-  std::vector<uint8_t> frame;
-  begin_frame(frame);
-  WireWriter writer(frame);
-  encode(writer, request);
-  std::vector<uint8_t> reply;
-  HICACHE_RETURN_IF_ERROR(connection.call(Op::kCommit, frame, reply, deadline));
-  if (decode_codes(WireReader(reply), codes) && codes.size() == request.items.size()) {
-    return Status();
-  }
-  connection.break_off();
-  return malformed("commit");
+  return connection.ask(
+      Op::kCommit, deadline, [&](WireWriter& writer) { encode(writer, request); },
+      [&](WireReader reader) {
+        return decode_codes(reader, codes) && codes.size() == request.items.size();
+      });
 }
 
 /// Pages of a put that are reserved, written and committed together.
@@ -435,7 +309,7 @@ Status Client::put_range(const PutRange& range, PutOptions* options, Deadline* u
   for (size_t i = 0; i < range.keys.size(); ++i) {
     range.codes[i] = places.places[i].code;
     if (range.codes[i] != Code::kOk) continue;
-    plan.add(range.sizes[i], places.extents_of(places.places[i]), range.sources[i]);
+    plan.add(range.sizes[i], 0, places.extents_of(places.places[i]), range.sources[i]);
     written.push_back(i);
   }
   if (written.empty()) return Status();

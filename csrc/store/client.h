@@ -4,6 +4,12 @@
 // copies at memory speed; while not connected it returns kUnavailable at once, which is the circuit
 // breaker: reconnecting is somebody else's job (connect(), from any thread). When a call returns,
 // no thread of ours touches the caller's memory any more, whatever the outcome.
+//
+// Reads of SSD files: the deadline is for waiting, not for work. It stands still while bytes keep
+// coming and runs while a file gives none, so that where nothing comes a call ends after
+// call_timeout_ms in all, and pages of a file that hangs are kUnavailable (as are those of a file
+// that hung lately: see transfer/file_health.h). However steadily bytes come, reading ends
+// after what was left of call_timeout_ms and a second per 256 MiB.
 #pragma once
 
 #include <atomic>
@@ -20,8 +26,11 @@
 #include "store/client_connection.h"
 #include "store/messages.h"
 #include "transfer/copy_threads.h"
+#include "transfer/file_reader.h"
 
 namespace hicache {
+
+class CopyPlan;
 
 /// A piece of the caller's memory. A page may lie in several: they are gathered and scattered.
 struct MemorySegment {
@@ -41,6 +50,9 @@ struct MemorySegment {
   FIELD(put_bytes)                  \
   FIELD(corrupt_pages)              \
   FIELD(foreign_size_pages)         \
+  FIELD(ssd_hit_pages)              \
+  FIELD(ssd_bytes)                  \
+  FIELD(ssd_failed_pages)           \
   FIELD(timeouts)                   \
   FIELD(unavailable)
 
@@ -127,11 +139,14 @@ class Client {
   void fail_from(size_t first, const Status& status, std::vector<Code>& codes);
   void call_for_codes(Op op, size_t name_space, std::span<const Key> keys, uint8_t flags,
                       std::vector<Code>& codes);
-  Status lease(ClientConnection& connection, NamespaceIndex index, std::span<const Key> keys,
-               Deadline deadline, Places& places);
-  /// Reads keys[first, first + count) into codes of the same range.
   struct GetRange;
+  Status lease(const GetRange& range, Deadline deadline, Places& places);
+  /// Leases, reads and releases. `until` moves on by the time that was not spent waiting.
   Status get_range(const GetRange& range, const TargetOf& target_of, Deadline* until);
+  /// Asks once more for pages of the range that were on their way to the pool.
+  void get_busy(const GetRange& range, const TargetOf& target_of, Deadline* until);
+  /// Counts what was read and says so in the range's codes.
+  Code settle(const CopyPlan& plan, size_t page, const Place& place);
   struct PutRange;
   /// `until` moves on by the time that copying took.
   /// `options->space` becomes the namespace's life that the first range found.
@@ -145,6 +160,7 @@ class Client {
 
   const Options options_;
   CopyThreads threads_;
+  FileReaders file_readers_;
   mutable std::mutex mutex_;
   Connection connection_;
   mutable std::vector<Connection> replaced_;

@@ -66,10 +66,9 @@ Result<std::shared_ptr<ClientConnection>> ClientConnection::open(const std::stri
 }
 
 Status ClientConnection::say_hello(const std::string& client_name, Deadline deadline) {
-  std::vector<uint8_t> frame;
-  begin_frame(frame);
-  WireWriter writer(frame);
-  encode(writer, HelloRequest{client_name.substr(0, kClientNameSizeMax)});
+  std::vector<uint8_t> frame = framed([&](WireWriter& writer) {
+    encode(writer, HelloRequest{client_name.substr(0, kClientNameSizeMax)});
+  });
   end_frame(frame, static_cast<uint16_t>(Op::kHello), 0);
   HICACHE_RETURN_IF_ERROR(send_all(socket_, frame, deadline));
   frame.resize(kFrameHeaderSize + kHelloReplySize);
@@ -92,7 +91,7 @@ Status ClientConnection::say_hello(const std::string& client_name, Deadline dead
   backed_ = std::make_unique<std::atomic<uint8_t>[]>(slots);
   for (size_t i = 1; i <= reply.file_count; ++i) {
     HICACHE_RETURN_IF_ERROR(check_file(passed[i], i));
-    files_.emplace_back(std::move(passed[i]));
+    files_.push_back(std::make_unique<ReadableFile>(std::move(passed[i])));
   }
   return Status();
 }
@@ -115,13 +114,10 @@ bool ClientConnection::back(uint64_t offset, uint64_t size, SharedMemory::Access
   return true;
 }
 
-Status ClientConnection::call(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>& reply,
-                              Deadline deadline) {
-  return exchange(op, frame, &reply, deadline);
-}
-
-Status ClientConnection::notify(Op op, std::vector<uint8_t>& frame, Deadline deadline) {
-  return exchange(op, frame, nullptr, deadline);
+std::vector<ReadableFile*> ClientConnection::files() const {
+  std::vector<ReadableFile*> files;
+  for (const auto& file : files_) files.push_back(file.get());
+  return files;
 }
 
 Status ClientConnection::exchange(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
@@ -197,17 +193,11 @@ Result<NamespaceIndex> ClientConnection::namespace_index(size_t local,
     if (local >= namespaces_.size()) namespaces_.resize(local + 1, -1);
     if (namespaces_[local] >= 0) return static_cast<NamespaceIndex>(namespaces_[local]);
   }
-  std::vector<uint8_t> frame;
-  begin_frame(frame);
-  WireWriter writer(frame);
-  encode(writer, OpenNamespaceRequest{digest, description});
-  std::vector<uint8_t> payload;
-  HICACHE_RETURN_IF_ERROR(call(Op::kOpenNamespace, frame, payload, deadline));
   OpenNamespaceReply reply{};
-  if (!decode(WireReader(payload), reply)) {
-    break_off();
-    return Status(Code::kCorrupt, "the node's answer to open_namespace is malformed");
-  }
+  HICACHE_RETURN_IF_ERROR(ask(
+      Op::kOpenNamespace, deadline,
+      [&](WireWriter& writer) { encode(writer, OpenNamespaceRequest{digest, description}); },
+      [&](WireReader reader) { return decode(reader, reply); }));
   if (reply.code != Code::kOk) return Status(reply.code, reply.message);
   std::lock_guard lock(namespaces_mutex_);
   namespaces_[local] = reply.index;

@@ -15,7 +15,9 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "io/memory.h"
+#include "net/frame.h"
 #include "store/messages.h"
+#include "transfer/file_health.h"
 
 namespace hicache {
 
@@ -29,11 +31,26 @@ class ClientConnection {
   ClientConnection(const ClientConnection&) = delete;
   ClientConnection& operator=(const ClientConnection&) = delete;
 
-  /// Sends a frame made with begin_frame() and receives the reply's payload into `reply`.
-  Status call(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>& reply, Deadline deadline);
+  /// Sends a request whose payload `encode(WireWriter&)` writes, and has `decode(WireReader)` read
+  /// the reply's. If that returns false the connection is broken: whoever talks nonsense once is
+  /// not believed again.
+  template <typename Encode, typename Decode>
+  Status ask(Op op, Deadline deadline, Encode encode, Decode decode) {
+    std::vector<uint8_t> frame = framed(encode);
+    std::vector<uint8_t> reply;
+    HICACHE_RETURN_IF_ERROR(exchange(op, frame, &reply, deadline));
+    if (decode(WireReader(reply))) return Status();
+    break_off();
+    return Status(Code::kCorrupt,
+                  "the node's answer to " + std::string(op_name(op)) + " is malformed");
+  }
 
-  /// Sends a frame that has no reply.
-  Status notify(Op op, std::vector<uint8_t>& frame, Deadline deadline);
+  /// Sends a request that has no reply.
+  template <typename Encode>
+  Status tell(Op op, Deadline deadline, Encode encode) {
+    std::vector<uint8_t> frame = framed(encode);
+    return exchange(op, frame, nullptr, deadline);
+  }
 
   bool is_broken() const { return broken_; }
   /// Ends the connection; calls in progress fail.
@@ -50,6 +67,8 @@ class ClientConnection {
     return {pool_->size_bytes(), static_cast<uint8_t>(files_.size())};
   }
   uint8_t* pool() const { return pool_->address(); }
+  /// The node's SSD files: Place::device - 1 is the index.
+  std::vector<ReadableFile*> files() const;
   /// Makes sure that real memory stands behind a range of the pool, and maps it into this process
   /// in one go, where each OS page would be a fault of its own. To be called before the range is
   /// touched: without memory a touch would be the end of the process. Returns false if there is
@@ -58,6 +77,14 @@ class ClientConnection {
 
  private:
   ClientConnection() = default;
+  template <typename Encode>
+  static std::vector<uint8_t> framed(Encode encode) {
+    std::vector<uint8_t> frame;
+    begin_frame(frame);
+    WireWriter writer(frame);
+    encode(writer);
+    return frame;
+  }
   Status take_turn(Deadline deadline);
   void end_turn();
   Status exchange(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
@@ -68,7 +95,7 @@ class ClientConnection {
 
   Fd socket_;
   std::unique_ptr<SharedMemory> pool_;
-  std::vector<Fd> files_;  // Place::device - 1 is the index.
+  std::vector<std::unique_ptr<ReadableFile>> files_;
   std::unique_ptr<std::atomic<uint8_t>[]>
       backed_;  // By piece of kPieceSize; 1: known to be backed.
   std::atomic<bool> broken_{false};

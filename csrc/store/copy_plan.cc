@@ -41,13 +41,23 @@ class PieceCursor {
 CopyPlan::CopyPlan(ClientConnection& connection, Direction direction, bool checksum)
     : connection_(connection), direction_(direction), checksum_(checksum) {}
 
-void CopyPlan::add(uint64_t size, std::span<const Extent> extents,
+void CopyPlan::add(uint64_t size, uint8_t device, std::span<const Extent> extents,
                    std::span<const MemorySegment> segments) {
-  pages_.push_back({size, extents, segments, stripes_.size()});
+  pages_.push_back({size, device, extents, segments, stripes_.size()});
+  const CopyOutcome outcome = device == 0 ? CopyOutcome::kCopied : CopyOutcome::kFailed;
   for (uint64_t i = 0; i < stripe_count(size); ++i) {
-    stripes_.push_back({pages_.size() - 1, i * kStripeSize, 0, CopyOutcome::kCopied});
+    stripes_.push_back({pages_.size() - 1, i * kStripeSize, 0, outcome});
   }
   total_size_ += size;
+  if (device != 0) file_size_ += size;
+}
+
+uint64_t CopyPlan::size_of(const Stripe& stripe) const {
+  return std::min(kStripeSize, pages_[stripe.page].size - stripe.offset);
+}
+
+Store CopyPlan::store() const {
+  return total_size_ < kParallelSizeMin ? Store::kCached : Store::kStreaming;
 }
 
 void CopyPlan::run(CopyThreads& threads) {
@@ -58,20 +68,103 @@ void CopyPlan::run(CopyThreads& threads) {
   }
 }
 
+uint64_t CopyPlan::run(CopyThreads& threads, FileReaders& readers, Deadline deadline) {
+  if (file_size_ == 0) {
+    run(threads);
+    return 0;
+  }
+  std::vector<size_t> in_pool;
+  std::vector<size_t> in_files;
+  std::vector<FileStripe> to_read;
+  for (size_t i = 0; i < stripes_.size(); ++i) {
+    const Stripe& stripe = stripes_[i];
+    const Page& page = pages_[stripe.page];
+    if (page.device == 0) {
+      in_pool.push_back(i);
+      continue;
+    }
+    in_files.push_back(i);
+    to_read.push_back(
+        {page.device - 1U, page.extents.front().offset + stripe.offset, size_of(stripe)});
+  }
+  const uint64_t begun_ns = monotonic_ns();
+  std::unique_ptr<FileReader> reader = readers.take(deadline);
+  const uint64_t waited_ns = monotonic_ns() - begun_ns;
+  if (reader == nullptr) {
+    threads.run(in_pool.size(), [&](size_t i) { copy(stripes_[in_pool[i]]); });
+    return waited_ns;
+  }
+  std::atomic<size_t> next_in_pool{0};
+  const auto copy_next = [&] {
+    const size_t next = next_in_pool.fetch_add(1, std::memory_order_relaxed);
+    if (next < in_pool.size()) copy(stripes_[in_pool[next]]);
+    return next < in_pool.size();
+  };
+  const uint64_t left_ns = deadline.remaining_ns();
+  const std::vector<ReadableFile*> files = connection_.files();
+  const FileReader::Work work{
+      .files = files,
+      .stripes = to_read,
+      .take = [&](size_t i, const uint8_t* bytes) { scatter(stripes_[in_files[i]], bytes); },
+      .other = copy_next,
+      .other_count = total_size_ < kParallelSizeMin ? 0 : in_pool.size(),
+      .is_stopped = [this] { return connection_.is_broken(); },
+  };
+  const ReadLimits limits{left_ns, left_ns + file_size_ * kFileNsPerByteMax};
+  const uint64_t silence_ns = reader->read(work, limits, threads);
+  readers.give_back(std::move(reader));
+  return waited_ns + silence_ns;
+}
+
+void CopyPlan::scatter(Stripe& stripe, const uint8_t* bytes) {
+  if (connection_.is_broken()) {
+    stripe.outcome = CopyOutcome::kStopped;
+    return;
+  }
+  const uint64_t size = size_of(stripe);
+  PieceCursor<MemorySegment> segment(pages_[stripe.page].segments, stripe.offset);
+  ChecksumCopy checksum_copy(size, store());
+  for (uint64_t left = size; left != 0;) {
+    const uint64_t piece = std::min(left, segment.left());
+    copy_piece(checksum_copy, segment.piece().address + segment.inside(), bytes, piece);
+    bytes += piece;
+    left -= piece;
+    segment.advance(piece);
+  }
+  finish(stripe, checksum_copy);
+  stripe.outcome = CopyOutcome::kCopied;
+}
+
+void CopyPlan::copy_piece(ChecksumCopy& checksum_copy, uint8_t* target, const uint8_t* source,
+                          uint64_t size) const {
+  if (checksum_) {
+    checksum_copy.copy(target, source, size);
+  } else {
+    plain_copy(target, source, size, store());
+  }
+}
+
+void CopyPlan::finish(Stripe& stripe, ChecksumCopy& checksum_copy) const {
+  if (checksum_) {
+    stripe.checksum = checksum_copy.finish();
+  } else {
+    fence_stores();
+  }
+}
+
 void CopyPlan::copy(Stripe& stripe) {
   if (connection_.is_broken() || no_memory_) {
     stripe.outcome = no_memory_ ? CopyOutcome::kUnbacked : CopyOutcome::kStopped;
     return;
   }
   const Page& page = pages_[stripe.page];
-  const uint64_t size = std::min(kStripeSize, page.size - stripe.offset);
-  const Store store = total_size_ < kParallelSizeMin ? Store::kCached : Store::kStreaming;
+  const uint64_t size = size_of(stripe);
   const SharedMemory::Access access = direction_ == Direction::kPoolToMemory
                                           ? SharedMemory::Access::kRead
                                           : SharedMemory::Access::kWrite;
   PieceCursor<Extent> extent(page.extents, stripe.offset);
   PieceCursor<MemorySegment> segment(page.segments, stripe.offset);
-  ChecksumCopy checksum_copy(size, store);
+  ChecksumCopy checksum_copy(size, store());
   for (uint64_t left = size; left != 0;) {
     const uint64_t piece = std::min({left, extent.left(), segment.left()});
     const uint64_t pool_offset = extent.piece().offset + extent.inside();
@@ -85,20 +178,12 @@ void CopyPlan::copy(Stripe& stripe) {
     uint8_t* memory = segment.piece().address + segment.inside();
     uint8_t* target = direction_ == Direction::kPoolToMemory ? memory : pool;
     const uint8_t* source = direction_ == Direction::kPoolToMemory ? pool : memory;
-    if (checksum_) {
-      checksum_copy.copy(target, source, piece);
-    } else {
-      plain_copy(target, source, piece, store);
-    }
+    copy_piece(checksum_copy, target, source, piece);
     left -= piece;
     extent.advance(piece);
     segment.advance(piece);
   }
-  if (checksum_) {
-    stripe.checksum = checksum_copy.finish();
-  } else {
-    fence_stores();
-  }
+  finish(stripe, checksum_copy);
 }
 
 CopyOutcome CopyPlan::outcome(size_t page) const {

@@ -1,4 +1,5 @@
-// The copies of one batch call: pages cut into stripes, stripes dealt to threads.
+// The copies of one batch call: pages cut into stripes, stripes dealt to threads. Pages that lie in
+// SSD files are read by the same threads meanwhile.
 #pragma once
 
 #include <atomic>
@@ -8,7 +9,9 @@
 
 #include "store/client_connection.h"
 #include "tier/extent.h"
+#include "transfer/checksum_copy.h"
 #include "transfer/copy_threads.h"
+#include "transfer/file_reader.h"
 
 namespace hicache {
 
@@ -17,18 +20,30 @@ struct MemorySegment;
 enum class Direction : uint8_t { kPoolToMemory, kMemoryToPool };
 
 /// kUnbacked: no memory stands behind its place in the pool. kStopped: the connection broke, and
-/// with it the lease or reservation that the copy relied on.
-enum class CopyOutcome : uint8_t { kCopied, kUnbacked, kStopped };
+/// with it the lease or reservation that the copy relied on. kFailed: its file could not be read,
+/// or not in time.
+enum class CopyOutcome : uint8_t { kCopied, kUnbacked, kStopped, kFailed };
 
 class CopyPlan {
  public:
   CopyPlan(ClientConnection& connection, Direction direction, bool checksum);
 
-  /// Adds one page. The spans must stay valid until run() returns; their sizes add up to `size`.
-  void add(uint64_t size, std::span<const Extent> extents, std::span<const MemorySegment> segments);
+  /// Adds one page, of the pool or of a file (see Place::device). The spans must stay valid until
+  /// run() returns; their sizes add up to `size`.
+  void add(uint64_t size, uint8_t device, std::span<const Extent> extents,
+           std::span<const MemorySegment> segments);
 
-  /// Copies everything. Returns when no thread touches the memory any more.
+  /// Copies everything; there must be no page of a file. Returns when no thread touches the memory
+  /// any more.
   void run(CopyThreads& threads);
+
+  /// The same, with pages of files. `deadline` is for waiting: a file that gives nothing for as
+  /// long as is left of it is given up; bytes that keep coming may take longer, up to
+  /// kFileNsPerByteMax. Returns the time that was spent waiting in vain.
+  uint64_t run(CopyThreads& threads, FileReaders& readers, Deadline deadline);
+
+  /// Slower than 250 MB/s a file is as good as silent.
+  static constexpr uint64_t kFileNsPerByteMax = 4;
 
   /// After run(): what became of the n-th page added. Anything but kCopied: not all of it was
   /// copied.
@@ -40,6 +55,7 @@ class CopyPlan {
  private:
   struct Page {
     uint64_t size;
+    uint8_t device;
     std::span<const Extent> extents;
     std::span<const MemorySegment> segments;
     size_t first_stripe;
@@ -51,12 +67,21 @@ class CopyPlan {
     CopyOutcome outcome;
   };
 
+  uint64_t size_of(const Stripe& stripe) const;
+  /// A few KiB are best kept in the cache, more only drive out what is there.
+  Store store() const;
   void copy(Stripe& stripe);
+  /// Copies a stripe that was read from a file.
+  void scatter(Stripe& stripe, const uint8_t* bytes);
+  void copy_piece(ChecksumCopy& checksum_copy, uint8_t* target, const uint8_t* source,
+                  uint64_t size) const;
+  void finish(Stripe& stripe, ChecksumCopy& checksum_copy) const;
 
   ClientConnection& connection_;
   const Direction direction_;
   const bool checksum_;
   uint64_t total_size_ = 0;
+  uint64_t file_size_ = 0;              // Of it, in files.
   std::atomic<bool> no_memory_{false};  // Known since one stripe; the others need not try.
   std::vector<Page> pages_;
   std::vector<Stripe> stripes_;

@@ -55,34 +55,47 @@ inline Sample keys_sample() {
           }};
 }
 
+inline PageStore::Location location_of(Code code, PageRef ref, uint64_t size, uint64_t checksum,
+                                       uint8_t device, std::span<const Extent> extents) {
+  PageStore::Location location;
+  location.code = code;
+  location.ref = ref;
+  location.size = size;
+  location.checksum = checksum;
+  location.device = device;
+  location.extents = extents;
+  return location;
+}
+
 inline Sample places_sample() {
   const std::vector<Extent> one{{kMiB, 100'000}};
   const std::vector<Extent> two{{0, kSlotSize}, {5 * kMiB, 77}};
   const std::vector<Extent> in_file{{7 * kSectorSize, 3 * kMiB + 1}};
   const std::vector<PageStore::Location> locations{
-      {Code::kOk, {3, 9}, 100'000, 0x1234, one},
-      {Code::kNotFound, {kNoPage, 0}, 0, 0, {}},
-      {Code::kOk, {4, 1}, kSlotSize + 77, 0x5678, two},
-      {Code::kNoSpace, {kNoPage, 0}, 0, 0, {}},
-      {Code::kOk, {5, 2}, 3 * kMiB + 1, 0x9ABC, in_file, 2},
+      location_of(Code::kOk, {3, 9}, 100'000, 0x1234, 0, one),
+      location_of(Code::kNotFound, {kNoPage, 0}, 0, 0, 0, {}),
+      location_of(Code::kOk, {4, 1}, kSlotSize + 77, 0x5678, 0, two),
+      location_of(Code::kNoSpace, {kNoPage, 0}, 0, 0, 0, {}),
+      location_of(Code::kOk, {5, 2}, 3 * kMiB + 1, 0x9ABC, 2, in_file),
   };
   std::vector<uint8_t> bytes;
   WireWriter writer(bytes);
   encode_locations(writer, locations);
-  return {"places", bytes,
-          [](const std::vector<uint8_t>& given) -> std::optional<std::vector<uint8_t>> {
-            Places read;
-            if (!decode(WireReader(given), read, kSampleBounds)) return std::nullopt;
-            std::vector<PageStore::Location> again_locations;
-            for (const Place& place : read.places) {
-              again_locations.push_back({place.code, place.ref, place.size, place.checksum,
-                                         read.extents_of(place), place.device});
-            }
-            std::vector<uint8_t> again;
-            WireWriter again_writer(again);
-            encode_locations(again_writer, again_locations);
-            return again;
-          }};
+  return {
+      "places", bytes,
+      [](const std::vector<uint8_t>& given) -> std::optional<std::vector<uint8_t>> {
+        Places read;
+        if (!decode(WireReader(given), read, kSampleBounds)) return std::nullopt;
+        std::vector<PageStore::Location> again_locations;
+        for (const Place& place : read.places) {
+          again_locations.push_back(location_of(place.code, place.ref, place.size, place.checksum,
+                                                place.device, read.extents_of(place)));
+        }
+        std::vector<uint8_t> again;
+        WireWriter again_writer(again);
+        encode_locations(again_writer, again_locations);
+        return again;
+      }};
 }
 
 inline Sample codes_sample() {

@@ -152,7 +152,7 @@ TEST(Messages, BoundsHold) {
 TEST(Messages, PlacesOutsideThePoolAreRefused) {
   constexpr uint64_t kPool = 1 * kMiB;
   const auto is_read = [&](std::vector<Extent> extents, uint64_t size) {
-    const PageStore::Location location{Code::kOk, {1, 1}, size, 0, extents};
+    const auto location = testing::location_of(Code::kOk, {1, 1}, size, 0, 0, extents);
     std::vector<uint8_t> bytes;
     WireWriter writer(bytes);
     encode_locations(writer, {&location, 1});
@@ -173,7 +173,7 @@ TEST(Messages, PlacesOutsideThePoolAreRefused) {
 
 TEST(Messages, PlacesOutsideTheFilesAreRefused) {
   const auto is_read = [&](uint8_t device, std::vector<Extent> extents, uint64_t size) {
-    const PageStore::Location location{Code::kOk, {1, 1}, size, 0, extents, device};
+    const auto location = testing::location_of(Code::kOk, {1, 1}, size, 0, device, extents);
     std::vector<uint8_t> bytes;
     WireWriter writer(bytes);
     encode_locations(writer, {&location, 1});

@@ -1,0 +1,144 @@
+// How a client reads: lease, copy out of the pool or read from an SSD file, verify, release.
+#include <algorithm>
+#include <numeric>
+
+#include "store/client.h"
+#include "store/client_call.h"
+#include "store/copy_plan.h"
+
+namespace hicache {
+namespace {
+
+// What a page that is busy is asked for again: its way from the SSD to the pool is short, and after
+// that it is somebody else's turn.
+constexpr int kBusyRoundsMax = 2;
+
+}  // namespace
+
+/// Pages of a get that are leased, copied and released together.
+struct Client::GetRange {
+  ClientConnection& connection;
+  NamespaceIndex index;
+  uint8_t flags;  // Of the lease.
+  std::span<const Key> keys;
+  std::span<const size_t> numbers;  // Of the keys in the call.
+  std::span<Code> codes;            // Of the call.
+};
+
+Status Client::lease(const GetRange& range, Deadline deadline, Places& places) {
+  return range.connection.ask(
+      Op::kLease, deadline,
+      [&](WireWriter& writer) { encode_keys(writer, range.index, range.flags, range.keys); },
+      [&](WireReader reader) {
+        return decode(reader, places, range.connection.place_bounds()) &&
+               places.places.size() == range.keys.size();
+      });
+}
+
+Code Client::settle(const CopyPlan& plan, size_t page, const Place& place) {
+  const CopyOutcome outcome = plan.outcome(page);
+  if (outcome == CopyOutcome::kFailed) {
+    ++stats_.ssd_failed_pages;
+    return Code::kUnavailable;
+  }
+  if (outcome != CopyOutcome::kCopied) {
+    ++stats_.unavailable;
+    return Code::kUnavailable;
+  }
+  if (options_.verify && plan.page_checksum(page) != place.checksum) {
+    ++stats_.corrupt_pages;
+    return Code::kCorrupt;
+  }
+  ++stats_.get_hit_pages;
+  stats_.get_bytes += place.size;
+  if (place.device != 0) {
+    ++stats_.ssd_hit_pages;
+    stats_.ssd_bytes += place.size;
+  }
+  return Code::kOk;
+}
+
+Status Client::get_range(const GetRange& range, const TargetOf& target_of, Deadline* until) {
+  Places places;
+  HICACHE_RETURN_IF_ERROR(lease(range, *until, places));
+  RefsRequest leased;
+  std::vector<size_t> wanted;
+  std::vector<std::vector<MemorySegment>> targets(range.keys.size());
+  CopyPlan plan(range.connection, Direction::kPoolToMemory, options_.verify);
+  for (size_t i = 0; i < range.keys.size(); ++i) {
+    const Place& place = places.places[i];
+    Code& code = range.codes[range.numbers[i]];
+    code = place.code;
+    if (place.code != Code::kOk) continue;
+    leased.refs.push_back(place.ref);
+    if (!target_of(range.numbers[i], place.size, targets[i])) {
+      ++stats_.foreign_size_pages;
+      code = Code::kNotFound;
+      continue;
+    }
+    plan.add(place.size, place.device, places.extents_of(place), targets[i]);
+    wanted.push_back(i);
+  }
+  const uint64_t begun_ns = monotonic_ns();
+  const uint64_t waited_ns = plan.run(threads_, file_readers_, *until);
+  const uint64_t ran_ns = monotonic_ns() - begun_ns;
+  *until = until->later_by_ns(ran_ns - std::min(ran_ns, waited_ns));
+
+  RefsRequest corrupt;
+  for (size_t n = 0; n < wanted.size(); ++n) {
+    const Place& place = places.places[wanted[n]];
+    const Code code = settle(plan, n, place);
+    range.codes[range.numbers[wanted[n]]] = code;
+    if (code == Code::kCorrupt) corrupt.refs.push_back(place.ref);
+  }
+  notify_refs(range.connection, Op::kReportCorrupt, corrupt, *until);
+  notify_refs(range.connection, Op::kRelease, leased, *until);
+  return Status();
+}
+
+void Client::get_busy(const GetRange& range, const TargetOf& target_of, Deadline* until) {
+  std::vector<Key> keys;
+  std::vector<size_t> numbers;
+  for (size_t i = 0; i < range.keys.size(); ++i) {
+    if (range.codes[range.numbers[i]] != Code::kBusy) continue;
+    keys.push_back(range.keys[i]);
+    numbers.push_back(range.numbers[i]);
+  }
+  // A connection that is asked without time to wait for the answer would have to be broken.
+  if (keys.empty() || until->expired()) return;
+  const Status status = get_range(
+      {range.connection, range.index, kLeaseReadNow, keys, numbers, range.codes}, target_of, until);
+  if (status.ok()) return;
+  std::vector<Code> failed;
+  fail(status, failed, numbers.size());
+  for (const size_t number : numbers) range.codes[number] = status.code();
+}
+
+void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
+                 std::vector<Code>& codes) {
+  const RunningCall running(*this);
+  ++stats_.get_calls;
+  stats_.get_pages += keys.size();
+  Deadline until = deadline();
+  auto begun = begin(name_space, until);
+  if (!begun.ok()) return fail(begun.status(), codes, keys.size());
+  auto& [connection, index] = begun.value();
+  codes.assign(keys.size(), Code::kUnavailable);
+  std::vector<size_t> numbers(keys.size());
+  std::iota(numbers.begin(), numbers.end(), size_t{0});
+  for (size_t first = 0; first < keys.size(); first += kBatchCountMax) {
+    if (first != 0 && until.expired()) {
+      return fail_from(first, Status(Code::kTimeout, "an SSD file gave nothing until the deadline"),
+                       codes);
+    }
+    const size_t count = std::min(kBatchCountMax, keys.size() - first);
+    const GetRange range{
+        *connection, index, 0, keys.subspan(first, count), std::span(numbers).subspan(first, count),
+        codes};
+    const Status status = get_range(range, target_of, &until);
+    if (!status.ok()) return fail_from(first, status, codes);
+    for (int round = 0; round < kBusyRoundsMax; ++round) get_busy(range, target_of, &until);
+  }
+}
+
+}  // namespace hicache
