@@ -10,6 +10,7 @@ import typer
 from mooncake_hicache.cli.common import EXIT_ERROR
 from mooncake_hicache.cli.config import config_command
 from mooncake_hicache.cli.doctor import doctor_command
+from mooncake_hicache.cli.inspect import inspect_command
 from mooncake_hicache.cli.node import node_command, stop_command
 from mooncake_hicache.cli.status import status_command
 from mooncake_hicache.errors import Error
@@ -51,6 +52,7 @@ app.command("status")(status_command)
 app.command("stop")(stop_command)
 app.command("doctor")(doctor_command)
 app.command("config")(config_command)
+app.command("inspect")(inspect_command)
 
 
 def main() -> None:
