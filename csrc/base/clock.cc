@@ -16,6 +16,10 @@ uint64_t monotonic_ms() {
   return monotonic_ns() / 1'000'000;
 }
 
+uint64_t unix_time_s() {
+  return static_cast<uint64_t>(time(nullptr));
+}
+
 uint64_t random_token() {
   uint64_t token = 0;
   while (getrandom(&token, sizeof(token), 0) != sizeof(token) || token == 0) {

@@ -12,6 +12,9 @@ uint64_t monotonic_ms();
 /// Nanoseconds of CLOCK_MONOTONIC.
 uint64_t monotonic_ns();
 
+/// Seconds of the wall clock, which may jump: to be shown to people, never to be decided upon.
+uint64_t unix_time_s();
+
 /// 64 unpredictable bits from the kernel; never 0.
 uint64_t random_token();
 

@@ -1,4 +1,5 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -29,6 +30,14 @@ EvictionKind parse_eviction(const std::string& text) {
                "eviction_policy = \"" + text + "\": choose \"adaptive\", \"lru\" or \"s3fifo\""));
 }
 
+IoEngine parse_io(const std::string& text) {
+  if (text == "auto") return IoEngine::kAuto;
+  if (text == "io_uring") return IoEngine::kUring;
+  if (text == "threads") return IoEngine::kThreads;
+  raise(Status(Code::kInvalidArgument,
+               "ssd_io = \"" + text + "\": choose \"auto\", \"io_uring\" or \"threads\""));
+}
+
 double share_from(const char* name, double value) {
   if (value >= 0 && value <= 1) return value;
   raise(Status(Code::kInvalidArgument,
@@ -41,7 +50,10 @@ struct PythonNode {
   PythonNode(std::string socket_path, uint64_t pool_size_bytes, const std::string& huge_pages,
              int numa_node, const std::string& eviction_policy, uint64_t read_lease_ttl_ms,
              uint64_t lookup_lease_ttl_ms, double lookup_lease_share, double hard_pin_share,
-             uint64_t reservation_ttl_ms, uint32_t clients_max) {
+             uint64_t reservation_ttl_ms, uint32_t clients_max,
+             const std::vector<std::pair<std::string, uint64_t>>& ssd_directories,
+             uint64_t ssd_free_min_bytes, uint64_t ssd_region_size_bytes, bool ssd_write_through,
+             uint64_t ssd_write_budget_bytes, const std::string& ssd_io, bool ssd_staging) {
     Node::Options options{
         .socket_path = std::move(socket_path),
         .pool_size_bytes = pool_size_bytes,
@@ -54,7 +66,20 @@ struct PythonNode {
         .hard_pin_share = share_from("hard_pin_share", hard_pin_share),
         .reservation_ttl_ms = reservation_ttl_ms,
         .clients_max = clients_max,
+        .ssd = {.directories = {},
+                .region_size_bytes = ssd_region_size_bytes,
+                .free_min_bytes = ssd_free_min_bytes,
+                .write_through = ssd_write_through,
+                .write_budget_bytes = ssd_write_budget_bytes,
+                .engine = parse_io(ssd_io),
+                .staging = ssd_staging,
+                .read_lease_ttl_ms = read_lease_ttl_ms,
+                .lookup_lease_ttl_ms = lookup_lease_ttl_ms,
+                .staging_share = share_from("lookup_lease_share", lookup_lease_share)},
     };
+    for (const auto& [path, limit_bytes] : ssd_directories) {
+      options.ssd.directories.push_back({path, limit_bytes});
+    }
     Result<std::unique_ptr<Node>> started = [&] {
       nb::gil_scoped_release no_gil;
       return Node::start(std::move(options));
@@ -87,11 +112,16 @@ void bind_node(nb::module_& m) {
       "One thread of its own; every method may be called from any thread. Sizes are bytes, times\n"
       "milliseconds, shares 0 to 1. A `socket_path` that starts with \"@\" is abstract: no file.")
       .def(nb::init<std::string, uint64_t, const std::string&, int, const std::string&, uint64_t,
-                    uint64_t, double, double, uint64_t, uint32_t>(),
+                    uint64_t, double, double, uint64_t, uint32_t,
+                    const std::vector<std::pair<std::string, uint64_t>>&, uint64_t, uint64_t, bool,
+                    uint64_t, const std::string&, bool>(),
            nb::kw_only(), nb::arg("socket_path"), nb::arg("pool_size_bytes"), nb::arg("huge_pages"),
            nb::arg("numa_node"), nb::arg("eviction_policy"), nb::arg("read_lease_ttl_ms"),
            nb::arg("lookup_lease_ttl_ms"), nb::arg("lookup_lease_share"), nb::arg("hard_pin_share"),
-           nb::arg("reservation_ttl_ms"), nb::arg("clients_max"))
+           nb::arg("reservation_ttl_ms"), nb::arg("clients_max"), nb::arg("ssd_directories"),
+           nb::arg("ssd_free_min_bytes"), nb::arg("ssd_region_size_bytes"),
+           nb::arg("ssd_write_through"), nb::arg("ssd_write_budget_bytes"), nb::arg("ssd_io"),
+           nb::arg("ssd_staging"))
       .def_prop_ro("socket_path", [](const PythonNode& self) { return self.node->socket_path(); })
       .def_prop_ro(
           "incarnation", [](const PythonNode& self) { return self.node->incarnation(); },
@@ -109,6 +139,17 @@ void bind_node(nb::module_& m) {
           nb::arg("timeout_ms"),
           "Block until a client asked the node to stop, or stop() was called; False at the "
           "time-out.")
+      .def(
+          "flush",
+          [](PythonNode& self, uint64_t timeout_ms) {
+            nb::gil_scoped_release no_gil;
+            return self.node->flush(timeout_ms);
+          },
+          nb::arg("timeout_ms"),
+          "Write everything worth keeping to the SSDs; it serves meanwhile. Block until that is\n"
+          "done: True. False: the time-out came first, or there is no SSD to write to. May be "
+          "called\n"
+          "again: `ssd_flush_left_bytes` of stats() tells how much is left.")
       .def(
           "idle_ms", [](const PythonNode& self) { return self.node->idle_ms(); },
           "Return the milliseconds since the last client left, 0 while there is one.")

@@ -36,7 +36,9 @@ void LeaseTable::grant(LeaseKind kind, SessionIndex session, PageIndex page, Lea
     append(by_session_[session], &Lease::in_session, lease);
     ++count_;
   }
-  leases_[lease].expires_ms = now_ms + options_.ttl_ms[static_cast<size_t>(kind)];
+  leases_[lease].expires_ms = kind == LeaseKind::kWriteOut
+                                  ? UINT64_MAX
+                                  : now_ms + options_.ttl_ms[static_cast<size_t>(kind)];
   append(expiry_order, &Lease::in_kind, lease);
 }
 

@@ -20,12 +20,13 @@ using LeaseIndex = uint32_t;
 inline constexpr LeaseIndex kNoLease = UINT32_MAX;
 using SessionIndex = uint32_t;
 
-enum class LeaseKind : uint8_t { kLookup = 0, kRead = 1 };
+/// kWriteOut: the node itself, while it writes the page to an SSD; until released.
+enum class LeaseKind : uint8_t { kLookup = 0, kRead = 1, kWriteOut = 2 };
 
 class LeaseTable {
  public:
   struct Options {
-    std::array<uint64_t, 2> ttl_ms;  // By LeaseKind.
+    std::array<uint64_t, 2> ttl_ms;  // Of kLookup and kRead.
   };
 
   explicit LeaseTable(const Options& options) : options_(options) {}
@@ -102,7 +103,7 @@ class LeaseTable {
   Options options_;
   std::vector<Lease, HugeAllocator<Lease>> leases_;
   LeaseIndex free_ = kNoLease;
-  std::array<List, 2> by_kind_;
+  std::array<List, 3> by_kind_;
   std::vector<List> by_session_;
   size_t count_ = 0;
 };

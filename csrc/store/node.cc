@@ -83,6 +83,7 @@ Result<std::unique_ptr<Node>> Node::start(Options options) {
   }
   HICACHE_RETURN_IF_ERROR(watch(node->epoll_, node->listener_.get(), EPOLLIN));
   HICACHE_RETURN_IF_ERROR(watch(node->epoll_, node->wake_event_.get(), EPOLLIN));
+  HICACHE_RETURN_IF_ERROR(node->open_ssd());
   node->thread_ = std::thread([raw = node.get()] { raw->run(); });
   return node;
 }
@@ -108,6 +109,30 @@ Node::~Node() {
   close_listener();  // Of a node whose thread never started.
 }
 
+Status Node::open_ssd() {
+  if (options_.ssd.directories.empty()) return Status();
+  if (options_.ssd.directories.size() > kSsdFilesMax) {
+    return Status(Code::kInvalidArgument, std::to_string(options_.ssd.directories.size()) +
+                                              " SSD directories: give at most " +
+                                              std::to_string(kSsdFilesMax));
+  }
+  Result<std::unique_ptr<SsdTier>> tier =
+      SsdTier::open(options_.ssd,
+                    {.pool = memory_->address(),
+                     .wake = [this] { wake(); },
+                     .on_notice = [this](const std::string& notice) { note(notice); }},
+                    monotonic_ms());
+  if (!tier.ok()) return tier.status();
+  Result<std::vector<Fd>> readers = tier.value()->open_for_readers();
+  if (!readers.ok()) return readers.status();
+  reader_fds_ = std::move(readers.value());
+  ssd_ = std::move(tier.value());
+  ssd_->attach(store_);
+  store_.set_lower(*ssd_);
+  for (const int fd : ssd_->event_fds()) HICACHE_RETURN_IF_ERROR(watch(epoll_, fd, EPOLLIN));
+  return Status();
+}
+
 void Node::close_listener() {
   if (!listener_.valid()) return;
   listener_.reset();
@@ -130,6 +155,16 @@ bool Node::wait_stopped(uint64_t timeout_ms) {
   std::unique_lock lock(mutex_);
   return changed_.wait_for(lock, std::chrono::milliseconds(std::min(timeout_ms, kWaitStoppedMaxMs)),
                            [this] { return stop_asked_; });
+}
+
+bool Node::flush(uint64_t timeout_ms) {
+  if (!ssd_) return false;
+  flush_asked_ = true;
+  wake();
+  std::unique_lock lock(mutex_);
+  const auto wait_ms = std::chrono::milliseconds(std::min(timeout_ms, kWaitStoppedMaxMs));
+  changed_.wait_for(lock, wait_ms, [this] { return stopping_ || flush_left_bytes_ == 0; });
+  return flush_left_bytes_ == 0;
 }
 
 uint64_t Node::idle_ms() const {
@@ -189,10 +224,26 @@ void Node::run() {
     serve_unfinished();
     const uint64_t now_ms = monotonic_ms();
     next_ms = std::min(store_.advance(now_ms), close_silent_connections(now_ms));
+    if (ssd_) next_ms = std::min(next_ms, advance_ssd(now_ms));
     if (!unfinished_.empty()) next_ms = 0;
   }
   close_listener();
   while (!connections_.empty()) close_connection(connections_.begin()->first);
+}
+
+uint64_t Node::advance_ssd(uint64_t now_ms) {
+  if (flush_asked_ && flush_left_bytes_ == UINT64_MAX) ssd_->begin_flush();
+  uint64_t next_ms = ssd_->advance(now_ms);
+  const uint64_t left = ssd_->flush_left_bytes();
+  if (flush_left_bytes_.exchange(left) != left && left == 0) {
+    const std::lock_guard lock(mutex_);  // Or the waiter could miss it.
+    changed_.notify_all();
+  }
+  for (const int fd : std::exchange(deferred_, {})) {
+    const auto found = connections_.find(fd);
+    if (found != connections_.end() && !answer_deferred(*found->second)) close_connection(fd);
+  }
+  return next_ms;
 }
 
 int Node::wait_ms(uint64_t next_ms) const {
@@ -268,8 +319,11 @@ void Node::drop_unbacked(SessionIndex session, PageRef ref) {
 void Node::note_unbacked(const std::string& why) {
   grow_after_ms_ = monotonic_ms() + kGrowthRetryMs;
   store_.set_reachable_bytes(grown_bytes_);
+  note("the pool stays smaller than its size: " + why);
+}
+
+void Node::note(const std::string& notice) {
   std::lock_guard lock(mutex_);
-  const std::string notice = "the pool stays smaller than its size: " + why;
   if (std::find(notices_.begin(), notices_.end(), notice) == notices_.end() &&
       notices_.size() < kNoticesMax) {
     notices_.push_back(notice);
@@ -330,6 +384,7 @@ void Node::close_connection(int fd) {
   auto found = connections_.find(fd);
   if (found->second->has_session) {
     store_.close_session(found->second->session, monotonic_ms());
+    if (ssd_) ssd_->close_session(found->second->session);
     if (--client_count_ == 0) idle_since_ms_ = std::max<uint64_t>(1, monotonic_ms());
   }
   connections_.erase(found);  // Closing the descriptor also ends the watch.
@@ -345,6 +400,11 @@ void Node::read_from(Connection& connection) {
       return;
     case Connection::Received::kBytes:
       break;
+  }
+  // One request at a time: who sends on while its reply is held back is not one of ours.
+  if (connection.ticket != 0 && connection.unread().size() > kPayloadSizeMax) {
+    ++bad_frames_;
+    return close_connection(fd);
   }
   serve(connection);
 }
@@ -364,6 +424,7 @@ void Node::serve_unfinished() {
 bool Node::handle_frames(Connection& connection) {
   connection.has_more = false;
   for (int turn = 0; turn < kFramesPerTurn; ++turn) {
+    if (connection.ticket != 0) return true;  // Its last request was not answered yet.
     const std::span<const uint8_t> bytes = connection.unread();
     if (bytes.size() < kFrameHeaderSize) return true;
     const Result<FrameHeader> header = decode_frame_header(bytes.first<kFrameHeaderSize>());

@@ -20,6 +20,7 @@
 #include "store/messages.h"
 #include "store/page_store.h"
 #include "store/pool_backer.h"
+#include "store/ssd_tier.h"
 
 namespace hicache {
 
@@ -37,6 +38,7 @@ class Node {
     double hard_pin_share;
     uint64_t reservation_ttl_ms;
     uint32_t clients_max;
+    SsdTier::Options ssd;  // Without directories: no SSD tier.
   };
 
   /// Makes the pool, binds the socket and starts the thread.
@@ -56,6 +58,10 @@ class Node {
   /// Counters, histograms and namespaces as JSON. Waits for the node's thread, at most 2 s.
   Result<std::string> stats_json();
 
+  /// Writes everything worth keeping to the SSDs. Blocks until it is there (true), the time is
+  /// over, the node was stopped, or there is no SSD to write to (false). The node serves meanwhile.
+  bool flush(uint64_t timeout_ms);
+
   const std::string& socket_path() const { return options_.socket_path; }
   uint64_t incarnation() const { return incarnation_; }
   /// What was asked for and could not be had, oldest first.
@@ -68,10 +74,15 @@ class Node {
   Node(Options options, std::unique_ptr<SharedMemory> memory, Fd listener,
        std::vector<std::string> notices);
 
+  /// Opens the SSD directories, if there are any.
+  Status open_ssd();
   void run();
+  /// Lets the SSD tier do what is due, and sends the replies that waited for it.
+  uint64_t advance_ssd(uint64_t now_ms);
   int wait_ms(uint64_t next_ms) const;
   void wake();
   void answer_stats_waiters();
+  void note(const std::string& notice);
   /// Puts more of the pool to use; false if there is no more, or no memory for it lately.
   bool grow_store();
   void grow_ahead();
@@ -102,6 +113,16 @@ class Node {
   bool handle_reserve(Connection& connection, Payload payload);
   bool handle_commit(Connection& connection, Payload payload);
   bool handle_keys(Op op, Payload payload);
+  /// Each handles one key of a request; a ticket of the SSD tier delays the reply.
+  Code remove(NamespaceIndex index, const Key& key);
+  Code set_pin(NamespaceIndex index, const Key& key, Pin pin);
+  uint64_t clear(NamespaceIndex index);
+  Code commit(SessionIndex session, const CommitItem& item, const PageStore::CommitOptions& options,
+              uint64_t now_ms);
+  void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms);
+  /// Sends reply_, or keeps it until what it says will outlive a restart.
+  bool answer(Connection& connection);
+  bool answer_deferred(Connection& connection);
   bool send(Connection& connection, std::span<const uint8_t> bytes);
   bool flush(Connection& connection);
   void close_connection(int fd);
@@ -112,16 +133,18 @@ class Node {
   const uint64_t started_ms_;
   std::unique_ptr<SharedMemory> memory_;
   Fd listener_;
-  Fd spare_fd_;  // See refuse_one_client().
-  std::vector<Fd>
-      reader_fds_;  // Of the SSD files, for clients to read; Place::device - 1 is the index.
+  Fd spare_fd_;                 // See refuse_one_client().
+  std::vector<Fd> reader_fds_;  // Of the SSD files, for clients; Place::device - 1 is the index.
   Fd epoll_;
   Fd wake_event_;
 
   // Of the node's thread.
   PageStore store_;
+  std::unique_ptr<SsdTier> ssd_;  // Null: none.
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;
   std::vector<uint8_t> reply_;
+  uint64_t ticket_ = 0;        // Of the request in hand: its reply waits for it.
+  std::vector<int> deferred_;  // Connections whose reply waits.
   std::vector<Code> codes_;
   std::vector<PageStore::Location> locations_;
   std::vector<PageStore::Placement> placements_;
@@ -146,6 +169,8 @@ class Node {
   uint64_t stats_answered_ = 0;
   bool stop_asked_ = false;
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> flush_asked_{false};
+  std::atomic<uint64_t> flush_left_bytes_{UINT64_MAX};
   std::atomic<uint64_t> idle_since_ms_;
 
   std::atomic<bool> backing_failed_{false};

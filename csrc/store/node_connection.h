@@ -24,6 +24,8 @@ struct Node::Connection {
   SessionIndex session = 0;
   bool has_session = false;  // After a valid Hello.
   bool has_more = false;     // Frames that one turn did not allow for.
+  uint64_t ticket = 0;       // Not 0: `deferred` is sent once the SSD tier is done with it.
+  std::vector<uint8_t> deferred;
 
   /// Reads what is there, at most kReceiveMax, so that one client cannot keep the thread.
   Received receive() {

@@ -51,6 +51,7 @@ bool Node::handle(Connection& connection, Op op, uint64_t request_id, Payload pa
   }
   if (op == Op::kHello) return handle_hello(connection, request_id, payload);
   begin_frame(reply_);
+  ticket_ = 0;
   bool valid = false;
   switch (op) {
     case Op::kOpenNamespace:
@@ -97,7 +98,27 @@ bool Node::handle(Connection& connection, Op op, uint64_t request_id, Payload pa
   if (op == Op::kStop) changed_.notify_all();
   if (!has_reply(op)) return true;
   end_frame(reply_, static_cast<uint16_t>(op) | kReplyBit, request_id);
-  return send(connection, reply_);
+  return answer(connection);
+}
+
+bool Node::answer(Connection& connection) {
+  if (ticket_ == 0 || ssd_->is_done(ticket_)) return send(connection, reply_);
+  connection.ticket = ticket_;
+  connection.deferred = reply_;
+  deferred_.push_back(connection.socket.get());
+  return true;
+}
+
+bool Node::answer_deferred(Connection& connection) {
+  if (connection.ticket == 0) return true;
+  if (!ssd_->is_done(connection.ticket)) {
+    deferred_.push_back(connection.socket.get());
+    return true;
+  }
+  connection.ticket = 0;
+  if (!send(connection, std::exchange(connection.deferred, {}))) return false;
+  unfinished_.push_back(connection.socket.get());  // It may have sent more meanwhile.
+  return true;
 }
 
 bool Node::handle_hello(Connection& connection, uint64_t request_id, Payload payload) {
@@ -150,11 +171,12 @@ bool Node::handle_lease(Connection& connection, Payload payload) {
   KeysRequest& request = keys_request_;
   if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
   const uint64_t now_ms = monotonic_ms();
-  store_.lease(connection.session, request.index, request.keys, now_ms, locations_);
+  const bool read_now = (request.flags & kLeaseReadNow) != 0;
+  store_.lease(connection.session, request.index, request.keys, read_now, now_ms, locations_);
   const std::vector<PageRef> cut = cut_to_frame(locations_);
   WireWriter writer(reply_);
   encode_locations(writer, locations_);
-  store_.release(connection.session, cut, now_ms);
+  release(connection.session, cut, now_ms);
   return true;
 }
 
@@ -162,11 +184,26 @@ bool Node::handle_refs(Connection& connection, Op op, Payload payload) {
   RefsRequest request;
   if (!decode(WireReader(payload), request)) return false;
   if (op == Op::kRelease) {
-    store_.release(connection.session, request.refs, monotonic_ms());
-  } else {
-    for (const PageRef& ref : request.refs) store_.report_corrupt(ref);
+    release(connection.session, request.refs, monotonic_ms());
+    return true;
+  }
+  for (const PageRef& ref : request.refs) {
+    if (!SsdTier::is_ours(ref)) {
+      if (ssd_ && store_.is_present(ref)) ssd_->report_corrupt(store_.record(ref.page));
+      store_.report_corrupt(ref);
+    } else if (ssd_) {
+      ssd_->report_corrupt(ref);
+    }
   }
   return true;
+}
+
+void Node::release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) {
+  store_.release(session, refs, now_ms);  // It ignores those that are not its own.
+  if (!ssd_) return;
+  for (const PageRef& ref : refs) {
+    if (SsdTier::is_ours(ref)) ssd_->release(session, ref);
+  }
 }
 
 bool Node::handle_reserve(Connection& connection, Payload payload) {
@@ -197,7 +234,7 @@ bool Node::handle_commit(Connection& connection, Payload payload) {
   codes_.clear();
   for (const CommitItem& item : request.items) {
     if (item.outcome == WriteOutcome::kWritten) {
-      codes_.push_back(store_.commit(connection.session, item.ref, item.checksum, options, now_ms));
+      codes_.push_back(commit(connection.session, item, options, now_ms));
       continue;
     }
     const bool backed = item.outcome != WriteOutcome::kUnbacked;
@@ -212,20 +249,50 @@ bool Node::handle_commit(Connection& connection, Payload payload) {
   return true;
 }
 
+Code Node::commit(SessionIndex session, const CommitItem& item,
+                  const PageStore::CommitOptions& options, uint64_t now_ms) {
+  const Code code = store_.commit(session, item.ref, item.checksum, options, now_ms);
+  if (code == Code::kOk && ssd_) {
+    ticket_ = std::max(ticket_, ssd_->note_stored(item.ref, options.replace, now_ms));
+  }
+  return code;
+}
+
+Code Node::remove(NamespaceIndex index, const Key& key) {
+  const Code code = store_.remove(index, key);
+  if (!ssd_) return code;
+  const SpaceIndex space = store_.space_of(index);
+  const bool was_below = ssd_->contains({space, key, page_hash(space, key)});
+  ticket_ = std::max(ticket_, ssd_->remove(space, key));
+  return was_below ? Code::kOk : code;
+}
+
+Code Node::set_pin(NamespaceIndex index, const Key& key, Pin pin) {
+  const Code code = store_.set_pin(index, key, pin, monotonic_ms());
+  if (code != Code::kNotFound || !ssd_) return code;
+  // Only what is in the pool can be pinned there.
+  return ssd_->fetch(store_.space_of(index), key) ? Code::kBusy : code;
+}
+
+uint64_t Node::clear(NamespaceIndex index) {
+  const SpaceIndex ended = store_.space_of(index);
+  if (ssd_) ticket_ = ssd_->clear(ended, store_.digest_of(ended));
+  return store_.clear(index);
+}
+
 bool Node::handle_keys(Op op, Payload payload) {
   KeysRequest& request = keys_request_;
   if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
   if (op == Op::kClear) {
-    WireWriter(reply_).put(store_.clear(request.index));
+    WireWriter(reply_).put(clear(request.index));
     return true;
   }
   if (op == Op::kSetPin && request.flags >= kPinCount) return false;
   codes_.clear();
   for (const Key& key : request.keys) {
-    codes_.push_back(
-        op == Op::kRemove
-            ? store_.remove(request.index, key)
-            : store_.set_pin(request.index, key, static_cast<Pin>(request.flags), monotonic_ms()));
+    codes_.push_back(op == Op::kRemove
+                         ? remove(request.index, key)
+                         : set_pin(request.index, key, static_cast<Pin>(request.flags)));
   }
   WireWriter(reply_).put_array(std::span<const Code>(codes_));
   return true;
@@ -238,6 +305,7 @@ std::string Node::make_stats_json() const {
   stats.uptime_ms = monotonic_ms() - started_ms_;
   stats.rejected_clients = rejected_clients_;
   stats.bad_frames = bad_frames_;
+  if (ssd_) ssd_->add_stats(stats, monotonic_ms());
   JsonWriter json;
   const auto* values = reinterpret_cast<const uint64_t*>(&stats);
   for (size_t i = 0; i < kNodeStatCount; ++i) json.member(kNodeStatNames[i], values[i]);

@@ -11,6 +11,7 @@
 #include "store/lease_table.h"
 #include "tier/eviction.h"
 #include "tier/extent.h"
+#include "tier/page_hash.h"
 
 namespace hicache {
 
@@ -39,10 +40,6 @@ class PageExtents {
   std::unique_ptr<Extents> all_;
 };
 
-/// A namespace's present life: clear() gives it a new one, which hides all older pages at once.
-using SpaceIndex = uint32_t;
-inline constexpr SpaceIndex kAnySpace = UINT32_MAX;
-
 enum class PageState : uint8_t {
   kFree,       // The record is unused.
   kReserved,   // A client is writing; not visible.
@@ -65,6 +62,7 @@ struct alignas(64) PageRecord {
   Pin pin = Pin::kNone;
   bool is_held = false;  // Counted as not evictable.
   bool has_expiry = false;
+  uint8_t reads = 0;  // Since it came into the pool; saturates.
 
   alignas(64) uint64_t checksum = 0;
   uint64_t parent_hash = 0;  // 0: chain root, or unknown.

@@ -12,12 +12,6 @@ constexpr size_t kPrefetchDistance = 16;  // Records in flight while keys are lo
 constexpr uint64_t kExpectedPageSize = 256 * kKiB;
 constexpr size_t kExpectedPagesMax = 1 << 22;
 
-uint64_t mix(uint64_t value) {  // SplitMix64's finaliser.
-  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
-  value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
-  return value ^ (value >> 31);
-}
-
 }  // namespace
 
 PageStore::PageStore(Options options)
@@ -25,18 +19,13 @@ PageStore::PageStore(Options options)
       reachable_bytes_(options_.capacity_bytes),
       table_(std::min<uint64_t>(options_.capacity_bytes / kExpectedPageSize, kExpectedPagesMax)),
       leases_(LeaseTable::Options{{options_.lookup_lease_ttl_ms, options_.read_lease_ttl_ms}}),
-      eviction_(make_eviction(options_.eviction, options_.capacity_bytes, options_.seed)) {}
+      eviction_(make_eviction(options_.eviction, options_.capacity_bytes, options_.seed)),
+      own_session_(open_session()) {}
 
 // ---------------------------------------------------------------- keys, namespaces, sessions
 
-uint64_t PageStore::hash_of(SpaceIndex space, const Key& key) {
-  // Mixed, because compat keys may be anything; never 0, which means "no parent".
-  const uint64_t hash = mix(key.hash() ^ mix(space + 1));
-  return hash == 0 ? 1 : hash;
-}
-
 uint64_t PageStore::hash_of(PageIndex page) const {
-  return hash_of(records_[page].space, records_[page].key);
+  return page_hash(records_[page].space, records_[page].key);
 }
 
 PageIndex PageStore::find_live(SpaceIndex space, const Key& key, uint64_t hash,
@@ -60,7 +49,7 @@ void PageStore::prefetch(SpaceIndex space, std::span<const Key> keys,
                          std::vector<uint64_t>& hashes) const {
   hashes.resize(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) {
-    hashes[i] = hash_of(space, keys[i]);
+    hashes[i] = page_hash(space, keys[i]);
     table_.prefetch(hashes[i]);
   }
 }
@@ -92,6 +81,7 @@ Result<NamespaceIndex> PageStore::open_namespace(const NamespaceDigest& digest,
   const auto index = static_cast<NamespaceIndex>(namespaces_.size());
   namespaces_by_digest_[digest.hash()].push_back(index);
   namespaces_.push_back({digest, std::move(description), next_space_});
+  namespaces_by_space_[next_space_] = index;
   spaces_[next_space_++];
   return index;
 }
@@ -134,6 +124,12 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
     prefetch_records(i, flags.lease);
     const PageIndex page = find_live(space, keys[i], hashes_[i], now_ms);
     if (page == kNoPage) {
+      if (lower_ != nullptr &&
+          lower_->lookup(session, {space, keys[i], hashes_[i]}, flags.lease, now_ms)) {
+        codes[i] = Code::kOk;
+        ++counts_.lookup_hit_pages;
+        continue;
+      }
       if (!flags.prefix) {
         ++counts_.lookup_miss_pages;
         continue;
@@ -154,7 +150,7 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
 }
 
 void PageStore::lease(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
-                      uint64_t now_ms, std::vector<Location>& locations) {
+                      bool read_now, uint64_t now_ms, std::vector<Location>& locations) {
   advance(now_ms);
   ++counts_.get_requests;
   const SpaceIndex space = namespaces_[index].space;
@@ -164,7 +160,15 @@ void PageStore::lease(SessionIndex session, NamespaceIndex index, std::span<cons
   for (size_t i = 0; i < keys.size(); ++i) {
     const PageIndex page = find_live(space, keys[i], hashes_[i], now_ms);
     if (page == kNoPage) {
-      ++counts_.get_miss_pages;
+      const bool is_below =
+          lower_ != nullptr &&
+          lower_->lease(session, {space, keys[i], hashes_[i]}, read_now, now_ms, locations[i]);
+      if (locations[i].code == Code::kOk) {
+        ++counts_.get_hit_pages;
+        counts_.get_hit_bytes += locations[i].size;
+      } else if (!is_below) {
+        ++counts_.get_miss_pages;
+      }
       continue;
     }
     PageRecord& record = records_[page];
@@ -172,9 +176,13 @@ void PageStore::lease(SessionIndex session, NamespaceIndex index, std::span<cons
     update_held(record);
     ++counts_.get_hit_pages;
     counts_.get_hit_bytes += record.size;
+    if (record.reads != UINT8_MAX) ++record.reads;
     found_pages_.push_back(page);
-    locations[i] = Location{
-        Code::kOk, {page, record.generation}, record.size, record.checksum, record.extents.span()};
+    locations[i].code = Code::kOk;
+    locations[i].ref = {page, record.generation};
+    locations[i].size = record.size;
+    locations[i].checksum = record.checksum;
+    locations[i].extents = record.extents.span();
   }
   eviction_->access(found_pages_, now_ms);
 }
@@ -235,17 +243,17 @@ void PageStore::reserve(SessionIndex session, NamespaceIndex index, std::span<co
     return;
   }
   found_pages_.clear();
-  uint64_t parent_hash = options.parent ? hash_of(space, *options.parent) : 0;
+  uint64_t parent_hash = options.parent ? page_hash(space, *options.parent) : 0;
   std::vector<PageIndex> existing;
   for (size_t i = 0; i < keys.size(); ++i) {
     PageIndex page = kNoPage;
     const Code code =
         reserve_one(session, space, keys[i], sizes[i], parent_hash, options, now_ms, &page);
-    if (code == Code::kAlreadyExists) existing.push_back(page);
+    if (code == Code::kAlreadyExists && page != kNoPage) existing.push_back(page);
     Placement placement{code, {kNoPage, 0}, {}};
     if (code == Code::kOk) placement.ref = {page, records_[page].generation};
     placements.push_back(placement);
-    if (options.chained) parent_hash = hash_of(space, keys[i]);
+    if (options.chained) parent_hash = page_hash(space, keys[i]);
   }
   // Only now: a record's extents stay put, but a page found present may have been evicted above.
   for (Placement& placement : placements) {
@@ -261,8 +269,10 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
                             uint64_t parent_hash, const ReserveOptions& options, uint64_t now_ms,
                             PageIndex* page) {
   if (!options.replace) {
-    *page = find(space, key, hash_of(space, key));
-    if (*page != kNoPage) {
+    *page = find(space, key, page_hash(space, key));
+    const bool is_below = *page == kNoPage && lower_ != nullptr &&
+                          lower_->contains({space, key, page_hash(space, key)});
+    if (*page != kNoPage || is_below) {
       ++counts_.put_existing_pages;
       return Code::kAlreadyExists;
     }
@@ -275,25 +285,32 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
     ++counts_.put_no_space_pages;
     return Code::kNoSpace;
   }
-  *page = records_.take();
-  PageRecord& record = records_[*page];
+  const PageName name{space, key, page_hash(space, key)};
+  *page = make_reservation(session, name, size, parent_hash, std::move(extents), now_ms);
+  records_[*page].pin = options.pin;
+  if (options.pin == Pin::kHard) pinned_bytes_ += size;
+  set_expiry(*page, now_ms + options_.reservation_ttl_ms);
+  return Code::kOk;
+}
+
+PageIndex PageStore::make_reservation(SessionIndex session, const PageName& name, uint64_t size,
+                                      uint64_t parent_hash, Extents extents, uint64_t now_ms) {
+  const PageIndex page = records_.take();
+  PageRecord& record = records_[page];
   ++record.generation;
-  record.key = key;
+  record.key = name.key;
   record.size = size;
   record.parent_hash = parent_hash;
   record.inserted_ms = now_ms;
   record.extents = PageExtents(std::move(extents));
-  record.space = space;
+  record.space = name.space;
   record.session = session;
   record.state = PageState::kReserved;
-  record.pin = options.pin;
   extent_heap_bytes_ += record.extents.heap_size_bytes();
   reserved_bytes_ += size;
-  if (options.pin == Pin::kHard) pinned_bytes_ += size;
-  link(sessions_[session].reserved, *page);
-  set_expiry(*page, now_ms + options_.reservation_ttl_ms);
+  link(sessions_[session].reserved, page);
   update_held(record);
-  return Code::kOk;
+  return page;
 }
 
 Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
@@ -320,19 +337,24 @@ Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
   unlink(sessions_[session].reserved, ref.page);
   reserved_bytes_ -= record.size;
   record.checksum = checksum;
-  record.state = PageState::kPresent;
   const uint64_t ttl_max_ms = UINT64_MAX - now_ms;
   set_expiry(ref.page, options.ttl_ms == 0 ? 0 : now_ms + std::min(options.ttl_ms, ttl_max_ms));
-  link(space->second, ref.page);
-  table_.reserve_one([this](PageIndex page) { return hash_of(page); });
-  table_.insert(hash, ref.page);
-  eviction_->insert(ref.page,
-                    PageTraits{hash, record.parent_hash, record.size, record.pin == Pin::kSoft},
-                    now_ms);
-  update_held(record);
+  make_present(ref.page, space->second, now_ms);
   ++counts_.put_stored_pages;
   counts_.put_stored_bytes += record.size;
   return Code::kOk;
+}
+
+void PageStore::make_present(PageIndex page, PageList& list, uint64_t now_ms) {
+  PageRecord& record = records_[page];
+  const uint64_t hash = hash_of(page);
+  record.state = PageState::kPresent;
+  link(list, page);
+  table_.reserve_one([this](PageIndex other) { return hash_of(other); });
+  table_.insert(hash, page);
+  eviction_->insert(
+      page, PageTraits{hash, record.parent_hash, record.size, record.pin == Pin::kSoft}, now_ms);
+  update_held(record);
 }
 
 bool PageStore::is_reservation(SessionIndex session, PageRef ref) const {
@@ -359,12 +381,16 @@ bool PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
     if (options_.grow && options_.grow()) continue;
     // Evict nothing for a page that would not fit anyway.
     if (held_bytes_ + SlotAllocator::footprint(size) > allocator_.size_bytes()) return false;
-    const PageIndex victim =
-        eviction_->victim([this](PageIndex page) { return !records_[page].is_held; }, now_ms);
+    const PageIndex victim = next_victim(now_ms);
     if (victim == kNoPage) return false;
+    if (lower_ != nullptr) lower_->leaving(records_[victim]);
     evict(victim, now_ms);
   }
   return true;
+}
+
+PageIndex PageStore::next_victim(uint64_t now_ms) {
+  return eviction_->victim([this](PageIndex page) { return !records_[page].is_held; }, now_ms);
 }
 
 void PageStore::evict(PageIndex page, uint64_t now_ms) {
@@ -411,7 +437,7 @@ void PageStore::free_page(PageIndex page, bool backed) {
 
 Code PageStore::remove(NamespaceIndex index, const Key& key) {
   const SpaceIndex space = namespaces_[index].space;
-  const PageIndex page = find(space, key, hash_of(space, key));
+  const PageIndex page = find(space, key, page_hash(space, key));
   if (page == kNoPage) return Code::kNotFound;
   ++counts_.removed_pages;
   condemn(page, EraseReason::kRemoved);
@@ -420,7 +446,7 @@ Code PageStore::remove(NamespaceIndex index, const Key& key) {
 
 Code PageStore::set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t now_ms) {
   const SpaceIndex space = namespaces_[index].space;
-  const uint64_t hash = hash_of(space, key);
+  const uint64_t hash = page_hash(space, key);
   const PageIndex page = find(space, key, hash);
   if (page == kNoPage) return Code::kNotFound;
   PageRecord& record = records_[page];
@@ -445,6 +471,7 @@ uint64_t PageStore::clear(NamespaceIndex index) {
   const uint64_t count = spaces_.at(name_space.space).count;
   cleared_spaces_.push_back(name_space.space);
   name_space.space = next_space_;
+  namespaces_by_space_[next_space_] = index;
   spaces_[next_space_++];
   counts_.cleared_pages += count;
   drop_cleared(kDropPerStep);
@@ -461,6 +488,7 @@ bool PageStore::drop_cleared(uint64_t count_max) {
     }
     if (list.first != kNoPage) return dropped;
     spaces_.erase(cleared_spaces_.back());
+    namespaces_by_space_.erase(cleared_spaces_.back());
     cleared_spaces_.pop_back();
   }
   return dropped;

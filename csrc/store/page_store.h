@@ -21,6 +21,7 @@
 
 #include "base/status.h"
 #include "store/lease_table.h"
+#include "store/lower_tier.h"
 #include "store/page_record.h"
 #include "store/stats.h"
 #include "tier/eviction.h"
@@ -58,14 +59,7 @@ class PageStore {
     bool prefix;  // Stop at the first miss; the rest is answered kNotFound.
   };
 
-  struct Location {
-    Code code = Code::kNotFound;
-    PageRef ref{kNoPage, 0};
-    uint64_t size = 0;
-    uint64_t checksum = 0;
-    std::span<const Extent> extents;  // Valid until the next call.
-    uint8_t device = 0;               // 0: the pool; n: the n-th SSD file, in one extent.
-  };
+  using Location = PageLocation;
 
   struct Placement {
     Code code;  // kOk: write to `extents`, then commit. kAlreadyExists: nothing to do. kNoSpace.
@@ -90,6 +84,9 @@ class PageStore {
 
   explicit PageStore(Options options);
 
+  /// The tier below; without one, what is evicted is gone. It outlives the store's use.
+  void set_lower(LowerTier& lower) { lower_ = &lower; }
+
   void add_memory(uint64_t offset, uint64_t size) { allocator_.add(offset, size); }
 
   /// Says how large the pool can become for now: leases and pins are bounded by shares of that.
@@ -108,9 +105,9 @@ class PageStore {
   void lookup(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
               LookupFlags flags, uint64_t now_ms, std::vector<Code>& codes);
 
-  /// Grants a read lease on each page found.
-  void lease(SessionIndex session, NamespaceIndex index, std::span<const Key> keys, uint64_t now_ms,
-             std::vector<Location>& locations);
+  /// Grants a read lease on each page found. `read_now`: never kBusy.
+  void lease(SessionIndex session, NamespaceIndex index, std::span<const Key> keys, bool read_now,
+             uint64_t now_ms, std::vector<Location>& locations);
 
   /// Ends the session's read and look-up leases on these pages. Unknown references are ignored.
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms);
@@ -146,8 +143,39 @@ class PageStore {
   /// called again (UINT64_MAX: not before the next other call).
   uint64_t advance(uint64_t now_ms);
 
+  // --- what the tier below needs
+
+  const NamespaceDigest& digest_of(SpaceIndex space) const;
+  const std::string& description_of(SpaceIndex space) const;
+  bool is_current(SpaceIndex space) const;
+  /// A page of this hash is present.
+  bool has_hash(uint64_t hash) const;
+  bool is_present(PageRef ref) const;
+  uint64_t hash_of(PageIndex page) const;
+  /// The page to evict next, or kNoPage.
+  PageIndex next_victim(uint64_t now_ms);
+  /// Evicts it. Requires: it is present.
+  void evict(PageIndex page, uint64_t now_ms);
+  /// Keeps a page where it is while it is written to an SSD, even when it leaves the store.
+  void begin_write_out(PageIndex page);
+  void end_write_out(PageIndex page);
+  /// All pages that are present and have no expiry: those that were read first, then by age.
+  std::vector<PageRef> pages_to_keep() const;
+  /// Room for a page that comes up from below, or kNoPage. It does not expire: commit or drop it.
+  PageIndex reserve_from_below(const PageName& name, uint64_t size, uint64_t parent_hash,
+                               uint64_t now_ms);
+  /// Makes it visible, if it is still wanted.
+  void commit_from_below(PageIndex page, uint64_t checksum, uint64_t now_ms);
+  void drop_from_below(PageIndex page);
+
   /// Bytes that no page and no reservation uses.
   uint64_t free_bytes() const { return allocator_.free_bytes(); }
+  /// The same, with what the pool can still grow by.
+  uint64_t reachable_free_bytes() const {
+    const uint64_t size = allocator_.size_bytes();
+    return free_bytes() + (reachable_bytes_ > size ? reachable_bytes_ - size : 0);
+  }
+  uint64_t reachable_bytes() const { return reachable_bytes_; }
   const PageRecord& record(PageIndex page) const { return records_[page]; }
   NodeStats stats() const;
   /// The namespaces that use most, most first.
@@ -172,8 +200,6 @@ class PageStore {
     bool is_open = true;
   };
 
-  static uint64_t hash_of(SpaceIndex space, const Key& key);
-  uint64_t hash_of(PageIndex page) const;
   PageIndex find(SpaceIndex space, const Key& key, uint64_t hash) const;
   /// The same, but for a page whose time is over and that expire_pages() has not come to yet.
   PageIndex find_live(SpaceIndex space, const Key& key, uint64_t hash, uint64_t now_ms) const;
@@ -188,8 +214,10 @@ class PageStore {
 
   bool is_reservation(SessionIndex session, PageRef ref) const;
   /// Evicts until there is room; false if there cannot be.
+  PageIndex make_reservation(SessionIndex session, const PageName& name, uint64_t size,
+                             uint64_t parent_hash, Extents extents, uint64_t now_ms);
+  void make_present(PageIndex page, PageList& list, uint64_t now_ms);
   bool make_room(uint64_t size, Extents& extents, uint64_t now_ms);
-  void evict(PageIndex page, uint64_t now_ms);
   /// Takes a present page out of sight; frees it now or when its last lease ends.
   void condemn(PageIndex page, EraseReason reason);
   void free_page(PageIndex page, bool backed = true);
@@ -205,6 +233,7 @@ class PageStore {
                    PageIndex* page);
 
   Options options_;
+  LowerTier* lower_ = nullptr;
   uint64_t reachable_bytes_;  // The capacity, or less while the machine has no more memory.
   SlotAllocator allocator_;
   KeyTable table_;
@@ -214,10 +243,12 @@ class PageStore {
   std::vector<Namespace> namespaces_;
   std::unordered_map<uint64_t, std::vector<NamespaceIndex>> namespaces_by_digest_;
   std::unordered_map<SpaceIndex, PageList> spaces_;
+  std::unordered_map<SpaceIndex, NamespaceIndex> namespaces_by_space_;
   std::vector<SpaceIndex> cleared_spaces_;
   SpaceIndex next_space_ = 0;
   std::vector<Session> sessions_;
   std::vector<SessionIndex> free_sessions_;
+  SessionIndex own_session_;  // Of what this node itself reads and writes.
   std::set<std::pair<uint64_t, PageIndex>> expiry_order_;
   std::vector<uint64_t> hashes_;        // Scratch of a call, kept to save allocations.
   std::vector<PageIndex> found_pages_;  // Likewise.

@@ -16,7 +16,7 @@ NodeStats PageStore::stats() const {
   stats.pinned_bytes = pinned_bytes_;
   stats.pages = table_.count();
   stats.namespaces = namespaces_.size();
-  stats.clients = sessions_.size() - free_sessions_.size();
+  stats.clients = sessions_.size() - free_sessions_.size() - 1;  // Without our own.
   stats.leases = leases_.count();
   stats.leased_bytes = lookup_leased_bytes_;
   stats.index_size_bytes = table_.memory_size_bytes() + records_.memory_size_bytes() +

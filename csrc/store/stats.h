@@ -25,6 +25,20 @@ namespace hicache {
   GAUGE(index_size_bytes)                  \
   GAUGE(eviction_age_ms)                   \
   GAUGE(uptime_ms)                         \
+  GAUGE(ssd_directories)                   \
+  GAUGE(ssd_failed_directories)            \
+  GAUGE(ssd_size_bytes)                    \
+  GAUGE(ssd_used_bytes)                    \
+  GAUGE(ssd_live_bytes)                    \
+  GAUGE(ssd_pages)                         \
+  GAUGE(ssd_index_size_bytes)              \
+  GAUGE(ssd_recovering)                    \
+  GAUGE(ssd_recovery_ms)                   \
+  GAUGE(ssd_writing_bytes)                 \
+  GAUGE(ssd_flush_left_bytes)              \
+  GAUGE(ssd_eviction_age_s)                \
+  GAUGE(ssd_written_last_day_bytes)        \
+  GAUGE(ssd_budget_left_bytes)             \
   COUNTER(lookup_requests)                 \
   COUNTER(lookup_hit_pages)                \
   COUNTER(lookup_miss_pages)               \
@@ -44,6 +58,22 @@ namespace hicache {
   COUNTER(removed_pages)                   \
   COUNTER(cleared_pages)                   \
   COUNTER(corrupt_pages)                   \
+  COUNTER(ssd_hit_pages)                   \
+  COUNTER(ssd_hit_bytes)                   \
+  COUNTER(ssd_written_pages)               \
+  COUNTER(ssd_written_bytes)               \
+  COUNTER(ssd_device_written_bytes)        \
+  COUNTER(ssd_rewritten_pages)             \
+  COUNTER(ssd_rewritten_bytes)             \
+  COUNTER(ssd_refused_pages)               \
+  COUNTER(ssd_overrun_pages)               \
+  COUNTER(ssd_dropped_pages)               \
+  COUNTER(ssd_staged_pages)                \
+  COUNTER(ssd_staged_bytes)                \
+  COUNTER(ssd_corrupt_pages)               \
+  COUNTER(ssd_recovered_pages)             \
+  COUNTER(ssd_read_errors)                 \
+  COUNTER(ssd_write_errors)                \
   COUNTER(rejected_clients)                \
   COUNTER(bad_frames)
 

@@ -408,7 +408,7 @@ class Simulation {
       keys.push_back(key_of(numbers.back()));
     }
     std::vector<PageStore::Location> locations;
-    store_.lease(sessions_[session], spaces_[space], keys, now_ms_, locations);
+    store_.lease(sessions_[session], spaces_[space], keys, false, now_ms_, locations);
     for (size_t i = 0; i < keys.size(); ++i) {
       auto known = by_key_.find({space, numbers[i]});
       ASSERT_EQ(locations[i].code, known == by_key_.end() ? Code::kNotFound : Code::kOk);

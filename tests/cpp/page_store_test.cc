@@ -51,7 +51,7 @@ struct Bench {
   }
   PageStore::Location lease(const Key& key) {
     std::vector<PageStore::Location> locations;
-    store.lease(session, space, {&key, 1}, now_ms, locations);
+    store.lease(session, space, {&key, 1}, false, now_ms, locations);
     return locations.at(0);
   }
   void release(PageRef ref) { store.release(session, {&ref, 1}, now_ms); }

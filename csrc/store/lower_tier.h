@@ -1,0 +1,46 @@
+// What the page store asks of the tier below it, page by page.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/status.h"
+#include "store/page_record.h"
+#include "tier/extent.h"
+
+namespace hicache {
+
+/// Where a reader finds a page. Not to be copied: `extents` may point into it.
+struct PageLocation {
+  Code code = Code::kNotFound;
+  PageRef ref{kNoPage, 0};
+  uint64_t size = 0;
+  uint64_t checksum = 0;
+  uint8_t device = 0;               // 0: the pool; n: the n-th SSD file, in one extent.
+  std::span<const Extent> extents;  // Valid until the next call.
+  Extent in_file{0, 0};             // What `extents` is for a page in a file.
+};
+
+/// A page by its name; `hash` is page_hash() of the other two.
+struct PageName {
+  SpaceIndex space;
+  const Key& key;
+  uint64_t hash;
+};
+
+class LowerTier {
+ public:
+  virtual ~LowerTier() = default;
+
+  virtual bool contains(const PageName& name) const = 0;
+  /// The same for a look-up, whose reader will come soon if `leases`.
+  virtual bool lookup(SessionIndex session, const PageName& name, bool leases, uint64_t now_ms) = 0;
+  /// Grants a read lease and fills in where the page is; false: not here. kBusy in `location`: it
+  /// is on its way up, which `read_now` rules out.
+  virtual bool lease(SessionIndex session, const PageName& name, bool read_now, uint64_t now_ms,
+                     PageLocation& location) = 0;
+  /// The page leaves the pool for want of room.
+  virtual void leaving(const PageRecord& page) = 0;
+};
+
+}  // namespace hicache

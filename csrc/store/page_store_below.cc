@@ -1,0 +1,83 @@
+// What PageStore offers to the tier below it: pages that go down, pages that come up.
+#include <algorithm>
+
+#include "store/page_store.h"
+
+namespace hicache {
+
+const NamespaceDigest& PageStore::digest_of(SpaceIndex space) const {
+  return namespaces_[namespaces_by_space_.at(space)].digest;
+}
+
+const std::string& PageStore::description_of(SpaceIndex space) const {
+  return namespaces_[namespaces_by_space_.at(space)].description;
+}
+
+bool PageStore::is_current(SpaceIndex space) const {
+  const auto found = namespaces_by_space_.find(space);
+  return found != namespaces_by_space_.end() && space_of(found->second) == space;
+}
+
+bool PageStore::has_hash(uint64_t hash) const {
+  return table_.find(hash, [&](PageIndex page) { return hash_of(page) == hash; }) != kNoPage;
+}
+
+bool PageStore::is_present(PageRef ref) const {
+  return records_.contains(ref.page) && records_[ref.page].generation == ref.generation &&
+         records_[ref.page].state == PageState::kPresent;
+}
+
+void PageStore::begin_write_out(PageIndex page) {
+  leases_.grant(LeaseKind::kWriteOut, own_session_, page, &records_[page].leases, 0);
+  update_held(records_[page]);
+}
+
+void PageStore::end_write_out(PageIndex page) {
+  leases_.release(LeaseKind::kWriteOut, own_session_, &records_[page].leases);
+  after_lease_end(page, LeaseKind::kWriteOut);
+}
+
+std::vector<PageRef> PageStore::pages_to_keep() const {
+  std::vector<PageRef> pages;
+  for (const Namespace& name_space : namespaces_) {
+    for (PageIndex page = spaces_.at(name_space.space).first; page != kNoPage;
+         page = records_[page].next) {
+      if (!records_[page].has_expiry) pages.push_back({page, records_[page].generation});
+    }
+  }
+  std::sort(pages.begin(), pages.end(), [this](const PageRef& a, const PageRef& b) {
+    const PageRecord& first = records_[a.page];
+    const PageRecord& second = records_[b.page];
+    const bool first_is_reused = first.reads != 0;
+    const bool second_is_reused = second.reads != 0;
+    if (first_is_reused != second_is_reused) return first_is_reused;
+    // Parents came before their children, most often.
+    return first.inserted_ms < second.inserted_ms;
+  });
+  return pages;
+}
+
+PageIndex PageStore::reserve_from_below(const PageName& name, uint64_t size, uint64_t parent_hash,
+                                        uint64_t now_ms) {
+  Extents extents;
+  if (size > options_.capacity_bytes || !make_room(size, extents, now_ms)) return kNoPage;
+  return make_reservation(own_session_, name, size, parent_hash, std::move(extents), now_ms);
+}
+
+void PageStore::commit_from_below(PageIndex page, uint64_t checksum, uint64_t now_ms) {
+  PageRecord& record = records_[page];
+  if (!is_current(record.space) || find(record.space, record.key, hash_of(page)) != kNoPage) {
+    drop_from_below(page);
+    return;
+  }
+  unlink(sessions_[own_session_].reserved, page);
+  reserved_bytes_ -= record.size;
+  record.checksum = checksum;
+  make_present(page, spaces_.at(record.space), now_ms);
+}
+
+void PageStore::drop_from_below(PageIndex page) {
+  free_page(page);
+}
+
+}  // namespace hicache

@@ -1,0 +1,294 @@
+#include "store/ssd_tier.h"
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "transfer/checksum_copy.h"
+
+namespace hicache {
+namespace {
+
+constexpr uint32_t kDeviceDepth = 64;
+constexpr uint32_t kGroupsInFlight = 4;  // Of 8 MiB, per volume: a disk is busy, queues stay short.
+constexpr uint64_t kIoTimeoutMs = 10'000;  // A disk that takes longer is broken.
+constexpr uint64_t kRegionsPerVolumeMin = 8;
+constexpr uint64_t kLooksIntervalMs = 500;  // At what the watch has seen.
+constexpr uint32_t kPollMaxMs = 1000;
+
+uint64_t region_size_for(const SsdTier::Options& options, uint64_t limit_bytes) {
+  const uint64_t largest = limit_bytes / kRegionsPerVolumeMin / kRegionSizeMin * kRegionSizeMin;
+  return std::clamp(std::min(options.region_size_bytes, largest), kRegionSizeMin, kRegionSizeMax);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<SsdTier>> SsdTier::open(Options options, Surroundings surroundings,
+                                               uint64_t now_ms) {
+  std::vector<std::unique_ptr<SsdDirectory>> directories;
+  for (const Directory& directory : options.directories) {
+    auto opened = SsdDirectory::open(
+        {.path = directory.path,
+         .size_limit_bytes = directory.size_limit_bytes,
+         .region_size_bytes = region_size_for(options, directory.size_limit_bytes)});
+    if (!opened.ok()) return opened.status();
+    directories.push_back(std::move(opened.value()));
+  }
+  const auto device = BlockDevice::make({.engine = options.engine, .depth = kDeviceDepth});
+  if (!device.ok()) return device.status();
+  return std::unique_ptr<SsdTier>(
+      new SsdTier(std::move(options), std::move(surroundings), std::move(directories), now_ms));
+}
+
+SsdTier::SsdTier(Options options, Surroundings surroundings,
+                 std::vector<std::unique_ptr<SsdDirectory>> directories, uint64_t now_ms)
+    : options_(std::move(options)),
+      surroundings_(std::move(surroundings)),
+      directories_(std::move(directories)),
+      budget_(options_.write_budget_bytes, now_ms),
+      now_ms_(now_ms),
+      region_leases_(
+          LeaseTable::Options{{options_.lookup_lease_ttl_ms, options_.read_lease_ttl_ms}}) {
+  log_ = std::make_unique<SsdLog>(log_options(), now_ms);
+  std::vector<const SsdDirectory*> watched;
+  for (const auto& directory : directories_) watched.push_back(directory.get());
+  watch_ = std::make_unique<SsdWatch>(std::move(watched), surroundings_.wake);
+}
+
+SsdLog::Options SsdTier::log_options() {
+  SsdLog::Options options;
+  for (const auto& directory : directories_) {
+    options.files.push_back(
+        {.path = directory->path(),
+         .fd = directory->fd(),
+         .log_id = directory->log_id(),
+         .region_size_bytes = directory->region_size_bytes(),
+         .region_count = static_cast<uint32_t>(directory->region_count()),
+         .region_count_max = static_cast<uint32_t>(directory->region_count_max())});
+  }
+  options.make_device = [engine = options_.engine]() -> std::unique_ptr<BlockDevice> {
+    auto device = BlockDevice::make({.engine = engine, .depth = kDeviceDepth});
+    return device.ok() ? std::move(device.value()) : nullptr;
+  };
+  options.page_checksum = [](std::span<const uint8_t> bytes) {
+    return page_checksum(bytes.data(), bytes.size());
+  };
+  options.space_of = [this](const NamespaceDigest& digest) {
+    const auto index = store_->open_namespace(digest, watch_->description_of(digest));
+    return index.ok() ? store_->space_of(index.value()) : kAnySpace;
+  };
+  options.is_leased = [this](RegionIndex region) { return is_leased(region); };
+  options.is_in_dram = [this](uint64_t hash) { return store_->has_hash(hash); };
+  options.on_written = [this](uint64_t tag, bool ok) { after_write(tag, ok); };
+  options.on_read = [this](uint64_t tag, int error) { after_read(tag, error); };
+  options.on_notice = surroundings_.on_notice;
+  options.wake = surroundings_.wake;
+  options.io_timeout_ms = kIoTimeoutMs;
+  options.write_depth = kGroupsInFlight;
+  return options;
+}
+
+Result<std::vector<Fd>> SsdTier::open_for_readers() const {
+  std::vector<Fd> readers;
+  for (const auto& directory : directories_) {
+    Result<Fd> reader = directory->open_for_readers();
+    if (!reader.ok()) return reader.status();
+    readers.push_back(std::move(reader.value()));
+  }
+  return readers;
+}
+
+std::vector<int> SsdTier::event_fds() const {
+  std::vector<int> fds;
+  for (size_t i = 0; i < log_->volume_count(); ++i) fds.push_back(log_->volume(i).event_fd());
+  return fds;
+}
+
+// ---------------------------------------------------------------- pages
+
+bool SsdTier::contains(const PageName& name) const {
+  return find(name) != kNoSsdPage;
+}
+
+bool SsdTier::lookup(SessionIndex session, const PageName& name, bool leases, uint64_t now_ms) {
+  const SsdPageIndex page = find(name);
+  if (page == kNoSsdPage) return false;
+  if (leases) {
+    const RegionIndex region = log_->index()[page].place.region;
+    region_leases_.grant(LeaseKind::kLookup, session, region, &leases_of(region), now_ms);
+    if (options_.staging) wish(name);
+  }
+  return true;
+}
+
+bool SsdTier::lease(SessionIndex session, const PageName& name, bool read_now, uint64_t now_ms,
+                    PageLocation& location) {
+  const SsdPageIndex found = find(name);
+  if (found == kNoSsdPage) return false;
+  if (!read_now && coming_hashes_.contains(name.hash)) {
+    location.code = Code::kBusy;
+    return true;
+  }
+  wished_.erase(name.hash);  // The reader is faster.
+  const SsdPage& page = log_->index()[found];
+  const RegionIndex region = page.place.region;
+  region_leases_.grant(LeaseKind::kRead, session, region, &leases_of(region), now_ms);
+  location.code = Code::kOk;
+  location.ref = {region | kSsdRefBit, page.place.first_sector};
+  location.size = page.size;
+  location.checksum = page.checksum;
+  location.device = static_cast<uint8_t>(log_->volume_of(region) + 1);
+  location.in_file = {log_->file_offset(page), page.size};
+  location.extents = std::span(&location.in_file, 1);
+  if (page.reads != 0 && options_.staging) again(name, now_ms);
+  log_->index().note_read(found);
+  ++hit_pages_;
+  hit_bytes_ += page.size;
+  return true;
+}
+
+bool SsdTier::is_below(const PageRecord& record, uint64_t hash) const {
+  const SsdPageIndex page = log_->find(record.space, record.key, hash);
+  if (page == kNoSsdPage) return false;
+  const SsdPage& below = log_->index()[page];
+  return below.checksum == record.checksum && below.size == record.size;
+}
+
+void SsdTier::leaving(const PageRecord& record) {
+  if (!record.has_expiry && !is_below(record, page_hash(record.space, record.key))) {
+    ++overrun_pages_;
+  }
+}
+
+void SsdTier::report_corrupt(PageRef ref) {
+  log_->drop_damaged({ref.page & ~kSsdRefBit, ref.generation});
+}
+
+void SsdTier::report_corrupt(const PageRecord& record) {
+  const uint64_t hash = page_hash(record.space, record.key);
+  if (!is_below(record, hash)) return;
+  log_->drop_damaged(log_->index()[log_->find(record.space, record.key, hash)].place);
+}
+
+uint64_t SsdTier::note_stored(PageRef ref, bool replaced, uint64_t now_ms) {
+  now_ms_ = now_ms;
+  const PageRecord& record = store_->record(ref.page);
+  const uint64_t ticket = replaced ? remove(record.space, record.key) : 0;
+  if (options_.write_through && !record.has_expiry) unwritten_.push_back(ref);
+  return ticket;
+}
+
+uint64_t SsdTier::remove(SpaceIndex space, const Key& key) {
+  const uint64_t hash = page_hash(space, key);
+  wished_.erase(hash);
+  coming_hashes_.erase(hash);
+  return log_->remove(space, store_->digest_of(space), key);
+}
+
+uint64_t SsdTier::clear(SpaceIndex ended, const NamespaceDigest& digest) {
+  return log_->clear(ended, digest);
+}
+
+// ---------------------------------------------------------------- leases of regions
+
+LeaseIndex& SsdTier::leases_of(RegionIndex region) {
+  if (region >= leases_by_region_.size()) leases_by_region_.resize(region + 1, kNoLease);
+  return leases_by_region_[region];
+}
+
+bool SsdTier::is_leased(RegionIndex region) const {
+  const bool is_read = region < leases_by_region_.size() && leases_by_region_[region] != kNoLease;
+  return is_read || (region < coming_by_region_.size() && coming_by_region_[region] != 0);
+}
+
+void SsdTier::release(SessionIndex session, PageRef ref) {
+  const RegionIndex region = ref.page & ~kSsdRefBit;
+  if (region >= leases_by_region_.size()) return;
+  region_leases_.release(LeaseKind::kRead, session, &leases_by_region_[region]);
+}
+
+void SsdTier::close_session(SessionIndex session) {
+  region_leases_.end_session(
+      session, [this](PageIndex region) { return &leases_by_region_[region]; },
+      [](PageIndex, LeaseKind) {});
+}
+
+void SsdTier::expire_leases(uint64_t now_ms) {
+  region_leases_.expire(
+      now_ms, [this](PageIndex region) { return &leases_by_region_[region]; },
+      [](PageIndex, LeaseKind) {});
+}
+
+// ---------------------------------------------------------------- time
+
+uint64_t SsdTier::advance(uint64_t now_ms) {
+  now_ms_ = now_ms;
+  expire_leases(now_ms);
+  take_free_space(now_ms);
+  uint64_t next_ms = log_->advance(now_ms, unix_time_s());
+  for (const SsdPlace& place : std::exchange(failed_places_, {})) log_->drop_damaged(place);
+  write_flush(now_ms);
+  write_through(now_ms);
+  write_out_ahead(now_ms);
+  stage(now_ms);
+  next_ms = std::min(next_ms, log_->advance(now_ms, unix_time_s()));
+  uint64_t written = 0;
+  for (size_t i = 0; i < log_->volume_count(); ++i) {
+    written += log_->volume(i).device_written_bytes();
+  }
+  budget_.spend(written - std::exchange(spent_bytes_, written), now_ms);
+  next_ms = std::min(next_ms, region_leases_.next_expiry_ms());
+  return std::min(next_ms, now_ms + kPollMaxMs);
+}
+
+void SsdTier::take_free_space(uint64_t now_ms) {
+  if (now_ms < next_look_ms_) return;
+  next_look_ms_ = now_ms + kLooksIntervalMs;
+  const std::vector<SsdWatch::State> states = watch_->states();
+  for (size_t i = 0; i < states.size(); ++i) {
+    if (states[i].is_gone) log_->note_gone(i);
+    if (states[i].free_bytes == UINT64_MAX) continue;
+    log_->note_free_space(i, states[i].free_bytes, options_.free_min_bytes, now_ms);
+  }
+}
+
+void SsdTier::add_stats(NodeStats& stats, uint64_t now_ms) {
+  const SsdLog::Counts& counts = log_->counts();
+  for (size_t i = 0; i < log_->volume_count(); ++i) {
+    const SsdVolume& volume = log_->volume(i);
+    const uint64_t region_size = volume.file().region_size_bytes;
+    ++stats.ssd_directories;
+    stats.ssd_failed_directories += volume.health() != SsdVolume::Health::kGood;
+    stats.ssd_size_bytes += volume.file().region_count_max * region_size;
+    stats.ssd_used_bytes += volume.used_region_count() * region_size;
+    stats.ssd_device_written_bytes += volume.device_written_bytes();
+  }
+  stats.ssd_live_bytes = log_->index().live_bytes();
+  stats.ssd_pages = log_->index().page_count();
+  stats.ssd_index_size_bytes = log_->index().memory_size_bytes();
+  stats.ssd_recovering = log_->is_recovering();
+  stats.ssd_recovery_ms = counts.recovery_ms;
+  stats.ssd_recovered_pages = counts.recovered_pages;
+  stats.ssd_writing_bytes = log_->writing_bytes();
+  const uint64_t left = flush_left_bytes();
+  stats.ssd_flush_left_bytes = left == UINT64_MAX ? 0 : left;
+  stats.ssd_eviction_age_s = counts.eviction_age_s;
+  stats.ssd_written_last_day_bytes = budget_.written_last_day_bytes(now_ms);
+  const uint64_t budget_left = budget_.left_bytes(now_ms);
+  stats.ssd_budget_left_bytes = budget_left == UINT64_MAX ? 0 : budget_left;
+  stats.ssd_hit_pages = hit_pages_;
+  stats.ssd_hit_bytes = hit_bytes_;
+  stats.ssd_written_pages = counts.written_pages;
+  stats.ssd_written_bytes = counts.written_bytes;
+  stats.ssd_rewritten_pages = counts.rewritten_pages;
+  stats.ssd_rewritten_bytes = counts.rewritten_bytes;
+  stats.ssd_refused_pages = refused_pages_;
+  stats.ssd_overrun_pages = overrun_pages_;
+  stats.ssd_dropped_pages = counts.dropped_pages;
+  stats.ssd_staged_pages = staged_pages_;
+  stats.ssd_staged_bytes = staged_bytes_;
+  stats.ssd_corrupt_pages = counts.corrupt_pages;
+  stats.ssd_read_errors = counts.read_errors;
+  stats.ssd_write_errors = counts.write_errors;
+}
+
+}  // namespace hicache

@@ -1,0 +1,204 @@
+// The tier below the pool: which pages go down to the SSDs, which come up, and who may read there.
+//
+//   write-out  While the pool has little free room, the pages that would be evicted next are
+//   written
+//              out ahead of need and leave the pool once they are on their disk, so that puts find
+//              room at once. With write-through every page is written when it is stored.
+//   admission  A page that is on an SSD already is just dropped. Others must pass the write budget:
+//              ample, everything is written; scarce, what was read again; spent, nothing, and the
+//              pool evicts as if there were no SSD.
+//   staging    A look-up with intent starts reading what it found on the SSDs into the pool, in the
+//              order of the chain; so does a second read of a page by clients.
+//   leases     Of places in files, on whole regions: a region is not reused while one points into
+//   it. flush      Before the node stops, everything worth it is written, what was read first.
+//
+// Threads: the node's alone. Nothing blocks. Time is an argument.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "io/fd.h"
+#include "store/lower_tier.h"
+#include "store/page_store.h"
+#include "store/ssd_watch.h"
+#include "tier/ssd_directory.h"
+#include "tier/ssd_log.h"
+#include "tier/write_budget.h"
+
+namespace hicache {
+
+/// References to places in files: the page is the region with this bit, the generation the first
+/// sector in it. While a lease lasts they name one page.
+inline constexpr PageIndex kSsdRefBit = PageIndex{1} << 31;
+
+class SsdTier : public LowerTier {
+ public:
+  struct Directory {
+    std::string path;
+    uint64_t size_limit_bytes;
+  };
+  struct Options {
+    std::vector<Directory> directories;
+    uint64_t region_size_bytes;
+    uint64_t free_min_bytes;  // Left to others on each file system.
+    bool write_through;
+    uint64_t write_budget_bytes;  // Per day; 0: no limit.
+    IoEngine engine;
+    bool staging;
+    uint64_t read_lease_ttl_ms;
+    uint64_t lookup_lease_ttl_ms;
+    double staging_share;  // Of the pool that pages on their way up may take.
+  };
+  /// What it works on; all outlive it.
+  struct Surroundings {
+    uint8_t* pool;
+    std::function<void()> wake;  // Of the node's thread, from any thread.
+    std::function<void(std::string)> on_notice;
+  };
+
+  /// Opens the directories and begins to recover what they hold. Blocks for a few small reads.
+  static Result<std::unique_ptr<SsdTier>> open(Options options, Surroundings surroundings,
+                                               uint64_t now_ms);
+
+  /// The store it serves. Before any other call.
+  void attach(PageStore& store) { store_ = &store; }
+  /// Descriptors for clients, read-only, in the order of PageLocation::device.
+  Result<std::vector<Fd>> open_for_readers() const;
+  std::vector<int> event_fds() const;
+
+  // LowerTier
+  bool contains(const PageName& name) const override;
+  bool lookup(SessionIndex session, const PageName& name, bool leases, uint64_t now_ms) override;
+  bool lease(SessionIndex session, const PageName& name, bool read_now, uint64_t now_ms,
+             PageLocation& location) override;
+  void leaving(const PageRecord& page) override;
+
+  static bool is_ours(PageRef ref) { return ref.page != kNoPage && (ref.page & kSsdRefBit) != 0; }
+  void release(SessionIndex session, PageRef ref);
+  /// A reader found the page damaged.
+  void report_corrupt(PageRef ref);
+  /// Of a page in the pool: what lies below it is no better.
+  void report_corrupt(const PageRecord& record);
+  void close_session(SessionIndex session);
+
+  /// A page became visible in the pool. `replaced`: an older one of that name must be forgotten.
+  /// Returns a ticket as remove() does.
+  uint64_t note_stored(PageRef ref, bool replaced, uint64_t now_ms);
+  /// Forgets a page; 0: nothing was there. Else wait for is_done(ticket) before saying so.
+  uint64_t remove(SpaceIndex space, const Key& key);
+  uint64_t clear(SpaceIndex ended, const NamespaceDigest& digest);
+  bool is_done(uint64_t ticket) const { return log_->is_done(ticket); }
+  /// Begins to bring a page up; false: it is not here.
+  bool fetch(SpaceIndex space, const Key& key);
+
+  /// Begins to write everything worth keeping; flush_left_bytes() tells how far it is.
+  void begin_flush();
+  /// UINT64_MAX: no flush was begun.
+  uint64_t flush_left_bytes() const;
+
+  /// Does what is due. Returns when it wants to be called at the latest.
+  uint64_t advance(uint64_t now_ms);
+
+  void add_stats(NodeStats& stats, uint64_t now_ms);
+  const SsdLog& log() const { return *log_; }
+
+ private:
+  struct WriteOut {
+    PageRef ref;
+    uint64_t hash;
+    uint8_t reads;    // When it was begun: read since, it stays in the pool.
+    bool is_leaving;  // Leaves the pool once written.
+    uint64_t footprint_bytes;
+  };
+  struct Coming {  // A page on its way up.
+    PageIndex page;
+    SsdPlace place;
+    uint64_t checksum;
+    uint64_t size;
+    uint64_t hash;
+  };
+  struct Wish {
+    SpaceIndex space;
+    Key key;
+    uint64_t hash;
+    uint64_t due_ms;
+  };
+
+  SsdTier(Options options, Surroundings surroundings,
+          std::vector<std::unique_ptr<SsdDirectory>> directories, uint64_t now_ms);
+
+  SsdLog::Options log_options();
+  bool is_leased(RegionIndex region) const;
+  LeaseIndex& leases_of(RegionIndex region);
+  void expire_leases(uint64_t now_ms);
+  SsdPageIndex find(const PageName& name) const {
+    return log_->find(name.space, name.key, name.hash);
+  }
+  /// Whether what lies below is the same page.
+  bool is_below(const PageRecord& record, uint64_t hash) const;
+  void take_free_space(uint64_t now_ms);
+  // Down (ssd_tier_down.cc)
+  uint64_t wanted_free_bytes() const;
+  void write_out_ahead(uint64_t now_ms);
+  void write_through(uint64_t now_ms);
+  void write_flush(uint64_t now_ms);
+  bool is_admitted(const PageRecord& record, uint64_t now_ms);
+  /// Begins to write a page, unless it lies below already or cannot be written.
+  bool begin_write(PageRef ref, bool is_leaving, uint64_t now_ms);
+  void after_write(uint64_t tag, bool ok);
+  // Up (ssd_tier_up.cc)
+  void wish(const PageName& name);
+  /// A page was read from a file for the second time: it comes up, once its reader is done.
+  void again(const PageName& name, uint64_t now_ms);
+  void stage(uint64_t now_ms);
+  void begin_staging(const Wish& wish, uint64_t now_ms);
+  void after_read(uint64_t tag, int error);
+
+  const Options options_;
+  const Surroundings surroundings_;
+  const std::vector<std::unique_ptr<SsdDirectory>> directories_;
+  PageStore* store_ = nullptr;
+  WriteBudget budget_;
+  uint64_t now_ms_;
+  uint64_t next_look_ms_ = 0;
+
+  LeaseTable region_leases_;
+  std::vector<LeaseIndex> leases_by_region_;
+  std::vector<uint32_t> coming_by_region_;  // Pages on their way up.
+
+  std::unordered_map<uint64_t, WriteOut> writing_;  // By tag.
+  std::unordered_set<uint64_t> writing_hashes_;
+  uint64_t next_tag_ = 0;
+  uint64_t leaving_bytes_ = 0;
+  std::deque<PageRef> unwritten_;  // Of write-through.
+  std::deque<PageRef> flushing_;
+  std::deque<uint64_t> flushing_sizes_;
+  uint64_t flushing_bytes_ = 0;  // Of `flushing_`.
+  bool is_flushing_ = false;
+
+  std::deque<Wish> wishes_;
+  std::deque<Wish> agains_;              // By due_ms.
+  std::unordered_set<uint64_t> wished_;  // Hashes; one that was taken out is not brought up.
+  std::unordered_map<uint64_t, Coming> coming_;  // By tag.
+  std::unordered_set<uint64_t> coming_hashes_;
+  uint64_t coming_bytes_ = 0;
+  std::vector<SsdPlace> failed_places_;
+
+  uint64_t hit_pages_ = 0;
+  uint64_t hit_bytes_ = 0;
+  uint64_t staged_pages_ = 0;
+  uint64_t staged_bytes_ = 0;
+  uint64_t refused_pages_ = 0;
+  uint64_t overrun_pages_ = 0;
+  uint64_t spent_bytes_ = 0;  // Of what the log has written, taken from the budget.
+
+  std::unique_ptr<SsdLog> log_;
+  std::unique_ptr<SsdWatch> watch_;
+};
+
+}  // namespace hicache

@@ -1,0 +1,165 @@
+// Pages on their way from the pool to the SSDs.
+#include <algorithm>
+#include <cstring>
+
+#include "store/ssd_tier.h"
+
+namespace hicache {
+namespace {
+
+constexpr uint64_t kFreeShare = 16;  // One part in that many of the pool is kept free.
+constexpr uint64_t kFreeMax = 1 * kGiB;
+constexpr uint64_t kWritingMax = 128 * kMiB;  // Queued for the disks beyond what must leave.
+constexpr int kPagesPerStep = 256;            // Then others have their turn.
+constexpr size_t kUnwrittenMax = 1 << 20;
+constexpr size_t kPartsMax = 512;  // A page in more extents is gathered first.
+
+uint64_t whole_sectors(uint64_t size) {
+  return sectors_of(size) * kSectorSize;
+}
+
+}  // namespace
+
+uint64_t SsdTier::wanted_free_bytes() const {
+  return std::min(store_->reachable_bytes() / kFreeShare, kFreeMax);
+}
+
+void SsdTier::write_out_ahead(uint64_t now_ms) {
+  if (!log_->can_write()) return;
+  const uint64_t wanted = wanted_free_bytes();
+  for (int i = 0; i < kPagesPerStep; ++i) {
+    if (store_->reachable_free_bytes() + leaving_bytes_ >= wanted) return;
+    // Nothing may be written now: the pool is worth more full than empty.
+    if (budget_.demand(now_ms) == WriteBudget::Demand::kRefuse) return;
+    const PageIndex victim = store_->next_victim(now_ms);
+    if (victim == kNoPage) return;
+    const PageRecord& record = store_->record(victim);
+    const bool is_wanted = !record.has_expiry && store_->is_current(record.space) &&
+                           !is_below(record, store_->hash_of(victim));
+    if (is_wanted && is_admitted(record, now_ms) &&
+        begin_write({victim, record.generation}, true, now_ms)) {
+      continue;
+    }
+    store_->evict(victim, now_ms);
+  }
+}
+
+bool SsdTier::is_admitted(const PageRecord& record, uint64_t now_ms) {
+  // Whoever reads a page has read its parents: by this rule no page goes without its chain.
+  const WriteBudget::Demand demand = budget_.demand(now_ms);
+  const bool is_admitted = demand == WriteBudget::Demand::kNothing ||
+                           (demand == WriteBudget::Demand::kReuse && record.reads != 0);
+  refused_pages_ += !is_admitted;
+  return is_admitted;
+}
+
+void SsdTier::write_through(uint64_t now_ms) {
+  while (unwritten_.size() > kUnwrittenMax) unwritten_.pop_front();
+  while (!unwritten_.empty() && log_->can_write() && log_->writing_bytes() < kWritingMax) {
+    const PageRef ref = unwritten_.front();
+    unwritten_.pop_front();
+    if (!store_->is_present(ref) || !is_admitted(store_->record(ref.page), now_ms)) continue;
+    begin_write(ref, false, now_ms);
+  }
+}
+
+// ---------------------------------------------------------------- flush
+
+void SsdTier::begin_flush() {
+  if (is_flushing_) return;
+  is_flushing_ = true;
+  for (const PageRef& ref : store_->pages_to_keep()) {
+    flushing_.push_back(ref);
+    flushing_bytes_ += store_->record(ref.page).size;
+    flushing_sizes_.push_back(store_->record(ref.page).size);
+  }
+}
+
+uint64_t SsdTier::flush_left_bytes() const {
+  if (!is_flushing_) return UINT64_MAX;
+  if (flushing_.empty() && log_->is_quiet()) return 0;
+  return std::max<uint64_t>(1, flushing_bytes_ + log_->writing_bytes());
+}
+
+void SsdTier::write_flush(uint64_t now_ms) {
+  if (!is_flushing_ || flushing_.empty()) return;
+  if (!log_->can_write()) {
+    if (log_->is_recovering()) return;  // Soon.
+    flushing_.clear();
+    flushing_sizes_.clear();
+    flushing_bytes_ = 0;
+  }
+  while (!flushing_.empty() && log_->writing_bytes() < kWritingMax) {
+    const PageRef ref = flushing_.front();
+    flushing_.pop_front();
+    flushing_bytes_ -= flushing_sizes_.front();
+    flushing_sizes_.pop_front();
+    if (store_->is_present(ref)) begin_write(ref, false, now_ms);
+  }
+  if (flushing_.empty()) log_->seal_all();
+}
+
+// ---------------------------------------------------------------- one page
+
+bool SsdTier::begin_write(PageRef ref, bool is_leaving, uint64_t now_ms) {
+  const PageRecord& record = store_->record(ref.page);
+  const uint64_t hash = store_->hash_of(ref.page);
+  if (record.has_expiry || record.size > log_->page_size_max() || !log_->can_write() ||
+      is_below(record, hash) || !writing_hashes_.insert(hash).second) {
+    return false;
+  }
+  // What lies below under this name is another page.
+  if (log_->find(record.space, record.key, hash) != kNoSsdPage) remove(record.space, record.key);
+
+  SsdLog::Page page{.space = record.space,
+                    .name_space = store_->digest_of(record.space),
+                    .key = record.key,
+                    .size = record.size,
+                    .checksum = record.checksum,
+                    .parent_hash = record.parent_hash,
+                    .parts = {},
+                    .memory = {},
+                    .tag = next_tag_++};
+  const std::span<const Extent> extents = record.extents.span();
+  if (SlotAllocator::shares_slots(extents) || extents.size() > kPartsMax) {
+    page.memory = MappedMemory::make(whole_sectors(record.size));
+    if (!page.memory.valid()) {
+      writing_hashes_.erase(hash);
+      return false;
+    }
+    uint8_t* to = page.memory.address();
+    for (const Extent& extent : extents) {
+      std::memcpy(to, surroundings_.pool + extent.offset, extent.size);
+      to += extent.size;
+    }
+    page.parts = {{page.memory.address(), page.memory.size()}};
+  } else {
+    // All but the last are whole slots; the last has the rest of its slot behind it.
+    for (const Extent& extent : extents) {
+      page.parts.push_back({surroundings_.pool + extent.offset, whole_sectors(extent.size)});
+    }
+  }
+  const uint64_t footprint = SlotAllocator::footprint(record.size);
+  writing_[page.tag] = {ref, hash, record.reads, is_leaving, footprint};
+  if (is_leaving) leaving_bytes_ += footprint;
+  store_->begin_write_out(ref.page);
+  watch_->remember(page.name_space, store_->description_of(record.space));
+  log_->write(std::move(page));
+  (void)now_ms;
+  return true;
+}
+
+void SsdTier::after_write(uint64_t tag, bool ok) {
+  const auto found = writing_.find(tag);
+  const WriteOut done = found->second;
+  writing_.erase(found);
+  writing_hashes_.erase(done.hash);
+  if (done.is_leaving) leaving_bytes_ -= done.footprint_bytes;
+  store_->end_write_out(done.ref.page);
+  // Read since, it is worth its place; not written, it waits for its turn again.
+  const bool leaves = done.is_leaving && ok && store_->is_present(done.ref) &&
+                      store_->record(done.ref.page).reads == done.reads;
+  if (leaves && !store_->record(done.ref.page).is_held) store_->evict(done.ref.page, now_ms_);
+}
+
+}  // namespace hicache

@@ -1,0 +1,99 @@
+// Pages on their way from the SSDs to the pool.
+#include <algorithm>
+
+#include "store/ssd_tier.h"
+
+namespace hicache {
+namespace {
+
+constexpr size_t kWishesMax = 65536;
+constexpr size_t kComingMax = 16;         // Reads in flight.
+constexpr uint64_t kAgainDelayMs = 1000;  // After a second read: its reader is done by then.
+
+}  // namespace
+
+void SsdTier::wish(const PageName& name) {
+  if (wishes_.size() >= kWishesMax || !wished_.insert(name.hash).second) return;
+  wishes_.push_back({name.space, name.key, name.hash, 0});
+}
+
+void SsdTier::again(const PageName& name, uint64_t now_ms) {
+  if (agains_.size() >= kWishesMax) return;
+  agains_.push_back({name.space, name.key, name.hash, now_ms + kAgainDelayMs});
+}
+
+bool SsdTier::fetch(SpaceIndex space, const Key& key) {
+  const PageName name{space, key, page_hash(space, key)};
+  if (!contains(name)) return false;
+  wish(name);
+  return true;
+}
+
+void SsdTier::stage(uint64_t now_ms) {
+  while (wishes_.empty() && !agains_.empty() && agains_.front().due_ms <= now_ms) {
+    const Wish due = agains_.front();
+    agains_.pop_front();
+    wish({due.space, due.key, due.hash});
+  }
+  const auto coming_max = static_cast<uint64_t>(options_.staging_share *
+                                                static_cast<double>(store_->reachable_bytes()));
+  while (!wishes_.empty() && coming_.size() < kComingMax && coming_bytes_ < coming_max) {
+    const Wish next = wishes_.front();
+    wishes_.pop_front();
+    if (wished_.erase(next.hash) != 0) begin_staging(next, now_ms);
+  }
+}
+
+void SsdTier::begin_staging(const Wish& wish, uint64_t now_ms) {
+  const PageName name{wish.space, wish.key, wish.hash};
+  const SsdPageIndex found = find(name);
+  if (found == kNoSsdPage || store_->has_hash(wish.hash) || !store_->is_current(wish.space) ||
+      coming_hashes_.contains(wish.hash)) {
+    return;
+  }
+  // Small pages share slots with others, which a read of whole sectors would overwrite.
+  const SsdPage below = log_->index()[found];
+  if (SlotAllocator::footprint(below.size) < kSlotSize) return;
+  const PageIndex page = store_->reserve_from_below(name, below.size, below.parent_hash, now_ms);
+  if (page == kNoPage) return;
+  std::vector<iovec> parts;
+  for (const Extent& extent : store_->record(page).extents.span()) {
+    parts.push_back({surroundings_.pool + extent.offset, sectors_of(extent.size) * kSectorSize});
+  }
+  constexpr size_t kPartsMax = 1000;  // The kernel takes 1024.
+  if (parts.size() > kPartsMax) {
+    store_->drop_from_below(page);
+    return;
+  }
+  const RegionIndex region = below.place.region;
+  if (region >= coming_by_region_.size()) coming_by_region_.resize(region + 1);
+  ++coming_by_region_[region];
+  coming_hashes_.insert(wish.hash);
+  coming_bytes_ += below.size;
+  const uint64_t tag = next_tag_++;
+  coming_[tag] = {page, below.place, below.checksum, below.size, wish.hash};
+  log_->read(below, std::move(parts), tag, now_ms);
+}
+
+void SsdTier::after_read(uint64_t tag, int error) {
+  const auto found = coming_.find(tag);
+  const Coming coming = found->second;
+  coming_.erase(found);
+  --coming_by_region_[coming.place.region];
+  coming_bytes_ -= coming.size;
+  // Taken out meanwhile: the page was removed.
+  const bool is_wanted = coming_hashes_.erase(coming.hash) != 0;
+  if (error == SsdVolume::kAbandoned) return;  // Its room in the pool is lost, not reused.
+  if (error != 0) {
+    store_->drop_from_below(coming.page);
+    failed_places_.push_back(coming.place);  // Not now: the log is in the middle of it.
+    return;
+  }
+  if (!is_wanted) return store_->drop_from_below(coming.page);
+  // Not verified here: whoever reads it does, against the checksum that it was stored with.
+  store_->commit_from_below(coming.page, coming.checksum, now_ms_);
+  ++staged_pages_;
+  staged_bytes_ += coming.size;
+}
+
+}  // namespace hicache
