@@ -390,7 +390,7 @@ TEST(SsdFormat, IsTheSameAsEver) {
                                10, 0, 0, 0, 0, 0, 0, 0, 0, 0xF1, 0x53, 0x65, 0, 0, 0, 0}));
   const Bytes entry(group.begin() + 128 + 2 * 128, group.begin() + 128 + 3 * 128);
   Bytes expected(128);
-  const SsdEntry& page = sample_group().entries[2];
+  const SsdEntry page = sample_group().entries[2];
   std::copy(page.key.bytes.begin(), page.key.bytes.end(), expected.begin());
   std::copy(page.name_space.bytes.begin(), page.name_space.bytes.end(), expected.begin() + 32);
   std::memcpy(&expected[64], &page.sequence, 8);
