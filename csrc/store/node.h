@@ -38,7 +38,7 @@ class Node {
     double hard_pin_share;
     uint64_t reservation_ttl_ms;
     uint32_t clients_max;
-    SsdTier::Options ssd;  // Without directories: no SSD tier.
+    SsdTier::Options ssd{};  // Without directories: no SSD tier.
   };
 
   /// Makes the pool, binds the socket and starts the thread.

@@ -146,10 +146,10 @@ class SsdTier : public LowerTier {
   uint64_t wanted_free_bytes() const;
   void write_out_ahead(uint64_t now_ms);
   void write_through(uint64_t now_ms);
-  void write_flush(uint64_t now_ms);
+  void write_flush();
   bool is_admitted(const PageRecord& record, uint64_t now_ms);
   /// Begins to write a page, unless it lies below already or cannot be written.
-  bool begin_write(PageRef ref, bool is_leaving, uint64_t now_ms);
+  bool begin_write(PageRef ref, bool is_leaving);
   void after_write(uint64_t tag, bool ok);
   // Up (ssd_tier_up.cc)
   void wish(const PageName& name);

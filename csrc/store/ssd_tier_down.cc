@@ -37,7 +37,7 @@ void SsdTier::write_out_ahead(uint64_t now_ms) {
     const bool is_wanted = !record.has_expiry && store_->is_current(record.space) &&
                            !is_below(record, store_->hash_of(victim));
     if (is_wanted && is_admitted(record, now_ms) &&
-        begin_write({victim, record.generation}, true, now_ms)) {
+        begin_write({victim, record.generation}, true)) {
       continue;
     }
     store_->evict(victim, now_ms);
@@ -59,7 +59,7 @@ void SsdTier::write_through(uint64_t now_ms) {
     const PageRef ref = unwritten_.front();
     unwritten_.pop_front();
     if (!store_->is_present(ref) || !is_admitted(store_->record(ref.page), now_ms)) continue;
-    begin_write(ref, false, now_ms);
+    begin_write(ref, false);
   }
 }
 
@@ -81,7 +81,7 @@ uint64_t SsdTier::flush_left_bytes() const {
   return std::max<uint64_t>(1, flushing_bytes_ + log_->writing_bytes());
 }
 
-void SsdTier::write_flush(uint64_t now_ms) {
+void SsdTier::write_flush() {
   if (!is_flushing_ || flushing_.empty()) return;
   if (!log_->can_write()) {
     if (log_->is_recovering()) return;  // Soon.
@@ -94,14 +94,14 @@ void SsdTier::write_flush(uint64_t now_ms) {
     flushing_.pop_front();
     flushing_bytes_ -= flushing_sizes_.front();
     flushing_sizes_.pop_front();
-    if (store_->is_present(ref)) begin_write(ref, false, now_ms);
+    if (store_->is_present(ref)) begin_write(ref, false);
   }
   if (flushing_.empty()) log_->seal_all();
 }
 
 // ---------------------------------------------------------------- one page
 
-bool SsdTier::begin_write(PageRef ref, bool is_leaving, uint64_t now_ms) {
+bool SsdTier::begin_write(PageRef ref, bool is_leaving) {
   const PageRecord& record = store_->record(ref.page);
   const uint64_t hash = store_->hash_of(ref.page);
   if (record.has_expiry || record.size > log_->page_size_max() || !log_->can_write() ||
@@ -145,7 +145,6 @@ bool SsdTier::begin_write(PageRef ref, bool is_leaving, uint64_t now_ms) {
   store_->begin_write_out(ref.page);
   watch_->remember(page.name_space, store_->description_of(record.space));
   log_->write(std::move(page));
-  (void)now_ms;
   return true;
 }
 

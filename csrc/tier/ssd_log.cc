@@ -92,7 +92,7 @@ uint64_t SsdLog::advance(uint64_t now_ms, uint64_t unix_time_s) {
     if (!can_write()) refuse_queue();
     if (sealing_all_ && queue_.empty()) {
       for (VolumeState& state : volumes_) state.volume->seal(now_ms);
-      sealing_all_ = false;
+      sealing_all_ = !is_quiet();  // A region may be opening still.
     }
   }
   if (drop_lost_pages()) next_ms = std::min(next_ms, now_ms + kSoonMs);
