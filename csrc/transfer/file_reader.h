@@ -54,7 +54,7 @@ class FileReader {
 
   struct Work {
     std::span<ReadableFile* const> files;
-    /// Neighbours in a file that are also neighbours here are read together.
+    /// Neighbours in a file that follow each other here are read together, and fail together.
     std::span<const FileStripe> stripes;
     /// Called once for each stripe that was read, on any of the threads, several at a time. The
     /// bytes are only there during the call.
