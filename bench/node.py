@@ -20,21 +20,24 @@ def command_line(*args: str) -> str:
 
 
 @contextlib.contextmanager
-def private_node(pool_size: str) -> Iterator[Path]:
+def private_node(pool_size: str, **settings: str) -> Iterator[Path]:
     """Let this process and those it starts find or start a node of their own; stop it at the end.
 
-    No setting of the shell reaches it, and a node of the user is not touched.
+    No setting of the shell reaches it, and neither a node nor a cache folder of the user is
+    touched. In memory only, unless one of the `settings`, more options by name, says otherwise;
+    "{folder}" in them is the node's private folder.
     """
     before = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
     with tempfile.TemporaryDirectory(prefix="hicache-node-") as folder:
         try:
             for name in before:
                 del os.environ[name]
-            os.environ[PREFIX + "RUNTIME_DIR"] = folder
-            os.environ[PREFIX + "POOL_SIZE"] = pool_size
+            own = {"runtime_dir": folder, "pool_size": pool_size, "ssd": "off", **settings}
+            for name, value in own.items():
+                os.environ[PREFIX + name.upper()] = value.format(folder=folder)
             yield Path(folder)
         finally:
-            command_line("stop")
-            for name in (PREFIX + "RUNTIME_DIR", PREFIX + "POOL_SIZE"):
-                os.environ.pop(name, None)
+            command_line("stop", "--now")
+            for name in [name for name in os.environ if name.startswith(PREFIX)]:
+                del os.environ[name]
             os.environ.update(before)

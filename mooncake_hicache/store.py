@@ -28,7 +28,7 @@ from mooncake_hicache.arguments import check_description_text, milliseconds
 from mooncake_hicache.config import StoreOptions
 from mooncake_hicache.errors import ClosedError, InvalidArgumentError, TransientError
 from mooncake_hicache.namespace import Namespace
-from mooncake_hicache.node.engine import engine_from_options
+from mooncake_hicache.node.engine import StartedEngine, engine_from_options, flush_engine
 from mooncake_hicache.node.spawn import find_or_start
 from mooncake_hicache.pages.namespace import namespace_digest, namespace_text
 from mooncake_hicache.supervisor import Supervisor
@@ -57,10 +57,11 @@ class Store:
             name=f"pid {os.getpid()}",
         )
         self._client: _core.Client | _Gone = client
-        self._engine: _core.Node | None = None
+        self._started: StartedEngine | None = None
         if options.in_process:
             name = f"@mooncake-hicache/{os.getpid()}/{next(_in_process_numbers)}"
-            self._engine = engine_from_options(options, name)
+            # Scripts and tests do not share a cache folder with the node of the machine.
+            self._started = engine_from_options(options, name, automatic_ssd=False)
         self._connect_client = client.connect
         self._supervisor = Supervisor(client, self._connect)
         self._close_lock = threading.Lock()
@@ -142,9 +143,10 @@ class Store:
         """Disconnect. Later calls raise `ClosedError`.
 
         Calls that are running are broken off, and this waits until they have returned: what they
-        have not finished is misses. The node goes on, unless it lives in this process. May be
-        called again, and from any thread. Blocks for the piece of a copy that is under way, and
-        for a few seconds at most if a node is just being started.
+        have not finished is misses. The node goes on, unless it lives in this process: then this
+        also writes to SSD what is only in memory, for at most `flush_timeout_s`, if directories
+        were named. May be called again, and from any thread. Blocks for the piece of a copy that
+        is under way, and for a few seconds at most if a node is just being started.
         """
         with self._close_lock:
             if self._is_closed:
@@ -156,8 +158,9 @@ class Store:
         client.close()
         self._supervisor.join()
         client.close()  # The supervisor may have connected once more before it looked.
-        if self._engine is not None:
-            self._engine.stop()
+        if self._started is not None:
+            flush_engine(self._started, self._options.flush_timeout_s)
+            self._started.engine.stop()
 
     def __enter__(self) -> Store:
         return self
@@ -176,17 +179,18 @@ class Store:
         return f"<Store {'connected' if self.is_connected else 'not connected'}>"
 
     def _connect(self, cancelled: threading.Event) -> None:
-        if self._engine is not None:
-            if self._engine.wait_stopped(0):
+        if self._started is not None:
+            engine = self._started.engine
+            if engine.wait_stopped(0):
                 raise ClosedError("the node in this process was stopped")
-            self._connect_client(self._engine.socket_path, self._options.node_unresponsive_ms)
+            self._connect_client(engine.socket_path, self._options.node_unresponsive_ms)
         else:
             find_or_start(self._options, self._connect_client, cancelled=cancelled)
 
     def _abandon_after_fork(self) -> None:
         """Runs in a forked child, which has the objects and the sockets but none of the threads."""
         # Never destroyed: that would wait for threads which do not exist here.
-        for abandoned in (self._client, self._engine):
+        for abandoned in (self._client, self._started):
             if abandoned is not None:
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(abandoned))
         self._is_closed = True
@@ -195,7 +199,7 @@ class Store:
             f"this store was opened in process {os.getppid()} and is used in its child "
             f"{os.getpid()} after fork(): open a new store in the child"
         )
-        self._engine = None
+        self._started = None
 
 
 class _Gone:

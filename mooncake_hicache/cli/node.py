@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, cast
 
 import typer
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from mooncake_hicache.cli.common import EXIT_UNRESPONSIVE, with_options
+from mooncake_hicache import _core
+from mooncake_hicache.cli.common import EXIT_UNRESPONSIVE, console, with_options
 from mooncake_hicache.cli.reach import NodeView, look
 from mooncake_hicache.config import NodeOptions, StoreOptions
-from mooncake_hicache.errors import TransientError
+from mooncake_hicache.errors import Error, TransientError, UnavailableError
 from mooncake_hicache.node.spawn import start_detached
 from mooncake_hicache.node.state import is_locked, lives_already, read_state
 
 __all__ = ["node_command", "stop_command"]
 
 WAIT_STEP_S = 0.02
+PROGRESS_STEP_S = 0.25
 
 
 @with_options(NodeOptions.model_fields)
@@ -55,11 +67,17 @@ def stop_command(
     timeout_s: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", help="How long to wait for its end.")
     ] = 15.0,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not write to SSD what is only in memory: it is lost.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Kill a node that does not answer or does not end.")
     ] = False,
 ) -> None:
-    """Stop the node and give its memory back. Its pages are gone.
+    """Stop the node and give its memory back, once its pages are on SSD.
+
+    Waits for that, however long it takes; the node itself gives up after its flush_timeout_s. A
+    node without SSD, or one stopped with --now, loses what it has in memory.
 
     Engines that are still connected start a new one when they need it: stop them first, or set
     MOONCAKE_HICACHE_AUTOSTART=0 for them.
@@ -75,16 +93,17 @@ def stop_command(
             typer.echo(f"{others} clients are connected; they may start a new node", err=True)
         # It may have ended before it could answer; the wait below tells.
         with contextlib.suppress(TransientError):
-            view.client.stop_node()
-        view.client.close()
+            _ask_to_stop(view, now=now)
     began = time.monotonic()
-    if _wait_gone(options, view, timeout_s):
+    with contextlib.closing(view.client) if view.client else contextlib.nullcontext():
+        is_gone = _wait_gone(options, view, timeout_s)
+    if is_gone:
         typer.echo("node stopped")
         return
     if (
         force
         and view.state is not None
-        and view.state.kill()
+        and view.state.send(signal.SIGKILL)
         and _wait_gone(options, view, timeout_s)
     ):
         typer.echo(f"node {view.state.pid} killed")
@@ -98,17 +117,90 @@ def stop_command(
     raise typer.Exit(EXIT_UNRESPONSIVE)
 
 
+def _ask_to_stop(view: NodeView, *, now: bool) -> None:
+    assert view.client is not None
+    if not now:
+        view.client.stop_node()
+        return
+    assert view.stats is not None
+    if view.state is None or view.state.pid != view.stats["pid"]:
+        raise UnavailableError(
+            f"cannot end the node at {view.paths.socket} at once: {view.paths.state} does not name "
+            "its process; name its folder with --runtime-dir, or leave out --now"
+        )
+    # The second signal ends a flush. Two different ones: equal ones may be taken for one.
+    view.state.send(signal.SIGTERM)
+    view.state.send(signal.SIGINT)
+
+
 def _wait_gone(options: StoreOptions, view: NodeView, timeout_s: float) -> bool:
-    """Wait until that very node is gone; another may have been started meanwhile."""
+    """Wait until that very node is gone; another may have been started meanwhile.
+
+    The time-out counts from the end of a flush.
+    """
     if view.client is None:
         timeout_s = min(timeout_s, options.node_unresponsive_ms / 1000)
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if view.state is not None:
-            is_gone = not view.state.is_our_living_process()
-        else:
-            is_gone = not is_locked(view.paths.node_lock)
-        if is_gone:
-            return True
-        time.sleep(WAIT_STEP_S)
+    with _flush_progress() as show:
+        while time.monotonic() < deadline:
+            if view.state is not None:
+                is_gone = not view.state.is_our_living_process()
+            else:
+                is_gone = not is_locked(view.paths.node_lock)
+            if is_gone:
+                return True
+            flush_left_s = _flush_left_s(view)
+            if flush_left_s > 0:
+                deadline = max(deadline, time.monotonic() + flush_left_s + timeout_s)
+                show.advance(view.client)
+            time.sleep(WAIT_STEP_S)
     return False
+
+
+def _flush_left_s(view: NodeView) -> float:
+    """Return the seconds after which a flush will have ended; 0 if there is none."""
+    state = read_state(view.paths.state)
+    is_same = state is not None and view.state is not None and state.pid == view.state.pid
+    if state is None or not is_same or state.phase != "flushing":
+        return 0
+    return max(0.0, state.flush_until - time.time())
+
+
+class _FlushProgress:
+    """A bar that appears when a flush does, and follows it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._next = 0.0
+        self._total = 0
+
+    def advance(self, client: _core.Client | None) -> None:
+        """Ask the node how much is left, a few times a second, and show it."""
+        if client is None or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + PROGRESS_STEP_S
+        try:
+            left = int(cast(dict[str, Any], client.node_stats())["ssd_flush_left_bytes"])
+        except Error:
+            return  # It has just ended.
+        self._total = max(self._total, left)
+        if not self._progress.tasks:
+            self._progress.add_task("flushing to SSD")
+        self._progress.update(
+            self._progress.task_ids[0], total=self._total, completed=self._total - left
+        )
+
+
+@contextlib.contextmanager
+def _flush_progress() -> Iterator[_FlushProgress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        yield _FlushProgress(progress)

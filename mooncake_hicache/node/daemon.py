@@ -1,5 +1,8 @@
 """The node as a process: options in, pool and socket up, HTTP beside it, until asked to stop or
-idle.
+idle; then what is only in memory goes to SSD.
+
+It goes on serving while it does that: nobody waits for a node that is flushing, and an engine that
+is just being started finds one that answers. A second signal ends it at once.
 
 Start-up is ordered for speed: the engine (`_core.Node`) answers clients before the HTTP library is
 even imported. While nobody asks anything the process sleeps in the kernel; it wakes once a minute
@@ -27,10 +30,12 @@ from typing import Any
 from mooncake_hicache import _core
 from mooncake_hicache.config import NodeOptions, environment_name
 from mooncake_hicache.errors import BusyError, Error, InvalidArgumentError, UnavailableError
-from mooncake_hicache.node.engine import engine_from_options, engine_stats
+from mooncake_hicache.node.engine import StartedEngine, engine_from_options, engine_stats
+from mooncake_hicache.node.flush import Flush
 from mooncake_hicache.node.paths import NodePaths, cannot_log, node_paths
 from mooncake_hicache.node.state import (
     NodeState,
+    Phase,
     hold_lock,
     lives_already,
     process_start_time,
@@ -61,7 +66,8 @@ def run_from_json(options_json: str, report_descriptor: int) -> int:
 def run(options: NodeOptions, report: _Report | None = None) -> int:
     """Run a node until it is stopped, is idle for too long, or gets SIGTERM or SIGINT.
 
-    Blocks; for the main thread of a process only. Returns the exit status.
+    Before it ends it writes to SSD what is only in memory, for at most `flush_timeout_s`. Blocks;
+    for the main thread of a process only. Returns the exit status.
 
     Raises:
         BusyError: A node lives already at this place.
@@ -103,46 +109,80 @@ class _Daemon:
         self._paths = paths
         self._state = state
         self._http_socket = http_socket
-        self._engine: _core.Node | None = None
+        self._started: StartedEngine | None = None
+        self._signalled = asyncio.Event()
+        self._hurried = asyncio.Event()
         self._idle_timeout_ms = options.idle_timeout_s * 1000
         self._socket_inode: int | None = None
         self._logged_notices = 0
 
     async def run(self, report: _Report | None) -> int:
-        # Before anybody can know of this node. A signal is looked at when this first waits, and the
-        # engine is there by then.
+        # Before anybody can know of this node.
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
         _lose_the_race_for_memory()
         _clear_stale_socket(self._paths)
-        self._engine = engine_from_options(self._options, self._paths.socket)
+        self._started = engine_from_options(self._options, self._paths.socket, automatic_ssd=True)
         try:
-            reason = await self._serve(self._engine, report)
-            self._state.in_phase("stopping").write(self._paths.state)
+            reason = await self._serve(self._started, report)
+            self._enter("stopping")
         finally:
-            # Both here, while the lock is held: the engine removes its socket when it goes, and
-            # after the lock is free that could be the socket of the next node.
-            self._engine.stop()
-            self._engine = None
+            # Both here, while the locks are held: the engine removes its socket and closes its
+            # files when it goes, and after the locks are free those could be the next node's.
+            self._started.engine.stop()
+            self._started = None
         _log.info("node stopped: %s", reason)
         return 0
 
-    async def _serve(self, engine: _core.Node, report: _Report | None) -> str:
-        """Serve until there is a reason to end, and return it."""
+    async def _serve(self, started: StartedEngine, report: _Report | None) -> str:
+        """Serve until there is a reason to end and all is written, and return the reason."""
+        engine = started.engine
         self._socket_inode = self._inode_of_socket()
         self._state = dataclasses.replace(
             self._state,
             phase="ready",
             incarnation=engine.incarnation,
             pool_size_bytes=engine_stats(engine)["pool_size_bytes"],
+            ssd={one.path: one.size_limit_bytes for one in started.ssd.directories},
+            ssd_write_budget_bytes=self._options.ssd_write_budget_bytes(),
         )
         self._state.write(self._paths.state)
         if report is not None:
             report.ready()
-        self._log_start()
-        loop = asyncio.get_running_loop()
+        self._log_start(started)
         async with self._http():
-            return await loop.run_in_executor(None, self._wait_until_done, engine)
+            while True:
+                reason, is_idle = await self._reason_to_end(engine)
+                await self._flush(started)
+                if not is_idle or engine.idle_ms() >= self._idle_timeout_ms:
+                    return reason
+                # Somebody came meanwhile, and would only have to start another.
+                _log.info("node goes on: a client came while it was flushing")
+                self._enter("ready")
+
+    async def _reason_to_end(self, engine: _core.Node) -> tuple[str, bool]:
+        """Wait until there is a reason to end; return it, and whether it is that nobody came."""
+        watch = asyncio.get_running_loop().run_in_executor(None, self._wait_until_done, engine)
+        signalled = asyncio.ensure_future(self._signalled.wait())
+        waited_for: set[asyncio.Future[Any]] = {watch, signalled}
+        try:
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            signalled.cancel()
+        # After a signal the thread watches on until the engine is stopped.
+        return ("got a signal", False) if self._signalled.is_set() else await watch
+
+    async def _flush(self, started: StartedEngine) -> None:
+        timeout_s = self._options.flush_timeout_s
+        if not started.ssd.directories or timeout_s == 0 or self._hurried.is_set():
+            return
+        self._state = dataclasses.replace(self._state, flush_until=time.time() + timeout_s)
+        self._enter("flushing")
+        await Flush(started, timeout_s).run(self._hurried)
+
+    def _enter(self, phase: Phase) -> None:
+        self._state = self._state.in_phase(phase)
+        self._state.write(self._paths.state)
 
     @contextlib.asynccontextmanager
     async def _http(self) -> AsyncIterator[None]:
@@ -156,20 +196,24 @@ class _Daemon:
             yield
 
     def _stats(self) -> dict[str, Any]:
-        engine = self._engine
-        if engine is None:
+        started = self._started
+        if started is None:
             raise UnavailableError("the node is stopping")
-        return engine_stats(engine)
+        return engine_stats(started.engine)
 
     def _describe(self) -> dict[str, Any]:
         options = self._options
         return {
             **dataclasses.asdict(self._state),
-            "notices": self._engine.notices if self._engine else [],
+            "notices": self._notices(),
             "options": {name: getattr(options, name) for name in type(options).model_fields},
         }
 
-    def _log_start(self) -> None:
+    def _notices(self) -> list[str]:
+        started = self._started
+        return [*started.ssd.notices, *started.engine.notices] if started is not None else []
+
+    def _log_start(self, started: StartedEngine) -> None:
         _log.info(
             "node ready: version %s, pid %d, socket %s, pool %s, policy %s, http %s",
             __version__,
@@ -179,33 +223,44 @@ class _Daemon:
             self._options.eviction_policy,
             self._state.http_url or "off",
         )
+        for one in started.ssd.directories:
+            _log.info(
+                "pages on SSD: %s (%s on %s), at most %s, %s free",
+                one.path,
+                one.file_system.kind or "not known",
+                one.file_system.mount_point or "?",
+                format_size(one.size_limit_bytes),
+                format_size(one.free_bytes),
+            )
 
-    def _log_notices(self, engine: _core.Node) -> None:
-        """Log what the engine has found out since the last time, such as memory it did not get."""
-        notices = engine.notices
+    def _log_notices(self) -> None:
+        """Log what was found out since the last time, such as memory that could not be had."""
+        notices = self._notices()
         for notice in notices[self._logged_notices :]:
             _log.warning("%s", notice)
         self._logged_notices = len(notices)
 
     def _on_signal(self, number: signal.Signals) -> None:
         _log.info("got %s", number.name)
-        if self._engine is not None:
-            self._engine.stop()
+        if self._signalled.is_set():
+            self._hurried.set()
+        self._signalled.set()
 
-    def _wait_until_done(self, engine: _core.Node) -> str:
-        """Block until there is a reason to end, and return it."""
+    def _wait_until_done(self, engine: _core.Node) -> tuple[str, bool]:
+        """Block until there is a reason to end; return it, and whether it is that nobody came."""
         while True:
-            self._log_notices(engine)
+            self._log_notices()
             idle_ms = engine.idle_ms()
             wait_ms = WAKE_MS
             if self._idle_timeout_ms > 0:
                 if idle_ms >= self._idle_timeout_ms:
-                    return f"no client for {format_duration_ms(idle_ms)} (idle_timeout_s)"
+                    return f"no client for {format_duration_ms(idle_ms)} (idle_timeout_s)", True
                 wait_ms = min(wait_ms, self._idle_timeout_ms - idle_ms + 1)
             if idle_ms > 0 and self._inode_of_socket() != self._socket_inode:
-                return f"its socket {self._paths.socket} was removed, no client can come any more"
+                lost = f"its socket {self._paths.socket} was removed, no client can come any more"
+                return lost, False
             if engine.wait_stopped(wait_ms):
-                return "asked to"
+                return "asked to", False
 
     def _inode_of_socket(self) -> int | None:
         if self._paths.socket.startswith("@"):

@@ -1,22 +1,41 @@
-"""Making the engine of a node from its options, for the daemon and for a store in this process."""
+"""Making the engine of a node from its options, for the daemon and for a store in this process;
+and writing what it holds to SSD before it ends."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from mooncake_hicache import _core
 from mooncake_hicache.config import NodeOptions, environment_name
-from mooncake_hicache.errors import InvalidArgumentError
+from mooncake_hicache.errors import Error, InvalidArgumentError
 from mooncake_hicache.machine import numa_node_count
+from mooncake_hicache.node.ssd import SsdPlan, make_directories, ssd_plan
 
-__all__ = ["engine_from_options", "engine_stats"]
+__all__ = ["StartedEngine", "engine_from_options", "engine_stats", "flush_engine"]
 
 
-def engine_from_options(options: NodeOptions, socket_path: str) -> _core.Node:
-    """Make the engine: the pool, the socket and the thread that serves it.
+class StartedEngine(NamedTuple):
+    """An engine that serves, and where it keeps pages on SSD."""
+
+    engine: _core.Node
+    ssd: SsdPlan
+
+
+def engine_from_options(
+    options: NodeOptions, socket_path: str, *, automatic_ssd: bool
+) -> StartedEngine:
+    """Make the engine: the pool, the socket, the files on SSD and the thread that serves it.
+
+    Without the automatic directory on SSD, if that cannot be had: the plan's notices say why.
+
+    Args:
+        options: The node's.
+        socket_path: Where it listens; a leading "@" means no file.
+        automatic_ssd: Whether `ssd = "auto"` means the user's cache folder, or none.
 
     Raises:
-        NoSpaceError: The pool is larger than the memory on offer.
+        BusyError: Another node keeps its pages in a directory that was named.
+        NoSpaceError: The pool is larger than the memory on offer, or a directory has no room.
         InvalidArgumentError, IoError, UnsupportedError: The engine refuses an option.
     """
     node_count = numa_node_count()
@@ -25,6 +44,31 @@ def engine_from_options(options: NodeOptions, socket_path: str) -> _core.Node:
             f"numa_node {options.numa_node}: this machine has {node_count}; set numa_node "
             f"({environment_name('numa_node')}) to -1 … {node_count - 1}"
         )
+    plan = ssd_plan(options, allow_automatic=automatic_ssd)
+    try:
+        make_directories(plan)
+        return StartedEngine(_started(options, socket_path, plan), plan)
+    except Error as error:
+        if not plan.is_automatic or not plan.directories:
+            raise
+        # What it is that fails decides whether it fails again.
+        plan = plan.without(str(error))
+    return StartedEngine(_started(options, socket_path, plan), plan)
+
+
+def flush_engine(started: StartedEngine, timeout_s: int) -> bool:
+    """Write to SSD what is only in memory. Blocks until that is done, the time is over, it fails,
+    or the engine is stopped; it serves meanwhile.
+
+    Returns:
+        Whether all is there; True also when there is no SSD, or no time for it.
+    """
+    if not started.ssd.directories or timeout_s == 0:
+        return True
+    return started.engine.flush(timeout_s * 1000)
+
+
+def _started(options: NodeOptions, socket_path: str, plan: SsdPlan) -> _core.Node:
     return _core.Node(
         socket_path=socket_path,
         pool_size_bytes=options.pool_size_bytes(),
@@ -37,6 +81,13 @@ def engine_from_options(options: NodeOptions, socket_path: str) -> _core.Node:
         hard_pin_share=options.hard_pin_share,
         reservation_ttl_ms=options.reservation_ttl_ms,
         clients_max=options.clients_max,
+        ssd_directories=[(one.path, one.size_limit_bytes) for one in plan.directories],
+        ssd_free_min_bytes=plan.free_min_bytes,
+        ssd_region_size_bytes=options.ssd_region_size_bytes(),
+        ssd_write_through=options.ssd_write == "through",
+        ssd_write_budget_bytes=options.ssd_write_budget_bytes(),
+        ssd_io=options.ssd_io,
+        ssd_staging=options.ssd_staging,
     )
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -176,7 +177,7 @@ class _Finder:
 
     def _kill(self, state: NodeState | None, patience_ms: int) -> None:
         lock = self._paths.node_lock
-        if state is None or not state.kill():
+        if state is None or not state.send(signal.SIGKILL):
             if not is_locked(lock):
                 return
             raise UnavailableError(

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +17,17 @@ from mooncake_hicache.errors import BusyError, IoError
 
 __all__ = [
     "NodeState",
+    "Phase",
     "hold_lock",
     "is_locked",
     "lives_already",
     "process_start_time",
     "read_state",
 ]
+
+
+Phase = Literal["starting", "ready", "flushing", "stopping"]
+"""While flushing, which is writing to SSD what is only in memory, a node serves as when ready."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class NodeState:
     pid: int
     start_time: int
     """Clock ticks after boot, from /proc/<pid>/stat: with the pid it names one process for good."""
-    phase: Literal["starting", "ready", "stopping"]
+    phase: Phase
     version: str
     socket: str
     log: str
@@ -42,6 +47,12 @@ class NodeState:
     pool_size_bytes: int = 0
     http_url: str = ""
     """Empty when the node serves no HTTP."""
+    ssd: dict[str, int] = field(default_factory=dict)
+    """The limit in bytes of each directory on SSD."""
+    ssd_write_budget_bytes: int = 0
+    """Per day; 0: no limit."""
+    flush_until: float = 0.0
+    """Seconds of Unix time at which a flush that is under way is given up."""
 
     def write(self, path: Path) -> None:
         """Write the file so that a reader sees the old or the new one, whole."""
@@ -50,7 +61,7 @@ class NodeState:
         temporary.write_text(text)
         temporary.replace(path)
 
-    def in_phase(self, phase: Literal["starting", "ready", "stopping"]) -> NodeState:
+    def in_phase(self, phase: Phase) -> NodeState:
         """Return the same state in another phase."""
         return replace(self, phase=phase)
 
@@ -63,8 +74,8 @@ class NodeState:
             return False
         return owner == os.getuid() and process_start_time(self.pid) == self.start_time
 
-    def kill(self) -> bool:
-        """Send SIGKILL to exactly this process. Return False if it is gone or not ours."""
+    def send(self, number: signal.Signals) -> bool:
+        """Send a signal to exactly this process. Return False if it is gone or not ours."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except OSError:
@@ -73,7 +84,7 @@ class NodeState:
             # Looked at after the descriptor was opened, the number cannot be reused in between.
             if not self.is_our_living_process():
                 return False
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            signal.pidfd_send_signal(descriptor, number)
         except ProcessLookupError:
             return False
         finally:

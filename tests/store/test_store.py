@@ -424,8 +424,8 @@ def test_when_the_node_in_this_process_stops_calls_are_misses(
     store: Store, pages: Namespace
 ) -> None:
     assert pages.put("page", b"x")
-    assert store._engine is not None
-    store._engine.stop()
+    assert store._started is not None
+    store._started.engine.stop()
     assert pages.get("page") is None
     assert pages.get_batch_into(["page"], [bytearray(1)]).tolist() == [Code.UNAVAILABLE]
     assert not pages.put("page", b"x")
