@@ -1,5 +1,6 @@
 // What to reuse and what to rewrite: the questions that SsdIndex answers without changing.
 #include <algorithm>
+#include <utility>
 
 #include "tier/ssd_format.h"
 #include "tier/ssd_index.h"
@@ -16,6 +17,7 @@ class RewriteChoice {
 
   struct Candidate {
     uint64_t size_on_disk = 0;
+    uint64_t chain_size = 0;  // With its ancestors in this region, once it is known to be reached.
     uint32_t parent = kNoPosition;  // Its position, if it lies in this region.
     uint16_t reads = 0;
     bool has_children = false;
@@ -59,15 +61,24 @@ class RewriteChoice {
       asked.push_back(position);
       position = all_[position].parent;
     }
-    Reach& reach = all_[position].reach;
-    if (reach == Reach::kUnknown) reach = Reach::kReached;
-    if (reach == Reach::kAsked) reach = Reach::kLost;
-    const Reach found = reach;
-    for (const uint32_t child : asked) all_[child].reach = found;
+    Candidate& top = all_[position];
+    if (top.reach == Reach::kUnknown) {
+      top.reach = Reach::kReached;
+      top.chain_size = top.size_on_disk;
+    }
+    if (top.reach == Reach::kAsked) top.reach = Reach::kLost;
+    const Reach found = top.reach;
+    uint64_t chain_size = top.chain_size;
+    for (auto child = asked.rbegin(); child != asked.rend(); ++child) {
+      chain_size += all_[*child].size_on_disk;
+      all_[*child].chain_size = chain_size;
+      all_[*child].reach = found;
+    }
     return found == Reach::kReached;
   }
 
   void take_with_ancestors(uint32_t position, uint64_t bytes_max) {
+    if (all_[position].chain_size > bytes_max) return;  // Whatever part of it is chosen already.
     uint64_t size = 0;
     for (uint32_t i = position; i != kNoPosition && !all_[i].is_chosen; i = all_[i].parent) {
       size += all_[i].size_on_disk;
