@@ -26,7 +26,17 @@ __all__ = ["NODE_METRICS", "NodeMetric", "NodeMetricsCollector", "node_metrics_t
 PREFIX = "mooncake_hicache_node_"
 
 Unit = Literal[
-    "bytes", "pages", "requests", "seconds", "clients", "leases", "namespaces", "frames", ""
+    "bytes",
+    "pages",
+    "requests",
+    "seconds",
+    "clients",
+    "leases",
+    "namespaces",
+    "frames",
+    "directories",
+    "errors",
+    "",
 ]
 
 
@@ -49,7 +59,10 @@ class NodeMetric:
             return PREFIX.rstrip("_")
         if self.part:
             return f"{PREFIX}namespace_{self.part}"
-        return PREFIX + self.stat.removesuffix("_ms") + ("_seconds" if self.scale != 1 else "")
+        for suffix in ("_ms", "_s"):
+            if self.stat.endswith(suffix):
+                return f"{PREFIX}{self.stat.removesuffix(suffix)}_seconds"
+        return PREFIX + self.stat
 
     @property
     def scale(self) -> float:
@@ -57,6 +70,64 @@ class NodeMetric:
         seconds."""
         return 0.001 if self.stat.endswith("_ms") else 1
 
+
+_SSD_METRICS = (
+    NodeMetric("ssd_size_bytes", "gauge", "bytes", "What the pages on SSD may take now"),
+    NodeMetric("ssd_used_bytes", "gauge", "bytes", "Space on SSD that is in use, in whole regions"),
+    NodeMetric("ssd_live_bytes", "gauge", "bytes", "Bytes of pages on SSD that can be had"),
+    NodeMetric("ssd_pages", "gauge", "pages", "Pages on SSD"),
+    NodeMetric("ssd_directories", "gauge", "directories", "Directories on SSD that are in use"),
+    NodeMetric(
+        "ssd_failed_directories", "gauge", "directories", "Directories on SSD that were given up"
+    ),
+    NodeMetric(
+        "ssd_recovering", "gauge", "", "1 while what an earlier node left on SSD is being read"
+    ),
+    NodeMetric("ssd_recovery_ms", "gauge", "seconds", "Time that reading it took"),
+    NodeMetric("ssd_writing_bytes", "gauge", "bytes", "Bytes on their way to SSD"),
+    NodeMetric("ssd_flush_left_bytes", "gauge", "bytes", "Bytes that a flush has still to write"),
+    NodeMetric("ssd_index_size_bytes", "gauge", "bytes", "Memory of the index of pages on SSD"),
+    NodeMetric("ssd_eviction_age_s", "gauge", "seconds", "Age of the pages that are dropped there"),
+    NodeMetric(
+        "ssd_written_last_day_bytes", "gauge", "bytes", "Bytes written to SSD in the last 24 hours"
+    ),
+    NodeMetric(
+        "ssd_budget_left_bytes",
+        "gauge",
+        "bytes",
+        "Bytes that may be written to SSD at once; 2^64 - 1 without a budget",
+    ),
+    NodeMetric("ssd_hit_pages", "counter", "pages", "Pages of get_hit_pages that came from SSD"),
+    NodeMetric("ssd_hit_bytes", "counter", "bytes", "Bytes of get_hit_bytes that came from SSD"),
+    NodeMetric("ssd_written_pages", "counter", "pages", "Pages written to SSD"),
+    NodeMetric("ssd_written_bytes", "counter", "bytes", "Bytes of pages written to SSD"),
+    NodeMetric(
+        "ssd_device_written_bytes",
+        "counter",
+        "bytes",
+        "Bytes written to SSD in all: pages, those written anew, padding, headers",
+    ),
+    NodeMetric(
+        "ssd_rewritten_pages", "counter", "pages", "Pages written anew when their space was reused"
+    ),
+    NodeMetric("ssd_rewritten_bytes", "counter", "bytes", "Bytes of pages that were written anew"),
+    NodeMetric(
+        "ssd_refused_pages", "counter", "pages", "Pages not written to SSD to keep to the budget"
+    ),
+    NodeMetric(
+        "ssd_overrun_pages", "counter", "pages", "Pages that left memory before they were on SSD"
+    ),
+    NodeMetric("ssd_dropped_pages", "counter", "pages", "Pages dropped when space was reused"),
+    NodeMetric("ssd_staged_pages", "counter", "pages", "Pages brought into memory by look-ups"),
+    NodeMetric("ssd_staged_bytes", "counter", "bytes", "Bytes of pages brought into memory"),
+    NodeMetric(
+        "ssd_corrupt_pages", "counter", "pages", "Pages on SSD whose bytes had changed; dropped"
+    ),
+    NodeMetric("ssd_read_errors", "counter", "errors", "Reads that an SSD did not do"),
+    NodeMetric("ssd_write_errors", "counter", "errors", "Writes that an SSD did not do"),
+    NodeMetric("ssd_recovered_pages", "counter", "pages", "Pages found that an earlier node left"),
+    NodeMetric("ssd_seconds", "histogram", "seconds", "Time an SSD takes, by operation"),
+)
 
 NODE_METRICS: tuple[NodeMetric, ...] = (
     NodeMetric("pool_size_bytes", "gauge", "bytes", "Size of the pool"),
@@ -103,6 +174,7 @@ NODE_METRICS: tuple[NodeMetric, ...] = (
     NodeMetric("requests_seconds", "histogram", "seconds", "Time to serve a request, by operation"),
     NodeMetric("namespace_use", "gauge", "pages", "Pages of a namespace", part="pages"),
     NodeMetric("namespace_use", "gauge", "bytes", "Bytes of a namespace", part="size_bytes"),
+    *_SSD_METRICS,
     NodeMetric("incarnation", "info", "", "Which start of the node this is"),
     NodeMetric("pid", "info", "", "Process of the node"),
     NodeMetric("eviction_policy", "info", "", "Who goes first when room is needed"),

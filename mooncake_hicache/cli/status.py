@@ -18,6 +18,7 @@ from mooncake_hicache.cli.common import (
     with_options,
 )
 from mooncake_hicache.cli.reach import NodeView, look
+from mooncake_hicache.cli.status_ssd import share, ssd_rows, ssd_trouble
 from mooncake_hicache.config import StoreOptions
 from mooncake_hicache.units import format_duration_ms, format_size
 
@@ -67,30 +68,27 @@ def _verdict(view: NodeView) -> tuple[str, int]:
     )
 
 
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole > 0 else "–"
-
-
 def _rows(view: NodeView, stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    state = view.state
-    yield "node", f"running, pid {stats['pid']}, up {format_duration_ms(stats['uptime_ms'])}"
+    state = view.state if view.state is not None and view.state.pid == stats["pid"] else None
+    word = "flushing" if state is not None and state.phase == "flushing" else "running"
+    yield "node", f"{word}, pid {stats['pid']}, up {format_duration_ms(stats['uptime_ms'])}"
     yield "socket", view.paths.socket
-    if state is not None and state.pid == stats["pid"]:
+    if state is not None:
         yield "http", state.http_url or "off"
         yield "log", state.log
         yield "started", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state.started_at))
         yield "version", state.version
     used, size = stats["pool_used_bytes"], stats["pool_size_bytes"]
-    yield "pool", f"{format_size(used)} of {format_size(size)} used ({_share(used, size)})"
+    yield "pool", f"{format_size(used)} of {format_size(size)} used ({share(used, size)})"
     yield "pages", f"{stats['pages']:,} in {stats['namespaces']} namespaces"
     yield "clients", f"{stats['clients'] - 1} (and this command)"
     yield "leases", f"{stats['leases']:,} over {format_size(stats['leased_bytes'])}"
     found, missed = stats["lookup_hit_pages"], stats["lookup_miss_pages"]
-    yield "look-ups", f"{found + missed:,} pages, {_share(found, found + missed)} there"
+    yield "look-ups", f"{found + missed:,} pages, {share(found, found + missed)} there"
     hits, misses = stats["get_hit_pages"], stats["get_miss_pages"]
     yield (
         "gets",
-        f"{hits + misses:,} pages, {_share(hits, hits + misses)} there, "
+        f"{hits + misses:,} pages, {share(hits, hits + misses)} there, "
         f"{format_size(stats['get_hit_bytes'])}",
     )
     yield (
@@ -103,12 +101,14 @@ def _rows(view: NodeView, stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{stats['evicted_pages']:,} pages, {format_size(stats['evicted_bytes'])}, policy "
         f"{stats['eviction_policy']}",
     )
+    yield from ssd_rows(state, stats)
     for one in sorted(stats["namespace_use"], key=lambda one: -one["size_bytes"]):
         yield (
             "namespace",
             (f"{one['pages']:,} pages, {format_size(one['size_bytes'])}: {one['description']}"),
         )
     trouble = {name: stats[name] for name in ("corrupt_pages", "bad_frames", "rejected_clients")}
+    trouble |= ssd_trouble(stats)
     yield (
         "trouble",
         ", ".join(f"{n.replace('_', ' ')} {c}" for n, c in trouble.items() if c) or "none",

@@ -34,7 +34,7 @@ def test_names_are_unique_and_follow_one_pattern() -> None:
     assert len(names) == len(set(names))
     for name in names:
         assert re.fullmatch(PREFIX + "[a-z_]+", name)
-        assert not name.endswith(("_total", "_ms"))
+        assert not name.endswith(("_total", "_ms", "_s"))
     for metric in NODE_METRICS:
         assert metric.kind == "info" or metric.name.endswith(metric.unit), metric
 
@@ -62,15 +62,29 @@ def test_prometheus_reads_what_is_written(stats: dict[str, Any]) -> None:
     assert labels["eviction_policy"] == stats["eviction_policy"]
 
 
-def test_a_histogram_is_cumulative_and_counts_every_request(stats: dict[str, Any]) -> None:
+@pytest.mark.parametrize("stat", ["requests_seconds", "ssd_seconds"])
+def test_a_histogram_is_cumulative_and_counts_everything(stat: str, stats: dict[str, Any]) -> None:
     families = text_string_to_metric_families(node_metrics_text(stats, "1").decode())
-    [family] = [f for f in families if f.type == "histogram"]
+    [family] = [f for f in families if f.name == PREFIX + stat]
     operations = {sample.labels["op"] for sample in family.samples}
-    assert operations == set(stats["requests_seconds"])
+    assert operations == set(stats[stat])
     for operation in operations:
         samples = [s for s in family.samples if s.labels["op"] == operation]
         buckets = [s.value for s in samples if s.name.endswith("_bucket")]
         assert buckets == sorted(buckets)
         assert buckets[-1] == next(s.value for s in samples if s.name.endswith("_count"))
-        assert buckets[-1] == sum(stats["requests_seconds"][operation]["counts"])
+        assert buckets[-1] == sum(stats[stat][operation]["counts"])
+
+
+def test_times_of_requests_and_of_the_ssd_are_counted(stats: dict[str, Any]) -> None:
     assert any(sum(h["counts"]) > 0 for h in stats["requests_seconds"].values())
+    assert set(stats["ssd_seconds"]) == {"read", "write"}
+
+
+def test_the_ssd_is_counted_in_seconds_and_named_by_its_units() -> None:
+    by_stat = {metric.stat: metric for metric in NODE_METRICS}
+    assert by_stat["ssd_recovery_ms"].name == PREFIX + "ssd_recovery_seconds"
+    assert by_stat["ssd_recovery_ms"].scale == 0.001
+    assert by_stat["ssd_eviction_age_s"].name == PREFIX + "ssd_eviction_age_seconds"
+    assert by_stat["ssd_eviction_age_s"].scale == 1
+    assert by_stat["eviction_age_ms"].name == PREFIX + "eviction_age_seconds"
