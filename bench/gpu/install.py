@@ -89,7 +89,8 @@ def build(carry: Path, site: Path) -> None:
         "--upgrade",
         str(REPOSITORY),
         CXX=str(compiler),
-        CMAKE_ARGS=f"-DXXHASH_INCLUDE_DIR={carry.resolve() / 'include'}",
+        CMAKE_ARGS=f"-DXXHASH_INCLUDE_DIR={carry.resolve() / 'include'} "
+        f"-DLIBURING_ROOT={carry.resolve()}",
         CMAKE_BUILD_PARALLEL_LEVEL=str(os.cpu_count() or 1),
     )
 

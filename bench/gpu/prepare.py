@@ -6,7 +6,7 @@ The machine has torch and CUDA but no network, and at most 64 MiB travel to it. 
     whl/*.whl       what SGLang and we import and the machine does not have (wheels.txt)
     sglang.tar.xz   SGLang without its image and video part, with stand-ins for two packages
     kernel.tar.xz   its CUDA kernels, for Hopper only (18 MB of 383)
-    include/        xxhash.h, for the build of our core
+    include/, lib/  xxhash.h and liburing, for the build of our core
 
 Takes about 2 minutes and 1 GB of disk. Raises CalledProcessError when a download fails.
 """
@@ -25,7 +25,10 @@ from pathlib import Path
 SGLANG = "sglang==0.5.17"  # The newest that pins the machine's torch, 2.11.
 KERNEL = "sglang-kernel==0.4.5"
 WHEELS = Path(__file__).with_name("wheels.txt")
-XXHASH_HEADER = Path("/usr/include/xxhash.h")
+# What our core is built with: from this machine's packages, under the same names below `include`.
+HEADERS = Path("/usr/include")
+HEADER_NAMES = ("xxhash.h", "liburing.h", "liburing")
+LIBURING_ARCHIVES = ("lib/x86_64-linux-gnu/liburing.a", "lib64/liburing.a", "lib/liburing.a")
 PLATFORMS = [
     *(f"--platform=manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17)),
     "--platform=manylinux2014_x86_64",
@@ -100,11 +103,23 @@ def is_hopper_kernel(name: str) -> bool:
     return ".libs/" not in name
 
 
+def copy_libraries(out: Path) -> None:
+    """Copy headers and archives of the libraries that our core is built with."""
+    for folder in (out / "include", out / "lib"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in HEADER_NAMES:
+        if (HEADERS / name).is_dir():
+            shutil.copytree(HEADERS / name, out / "include" / name, dirs_exist_ok=True)
+        else:
+            shutil.copy(HEADERS / name, out / "include")
+    archives = [HEADERS.parent / name for name in LIBURING_ARCHIVES]
+    shutil.copy(next((path for path in archives if path.exists()), archives[0]), out / "lib")
+
+
 def prepare(out: Path) -> None:
     """Fill the folder `out`."""
     (out / "whl").mkdir(parents=True, exist_ok=True)
-    (out / "include").mkdir(exist_ok=True)
-    shutil.copy(XXHASH_HEADER, out / "include")
+    copy_libraries(out)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         print("wheels …", flush=True)

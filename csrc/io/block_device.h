@@ -29,24 +29,26 @@ namespace hicache {
 enum class IoKind : uint8_t {
   kRead,
   kWrite,
-  kWriteDurable,  // On stable storage when it completes, and with it all that completed before it was
-                  // submitted: a write, then a flush of the disk's own cache.
-  kAllocate,      // Makes the file system set space aside for the range.
-  kDiscard,       // Gives the space of the range back; it reads as zeros afterwards.
+  kWriteDurable,  // On stable storage when it completes, and with it all that completed before it
+                  // was submitted: a write, then a flush of the disk's own cache.
+  kAllocate,  // Makes the file system set space aside for the range. The file reaches at least to
+              // its end then.
+  kDiscard,   // Gives the space of the range back; it reads as zeros afterwards.
 };
 
 struct IoRequest {
   IoKind kind = IoKind::kRead;
   int fd = -1;
   uint64_t offset = 0;
-  uint64_t size = 0;          // Of the range. Of reads and writes: what `parts` add up to.
+  uint64_t size = 0;           // Of the range. Of reads and writes: what `parts` add up to.
   std::vector<iovec> parts{};  // Of reads and writes.
-  uint64_t tag = 0;           // Handed back.
+  uint64_t tag = 0;            // Handed back.
 };
 
 struct IoCompletion {
   uint64_t tag;
-  int error;             // 0, or an errno: EIO, ENOSPC, … A read past the end of the file is EIO.
+  int error;             // 0, or an errno: EIO, ENOSPC, … A read past the end of the file is EIO,
+                         // a misaligned or contradictory request EINVAL.
   uint64_t duration_ns;  // Since submit().
 };
 
@@ -54,9 +56,11 @@ enum class IoEngine : uint8_t { kAuto, kUring, kThreads };
 
 class BlockDevice {
  public:
+  static constexpr uint32_t kDepthMax = 4096;
+
   struct Options {
-    IoEngine engine;     // kAuto: io_uring if it works here, else threads.
-    uint32_t depth;      // Requests in flight at most, 1 to 4096. Threads: as many, at most 32.
+    IoEngine engine;  // kAuto: io_uring if it works here, else threads.
+    uint32_t depth;   // Requests in flight at most, 1 to kDepthMax. Threads: as many, at most 32.
     /// Memory that many requests will use, if known: the kernel then keeps it mapped. Advice.
     std::span<uint8_t> registered_memory{};
   };
