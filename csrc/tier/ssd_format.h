@@ -1,6 +1,7 @@
 // The SSD log as bytes in a file. Version 1. Pure: encodes and checks, reads and writes nothing.
 //
-// A directory holds one file, `pages.log`: a superblock and regions of one size.
+// A directory holds one file, `pages.log`: a superblock and regions of one size. Who writes to it
+// holds its lock (flock, exclusive), by which readers know that they may meet torn bytes.
 //
 //   0            64 KiB           + region size      + region size
 //   +------------+----------------+-----------------+---------------- ...

@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -156,16 +156,13 @@ class LogFile:
     def read_region(self, index: int) -> Region:
         """Read what a region tells of itself, not its pages."""
         region = self._read_region(index)
-        if region.state is not RegionState.FREE and self.is_in_use():
-            if region.state is RegionState.UNSEALED:
-                return Region(
-                    index, RegionState.WRITING, region.sequence, region.sector_count, region.entries
-                )
-            if region.damage:
-                # It may have been caught in the middle of a write: what is damaged stays so.
-                region = self._read_region(index)
-                if region.damage and region.state is not RegionState.SEALED:
-                    return self._unless_changing(region)
+        if region.state in (RegionState.FREE, RegionState.SEALED) or not self.is_in_use():
+            return region
+        if region.damage:
+            region = self._read_region(index)  # It may have been caught in the middle of a write.
+        # A node writes where there is no footer, and only there.
+        if region.state is RegionState.UNSEALED or (region.damage and not self._read_footer(index)):
+            return replace(region, state=RegionState.WRITING, damage=[])
         return region
 
     def verify(
@@ -213,10 +210,9 @@ class LogFile:
             raise type(error)(f"{self.path}: {error}") from None
 
     def _read_region(self, index: int) -> Region:
-        start, size = self._offset(index), self.superblock.region_size
-        first = self._read(start, SECTOR_SIZE)
+        first = self._read(self._offset(index), SECTOR_SIZE)
         head = decode_group(self.superblock, first, 0)
-        footer = decode_footer(self.superblock, self._read(start + size - SECTOR_SIZE, SECTOR_SIZE))
+        footer = self._read_footer(index)
         if head is not None:
             if footer is not None and footer.region_sequence == head.region_sequence:
                 return self._read_sealed(index, footer, [])
@@ -226,6 +222,10 @@ class LogFile:
             return Region(index, RegionState.DAMAGED if damage else RegionState.FREE, damage=damage)
         # Not erased to its end, or damaged in front: the footer speaks for it.
         return self._read_sealed(index, footer, damage)
+
+    def _read_footer(self, index: int) -> Footer | None:
+        end = self._offset(index) + self.superblock.region_size
+        return decode_footer(self.superblock, self._read(end - SECTOR_SIZE, SECTOR_SIZE))
 
     def _head_damage(self, index: int, first: bytes) -> list[Damage]:
         is_foreign = first[:8] == GROUP_MAGIC and first[16:32] != self.superblock.log_id
@@ -262,8 +262,13 @@ class LogFile:
 
     def _next_group(self, index: int, at: int) -> tuple[Group | None, int]:
         """Return the first sound group from a sector on, and where it lies or how far it is not."""
+        start = self._offset(index) + at * SECTOR_SIZE
+        # Group stands behind group: only where one is torn the next has to be looked for.
+        group = decode_group(self.superblock, self._read(start, SECTOR_SIZE), at)
+        if group is not None:
+            return group, at
         size = min(_WINDOW_SIZE, self.superblock.region_size - at * SECTOR_SIZE)
-        window = self._read(self._offset(index) + at * SECTOR_SIZE, size)
+        window = self._read(start, size)
         for offset in range(0, size, SECTOR_SIZE):
             if window[offset : offset + 8] == GROUP_MAGIC:
                 sector = at + offset // SECTOR_SIZE
@@ -271,23 +276,6 @@ class LogFile:
                 if group is not None:
                     return group, sector
         return None, at + size // SECTOR_SIZE
-
-    def _unless_changing(self, region: Region) -> Region:
-        """Give a region that is damaged while a node runs the benefit of the doubt.
-
-        A node writes heads and footers of regions that are not sealed; only there.
-        """
-        footer = decode_footer(
-            self.superblock,
-            self._read(
-                self._offset(region.index) + self.superblock.region_size - SECTOR_SIZE, SECTOR_SIZE
-            ),
-        )
-        if footer is not None:
-            return region
-        return Region(
-            region.index, RegionState.WRITING, region.sequence, region.sector_count, region.entries
-        )
 
     def _page_matches(self, region: Region, entry: Entry, on_read: Callable[[int], None]) -> bool:
         start = self._offset(region.index) + entry.first_sector * SECTOR_SIZE

@@ -312,6 +312,17 @@ def test_a_torn_page_is_being_written_while_a_node_runs(write: Callable[..., Pat
     assert fields["verified"] == {"being written": 1}
 
 
+def test_a_torn_head_is_being_written_while_a_node_runs(write: Callable[..., Path]) -> None:
+    region = RegionWriter(3).group(Item(1, key_of(1), page=page_of(1, 9000)))
+    folder = write(region.groups[:200].ljust(REGION_SIZE, b"\0"))
+    assert as_json(folder, status=1)["regions"][0]["state"] == "damaged"
+    with (folder / "pages.log").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fields = as_json(folder, status=0)
+    assert fields["regions"][0]["state"] == "being written"
+    assert fields["damage"] == []
+
+
 def test_damage_in_a_sealed_region_is_damage_while_a_node_runs(write: Callable[..., Path]) -> None:
     folder = write(*sample_regions())
     flip(folder, HEAD_SIZE + SECTOR + 3)
