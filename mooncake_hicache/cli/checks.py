@@ -6,12 +6,13 @@ import os
 import platform
 import resource
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mooncake_hicache import machine
+from mooncake_hicache.cli.checks_ssd import ssd_checks
+from mooncake_hicache.cli.finding import Check
 from mooncake_hicache.cli.reach import look
 from mooncake_hicache.config import StoreOptions, environment_name, options_without_mistakes
 from mooncake_hicache.errors import Error
@@ -19,24 +20,12 @@ from mooncake_hicache.node.paths import check_visible, node_paths
 from mooncake_hicache.units import format_size
 from mooncake_hicache.version import __version__
 
-__all__ = ["Check", "all_checks"]
+__all__ = ["all_checks"]
 
 PLUGIN_GROUP = "sglang.srt.plugins"
 PLUGIN_NAME = "mooncake_hicache"
 DESCRIPTORS_BESIDE_CLIENTS = 64
 POOL_SMALL_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one check found."""
-
-    name: str
-    verdict: Literal["ok", "note", "warning", "error"]
-    """note: worth knowing, nothing to do. warning: works, worse than it could. error: does not
-    work."""
-    finding: str
-    remedy: str = ""
 
 
 def all_checks(given: dict[str, Any]) -> list[Check]:
@@ -313,6 +302,7 @@ _CHECKS: tuple[tuple[str, Callable[[StoreOptions], Iterator[Check]]], ...] = (
     ("runtime folder", _runtime_folder),
     ("log space", _temporary_space),
     ("limits", _limits),
+    ("ssd", ssd_checks),
     ("node", _node),
     ("SGLang plugin", _plugin),
 )

@@ -9,15 +9,22 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mooncake_hicache.cli.checks import Check, all_checks
+from mooncake_hicache.cli.checks import all_checks
 from mooncake_hicache.cli.common import EXIT_ERROR, console, print_json, with_options
+from mooncake_hicache.cli.finding import Check
 
 __all__ = ["doctor_command"]
 
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
 
 
-@with_options(["runtime_dir", "socket", "config", "pool_size", "huge_pages", "numa_node"])
+_OPTIONS = (
+    *("runtime_dir", "socket", "config", "pool_size", "huge_pages", "numa_node"),
+    *("ssd", "ssd_size", "ssd_free_min", "ssd_region_size", "ssd_io"),
+)
+
+
+@with_options(_OPTIONS)
 def doctor_command(
     given: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
