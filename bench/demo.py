@@ -1,12 +1,14 @@
 """Serve conversations with the real SGLang and show pages coming back from the node: `make demo`.
 
-The same requests are sent five times: to a server without any cache (whose outputs are the truth),
+The same requests are sent six times: to a server without any cache (whose outputs are the truth),
 to one with our tier when nothing is cached, again when its own memory holds everything, again after
-a flush of that memory, and again to a new engine. In the last two only the node can have the pages.
+a flush of that memory, again to a new engine, and again after engine and node were both stopped and
+started. In the last three only the node can have the pages, in the very last one only its SSD.
 Every output is compared with the truth.
 
-The node is the demo's own: private folder, small pool, stopped at the end. A node of yours is not
-touched.
+The node is the demo's own: private folder, small pool, its directory on SSD in that folder, stopped
+at the end. A node of yours is not touched. Where no folder for temporary files lies on a disk, the
+last pass is left out, and that is said.
 """
 
 from __future__ import annotations
@@ -28,12 +30,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench.node import command_line, private_node
+from bench.node import command_line, disk_folder, node_stats, private_node
 from tests.serving.model import TEXT_TOKEN_COUNT
 from tests.serving.server import HICACHE_ARGS, Result, Server, ServerError, has_gpu
 
 console = Console(highlight=False)
 
+FLUSHED = "after a flush"
+ENGINE_RESTARTED = "after an engine restart"
+BOTH_RESTARTED = "after both restarted"
+FROM_THE_NODE = (FLUSHED, ENGINE_RESTARTED, BOTH_RESTARTED)
 BACKEND = "MooncakeHiCacheStore"
 """The class that SGLang names in its answers when our tier serves."""
 
@@ -53,6 +59,7 @@ class Workload:
     page_size: int = 16
     logprob_tolerance: float = 1e-4
     pool_size: str = "256MiB"
+    ssd_size: str = "1GiB"
 
 
 ON_CPU = Workload()
@@ -64,6 +71,7 @@ ON_GPU = Workload(
     page_size=64,
     logprob_tolerance=0.15,  # A GPU adds up in another order when part of a prompt is cached.
     pool_size="16GiB",
+    ssd_size="32GiB",
 )
 
 
@@ -162,8 +170,10 @@ def bar() -> Progress:
     return Progress(*columns, console=console)
 
 
-def run(workload: Workload, tp: int, model: str | None, more: Sequence[str]) -> list[Pass]:
-    """Do all five passes; the first is the truth itself. Raises ServerError."""
+def run(
+    workload: Workload, tp: int, model: str | None, more: Sequence[str], *, with_ssd: bool
+) -> list[Pass]:
+    """Do all passes; the first is the truth itself. Raises ServerError."""
     common = ["--tp", str(tp), "--page-size", str(workload.page_size)]
     common += ["--max-total-tokens", str(workload.device_size)]
     without = [*common, "--disable-radix-cache", *more]
@@ -175,11 +185,30 @@ def run(workload: Workload, tp: int, model: str | None, more: Sequence[str]) -> 
         passes.append(truth.run("nothing cached yet", server, progress))
         passes.append(truth.run("again", server, progress))
         server.flush()
-        passes.append(truth.run("after a flush", server, progress))
+        passes.append(truth.run(FLUSHED, server, progress))
         server.flush()  # Returns when all pages are written.
     with started("hicache-restarted", hicache, model) as server, bar() as progress:
-        passes.append(truth.run("after an engine restart", server, progress))
+        passes.append(truth.run(ENGINE_RESTARTED, server, progress))
+    if with_ssd:
+        stop_node()
+        with started("both-restarted", hicache, model) as server, bar() as progress:
+            passes.append(truth.run(BOTH_RESTARTED, server, progress))
     return passes
+
+
+def stop_node() -> None:
+    """Stop the node as an operator does, and check that it went. Raises ServerError."""
+    began = time.monotonic()
+    before = node_stats()
+    with console.status("stopping the node: its pages go to SSD"):
+        said = command_line("stop")
+    if node_stats() or "node stopped" not in said:
+        raise ServerError(f"the node did not stop: {said}")
+    console.print(
+        f"  node stopped in {time.monotonic() - began:.1f} s, {before['pages']} pages were in its "
+        "memory",
+        soft_wrap=True,
+    )
 
 
 def show(passes: Sequence[Pass], prompts: int) -> None:
@@ -209,6 +238,7 @@ def show(passes: Sequence[Pass], prompts: int) -> None:
 def verdict_of(passes: Sequence[Pass]) -> dict[str, object]:
     """Return what demo.json says first."""
     compared = passes[1:]
+    from_node = {one.name: one.cached("storage") for one in passes}
     backends = {
         str(result.details["storage_backend"])
         for one in compared
@@ -220,8 +250,9 @@ def verdict_of(passes: Sequence[Pass]) -> dict[str, object]:
         "requests": sum(len(one.results) for one in compared),
         "wrong_outputs": sum(one.wrong for one in compared),
         "near_ties": sum(one.near_ties for one in compared),
-        "cached_tokens_storage": passes[-2].cached("storage"),
-        "cached_tokens_storage_after_restart": passes[-1].cached("storage"),
+        "cached_tokens_storage": from_node[FLUSHED],
+        "cached_tokens_storage_after_restart": from_node[ENGINE_RESTARTED],
+        "cached_tokens_storage_after_node_restart": from_node.get(BOTH_RESTARTED),
     }
 
 
@@ -248,13 +279,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = ", ".join(f"{name} {number}" for name, number in versions().items())
     console.print(f"[bold]mooncake-hicache demo[/] on the {device}: {names}", soft_wrap=True)
     began = time.monotonic()
-    with private_node(workload.pool_size) as folder:
+    parent = disk_folder()
+    if parent is None:
+        console.print("No folder for temporary files lies on a disk: the SSD is not shown.")
+    ssd = "off" if parent is None else f"{{folder}}/ssd={workload.ssd_size}"
+    settings = {"ssd": ssd, "ssd_region_size": "64MiB"}
+    with private_node(workload.pool_size, parent=parent, **settings) as folder:
         try:
-            passes = run(workload, args.tp, args.model, args.server_args)
+            passes = run(
+                workload, args.tp, args.model, args.server_args, with_ssd=parent is not None
+            )
         except ServerError as error:
             console.print(f"[red]The server failed:[/] {error}", markup=True)
             return 1
-        status = command_line("status")
+        status, stats = command_line("status"), node_stats()
         prompts = sum(
             workload.system_size
             + turn * (workload.question_size + workload.answer_size)
@@ -268,8 +306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ok = (
         not verdict["wrong_outputs"]
         and verdict["backend"] == BACKEND
-        and passes[-2].cached("storage") > 0
-        and passes[-1].cached("storage") > 0
+        and all(one.cached("storage") > 0 for one in passes if one.name in FROM_THE_NODE)
+        and (parent is None or stats["ssd_recovered_pages"] > 0)
     )
     if args.json:
         more = {
@@ -277,6 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "versions": versions(),
             "tp": args.tp,
             "workload": asdict(workload),
+            "ssd": {name: stats[name] for name in stats if name.startswith("ssd_")},
             "seconds": round(time.monotonic() - began, 1),
             "passes": [pass_json(one) for one in passes],
         }
