@@ -151,7 +151,7 @@ class StoreDriver {
       case 0:
         return store_.lookup(session, space, {&key, 1}, {bytes[5] % 2 == 0, true}, now_ms_, codes);
       case 1:
-        return store_.lease(session, space, {&key, 1}, now_ms_, locations);
+        return store_.lease(session, space, {&key, 1}, false, now_ms_, locations);
       case 2:
         return store_.release(session, {&ref, 1}, now_ms_);
       case 3:
