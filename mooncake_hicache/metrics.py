@@ -95,7 +95,7 @@ _SSD_METRICS = (
         "ssd_budget_left_bytes",
         "gauge",
         "bytes",
-        "Bytes that may be written to SSD at once; 2^64 - 1 without a budget",
+        "Bytes that may be written to SSD at once; 0 without a budget too",
     ),
     NodeMetric("ssd_hit_pages", "counter", "pages", "Pages of get_hit_pages that came from SSD"),
     NodeMetric("ssd_hit_bytes", "counter", "bytes", "Bytes of get_hit_bytes that came from SSD"),

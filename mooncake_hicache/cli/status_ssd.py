@@ -10,8 +10,6 @@ from mooncake_hicache.units import format_duration_ms, format_size
 
 __all__ = ["share", "ssd_rows", "ssd_trouble"]
 
-NO_BUDGET_MIN_BYTES = 1 << 62
-
 
 def share(part: float, whole: float) -> str:
     """Return a share of something as text; a dash if it is nothing."""
@@ -73,13 +71,12 @@ def _recovery(stats: dict[str, Any]) -> str:
 
 def _writes(state: NodeState | None, stats: dict[str, Any]) -> str:
     today = format_size(stats["ssd_written_last_day_bytes"])
-    budget = state.ssd_write_budget_bytes if state is not None else 0
     text = f"{today} in 24 h"
-    if budget:
+    if state is not None and state.ssd_write_budget_bytes:
+        budget = state.ssd_write_budget_bytes
         text += f" of {format_size(budget)} ({share(stats['ssd_written_last_day_bytes'], budget)})"
-    if stats["ssd_budget_left_bytes"] < NO_BUDGET_MIN_BYTES:
         text += f", {format_size(stats['ssd_budget_left_bytes'])} at once"
-    else:
+    elif state is not None:
         text += ", no budget"
     pages = stats["ssd_written_bytes"]
     if pages:

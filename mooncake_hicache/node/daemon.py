@@ -151,17 +151,12 @@ class _Daemon:
             report.ready()
         self._log_start(started)
         async with self._http():
-            while True:
-                reason, is_idle = await self._reason_to_end(engine)
-                await self._flush(started)
-                if not is_idle or engine.idle_ms() >= self._idle_timeout_ms:
-                    return reason
-                # Somebody came meanwhile, and would only have to start another.
-                _log.info("node goes on: a client came while it was flushing")
-                self._enter("ready")
+            reason = await self._reason_to_end(engine)
+            await self._flush(started)
+            return reason
 
-    async def _reason_to_end(self, engine: _core.Node) -> tuple[str, bool]:
-        """Wait until there is a reason to end; return it, and whether it is that nobody came."""
+    async def _reason_to_end(self, engine: _core.Node) -> str:
+        """Wait until there is a reason to end, and return it."""
         watch = asyncio.get_running_loop().run_in_executor(None, self._wait_until_done, engine)
         signalled = asyncio.ensure_future(self._signalled.wait())
         waited_for: set[asyncio.Future[Any]] = {watch, signalled}
@@ -170,7 +165,7 @@ class _Daemon:
         finally:
             signalled.cancel()
         # After a signal the thread watches on until the engine is stopped.
-        return ("got a signal", False) if self._signalled.is_set() else await watch
+        return "got a signal" if self._signalled.is_set() else await watch
 
     async def _flush(self, started: StartedEngine) -> None:
         timeout_s = self._options.flush_timeout_s
@@ -246,21 +241,20 @@ class _Daemon:
             self._hurried.set()
         self._signalled.set()
 
-    def _wait_until_done(self, engine: _core.Node) -> tuple[str, bool]:
-        """Block until there is a reason to end; return it, and whether it is that nobody came."""
+    def _wait_until_done(self, engine: _core.Node) -> str:
+        """Block until there is a reason to end, and return it."""
         while True:
             self._log_notices()
             idle_ms = engine.idle_ms()
             wait_ms = WAKE_MS
             if self._idle_timeout_ms > 0:
                 if idle_ms >= self._idle_timeout_ms:
-                    return f"no client for {format_duration_ms(idle_ms)} (idle_timeout_s)", True
+                    return f"no client for {format_duration_ms(idle_ms)} (idle_timeout_s)"
                 wait_ms = min(wait_ms, self._idle_timeout_ms - idle_ms + 1)
             if idle_ms > 0 and self._inode_of_socket() != self._socket_inode:
-                lost = f"its socket {self._paths.socket} was removed, no client can come any more"
-                return lost, False
+                return f"its socket {self._paths.socket} was removed, no client can come any more"
             if engine.wait_stopped(wait_ms):
-                return "asked to", False
+                return "asked to"
 
     def _inode_of_socket(self) -> int | None:
         if self._paths.socket.startswith("@"):
