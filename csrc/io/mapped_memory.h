@@ -37,14 +37,14 @@ class MappedMemory {
     return memory;
   }
 
-  /// Frees the memory while requests may still be in flight, for good: nothing else will ever lie at
-  /// its addresses. A request that the kernel has not begun yet, or continues later, looks its
+  /// Frees the memory while requests may still be in flight, for good: nothing else will ever lie
+  /// at its addresses. A request that the kernel has not begun yet, or continues later, looks its
   /// addresses up only then, and must not find what somebody else mapped there meanwhile.
   void abandon() {
     if (address_ == nullptr) return;
     // In place of the mapping, in one step. Without memory for that it stays as it is.
-    (void)mmap(address_, size_, PROT_NONE,
-               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+    (void)mmap(address_, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE,
+               -1, 0);
     address_ = nullptr;
     size_ = 0;
   }

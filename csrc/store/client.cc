@@ -15,8 +15,8 @@ namespace {
 // the kernel backs new memory, and pages become visible while later ones are still being written.
 constexpr uint64_t kPutRangeSize = 64 * kMiB;
 
-// 16 MiB in flight: what 28 GB/s need at half a millisecond. Larger reads bring no more, and buffers
-// that outgrow the CPU's cache make the copy out of them slower.
+// 16 MiB in flight: what 28 GB/s need at half a millisecond. Larger reads bring no more, and
+// buffers that outgrow the CPU's cache make the copy out of them slower.
 constexpr FileReader::Options kFileReaderOptions{IoEngine::kAuto, 32, 512 * kKiB};
 
 WriteOutcome outcome_of(CopyOutcome outcome) {
