@@ -291,6 +291,16 @@ def test_the_ready_file_is_what_the_options_say() -> None:
     assert text == config.options_file_text(), "run `mooncake-hicache config --template`"
 
 
+def test_the_example_with_ssds_is_what_it_says() -> None:
+    options = StoreOptions(config=str(ROOT / "configs/single_node_ssd.toml"))
+    assert ssd_places(options.ssd) == [
+        ("/nvme0/mooncake-hicache", "2TB"),
+        ("/nvme1/mooncake-hicache", "2TB"),
+    ]
+    assert options.ssd_write_budget_bytes() == 7_600 * 10**9
+    assert (options.flush_timeout_s, options.idle_timeout_s) == (120, 0)
+
+
 def test_the_ready_file_changes_nothing() -> None:
     options = StoreOptions(config=str(ROOT / "configs/single_node.toml"))
     defaults = StoreOptions()
