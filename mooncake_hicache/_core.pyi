@@ -64,7 +64,7 @@ class Node:
     milliseconds, shares 0 to 1. A `socket_path` that starts with "@" is abstract: no file.
     """
 
-    def __init__(self, *, socket_path: str, pool_size_bytes: int, huge_pages: str, numa_node: int, eviction_policy: str, read_lease_ttl_ms: int, lookup_lease_ttl_ms: int, lookup_lease_share: float, hard_pin_share: float, reservation_ttl_ms: int, clients_max: int) -> None: ...
+    def __init__(self, *, socket_path: str, pool_size_bytes: int, huge_pages: str, numa_node: int, eviction_policy: str, read_lease_ttl_ms: int, lookup_lease_ttl_ms: int, lookup_lease_share: float, hard_pin_share: float, reservation_ttl_ms: int, clients_max: int, ssd_directories: Sequence[tuple[str, int]], ssd_free_min_bytes: int, ssd_region_size_bytes: int, ssd_write_through: bool, ssd_write_budget_bytes: int, ssd_io: str, ssd_staging: bool) -> None: ...
 
     @property
     def socket_path(self) -> str: ...
@@ -83,6 +83,13 @@ class Node:
     def wait_stopped(self, timeout_ms: int) -> bool:
         """
         Block until a client asked the node to stop, or stop() was called; False at the time-out.
+        """
+
+    def flush(self, timeout_ms: int) -> bool:
+        """
+        Write everything worth keeping to the SSDs; it serves meanwhile. Block until that is
+        done: True. False: the time-out came first, or there is no SSD to write to. May be called
+        again: `ssd_flush_left_bytes` of stats() tells how much is left.
         """
 
     def idle_ms(self) -> int:

@@ -7,8 +7,8 @@
 namespace hicache {
 namespace {
 
-constexpr uint64_t kFreeShare = 16;  // One part in that many of the pool is kept free.
-constexpr uint64_t kFreeMax = 1 * kGiB;
+constexpr uint64_t kFreeShare = 8;  // One part in that many of the pool is kept free for puts.
+constexpr uint64_t kFreeMax = 4 * kGiB;
 constexpr uint64_t kWritingMax = 128 * kMiB;  // Queued for the disks beyond what must leave.
 constexpr int kPagesPerStep = 256;            // Then others have their turn.
 constexpr size_t kUnwrittenMax = 1 << 20;
