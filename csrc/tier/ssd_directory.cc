@@ -1,7 +1,6 @@
 #include "tier/ssd_directory.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -10,7 +9,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
+#include <ctime>
+#include <utility>
 
 #include "base/clock.h"
 #include "io/mapped_memory.h"
@@ -18,133 +18,193 @@
 namespace hicache {
 namespace {
 
-constexpr uint64_t kLockWaitMs = 200;  // Who only looks holds the lock for a moment.
-constexpr int kLockRetryMs = 5;
-constexpr const char* kRemedy = "; move it away, or choose another directory";
+constexpr int kFileFlags = O_RDWR | O_DIRECT | O_CLOEXEC | O_NOFOLLOW;
+constexpr const char* kChooseAnother = "; move it away or choose another folder";
 
-Status refused(Code code, const std::string& file, const std::string& why) {
-  return Status(code, "the SSD log " + file + ": " + why + kRemedy);
+Status failed(const std::string& tried, const std::string& path, int error) {
+  if (error == ENOSPC || error == EDQUOT) {
+    return Status(Code::kNoSpace, tried + " " + path + ": " + std::strerror(error) +
+                                      "; free space there or choose another folder");
+  }
+  return io_error(tried + " " + path, error);
+}
+
+Status refused(Code code, const std::string& path, const std::string& why) {
+  return Status(code, "opening the SSD log " + path + ": " + why + kChooseAnother);
+}
+
+Status check(const SsdDirectory::Options& options) {
+  const uint64_t size = options.region_size_bytes;
+  if (size >= kRegionSizeMin && size <= kRegionSizeMax && size % kSectorSize == 0) return Status();
+  return Status(Code::kInvalidArgument,
+                "SSD regions of " + std::to_string(size) + " bytes: choose a multiple of " +
+                    std::to_string(kSectorSize) + " from " + std::to_string(kRegionSizeMin) +
+                    " to " + std::to_string(kRegionSizeMax));
+}
+
+Result<Fd> open_folder(const std::string& path) {
+  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+    return failed("making the SSD folder", path, errno);
+  }
+  Fd folder(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!folder.valid()) return failed("opening the SSD folder", path, errno);
+  return folder;
+}
+
+Status open_failed(const std::string& path, int error) {
+  if (error == EINVAL || error == EOPNOTSUPP) {
+    return Status(Code::kUnsupported, "opening the SSD log " + path +
+                                          ": its file system has no direct I/O (O_DIRECT); choose "
+                                          "a folder on another, like ext4 or XFS");
+  }
+  if (error == ELOOP) return refused(Code::kInvalidArgument, path, "it is a symbolic link");
+  if (error == EISDIR) return refused(Code::kInvalidArgument, path, "it is not a regular file");
+  return failed("opening the SSD log", path, error);
+}
+
+/// Opens or makes the file, and locks it. `stat`: of the file, once it is ours.
+Result<Fd> open_locked(const Fd& folder, const std::string& path, struct stat& stat) {
+  // Again when somebody removes the file between opening and locking it.
+  for (int attempt = 0; attempt < 10; ++attempt) {
+    Fd fd(openat(folder.get(), kSsdFileName, kFileFlags));
+    if (!fd.valid() && errno == ENOENT) {
+      fd = Fd(openat(folder.get(), kSsdFileName, kFileFlags | O_CREAT, 0600));
+    }
+    if (!fd.valid()) return open_failed(path, errno);
+    if (fstat(fd.get(), &stat) != 0) return failed("looking at the SSD log", path, errno);
+    if (!S_ISREG(stat.st_mode)) {
+      return refused(Code::kInvalidArgument, path, "it is not a regular file");
+    }
+    if (stat.st_uid != geteuid()) {
+      return refused(Code::kInvalidArgument, path,
+                     "it belongs to user " + std::to_string(stat.st_uid));
+    }
+    if (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+      if (errno != EWOULDBLOCK) return failed("locking the SSD log", path, errno);
+      return Status(Code::kBusy, "opening the SSD log " + path +
+                                     ": another node has it open; stop that one or give this one "
+                                     "another folder");
+    }
+    if (fstat(fd.get(), &stat) == 0 && stat.st_nlink != 0) return fd;
+  }
+  return Status(Code::kBusy, "opening the SSD log " + path +
+                                 ": it is removed again and again; choose another folder");
+}
+
+bool is_zero(std::span<const uint8_t> bytes) {
+  return std::ranges::all_of(bytes, [](uint8_t byte) { return byte == 0; });
+}
+
+/// Reads the first sector; what lies behind the end of the file is zero.
+Result<MappedMemory> read_first_sector(const Fd& fd, const std::string& path) {
+  MappedMemory memory = MappedMemory::make(kSectorSize);
+  if (!memory.valid()) return failed("reading the SSD log", path, ENOMEM);
+  ssize_t count = 0;
+  do {
+    count = pread(fd.get(), memory.address(), kSectorSize, 0);
+  } while (count < 0 && errno == EINTR);
+  if (count < 0) return failed("reading the SSD log", path, errno);
+  return memory;
+}
+
+/// Space, then the superblock, then both for good. What it says fits the smallest unit that a disk
+/// writes at once, so that a crash leaves all of it or zeros.
+Status write_superblock(const Fd& folder, const Fd& fd, const std::string& path,
+                        const Superblock& superblock, MappedMemory& memory) {
+  encode(superblock, MutableSector(memory.span().first<kSectorSize>()));
+  int error = 0;
+  do {
+    error = fallocate(fd.get(), 0, 0, kSuperblockSize) == 0 ? 0 : errno;
+  } while (error == EINTR);
+  if (error == EOPNOTSUPP) {
+    return Status(Code::kUnsupported, "making the SSD log " + path +
+                                          ": its file system cannot set space aside (fallocate); "
+                                          "choose a folder on another, like ext4 or XFS");
+  }
+  if (error != 0) return failed("making the SSD log", path, error);
+  ssize_t count = 0;
+  do {
+    count = pwrite(fd.get(), memory.address(), kSectorSize, 0);
+  } while (count < 0 && errno == EINTR);
+  if (count != static_cast<ssize_t>(kSectorSize)) {
+    return failed("making the SSD log", path, count < 0 ? errno : EIO);
+  }
+  if (fsync(fd.get()) != 0 || fsync(folder.get()) != 0) {
+    return failed("making the SSD log", path, errno);
+  }
+  return Status();
+}
+
+Superblock new_superblock(uint64_t region_size_bytes) {
+  Superblock superblock;
+  superblock.region_size_bytes = region_size_bytes;
+  superblock.made_at_s = static_cast<uint64_t>(time(nullptr));
+  const uint64_t tokens[2] = {random_token(), random_token()};
+  static_assert(sizeof(tokens) == sizeof(superblock.log_id));
+  std::memcpy(superblock.log_id.data(), tokens, sizeof(tokens));
+  return superblock;
 }
 
 }  // namespace
 
 Result<std::unique_ptr<SsdDirectory>> SsdDirectory::open(const Options& options) {
-  std::error_code error;
-  if (std::filesystem::create_directories(options.path, error)) {
-    std::filesystem::permissions(options.path, std::filesystem::perms::owner_all, error);
-  }
-  if (error) {
-    return Status(Code::kIo, "making the SSD directory " + options.path + ": " + error.message());
-  }
-  const std::string file = options.path + "/" + kSsdFileName;
-  constexpr int kFlags = O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
-  Fd fd(::open(file.c_str(), kFlags, 0600));
-  if (!fd.valid() && errno == EINVAL) {
-    return Status(Code::kUnsupported,
-                  "the file system of " + options.path +
-                      " does not offer direct I/O (O_DIRECT); choose a directory on ext4 or XFS");
-  }
-  if (!fd.valid() && errno == ELOOP) {
-    return refused(Code::kInvalidArgument, file, "it is a symbolic link");
-  }
-  if (!fd.valid()) return io_error("opening the SSD log " + file, errno);
-  struct stat status{};
-  if (fstat(fd.get(), &status) != 0) return io_error("looking at " + file, errno);
-  if (!S_ISREG(status.st_mode)) {
-    return refused(Code::kInvalidArgument, file, "it is not a regular file");
-  }
-  if (status.st_uid != geteuid()) {
-    return refused(Code::kInvalidArgument, file,
-                   "it belongs to user " + std::to_string(status.st_uid));
-  }
-  std::unique_ptr<SsdDirectory> directory(new SsdDirectory(options, std::move(fd)));
-  HICACHE_RETURN_IF_ERROR(directory->lock());
-  HICACHE_RETURN_IF_ERROR(directory->read_superblock());
-  return directory;
-}
+  HICACHE_RETURN_IF_ERROR(check(options));
+  Result<Fd> folder = open_folder(options.path);
+  if (!folder.ok()) return folder.status();
+  const std::string path = options.path + "/" + kSsdFileName;
+  struct stat stat{};
+  Result<Fd> fd = open_locked(folder.value(), path, stat);
+  if (!fd.ok()) return fd.status();
+  Result<MappedMemory> memory = read_first_sector(fd.value(), path);
+  if (!memory.ok()) return memory.status();
 
-Status SsdDirectory::lock() {
-  const Deadline until = Deadline::after_ms(kLockWaitMs);
-  while (flock(fd_.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK) return io_error("locking " + file(), errno);
-    if (until.expired()) {
-      return Status(Code::kBusy, "the SSD directory " + options_.path +
-                                     " is used by another node; stop that one "
-                                     "(mooncake-hicache stop), or choose another directory");
+  const std::span<uint8_t> bytes = memory.value().span().first(kSectorSize);
+  Superblock superblock;
+  // Regions come after the superblock: a file that has none yet holds nothing to be lost.
+  if (static_cast<uint64_t>(stat.st_size) <= kSuperblockSize && is_zero(bytes)) {
+    superblock = new_superblock(options.region_size_bytes);
+    HICACHE_RETURN_IF_ERROR(
+        write_superblock(folder.value(), fd.value(), path, superblock, memory.value()));
+  } else {
+    const Result<Superblock> decoded = decode_superblock(Sector(bytes.first<kSectorSize>()));
+    if (!decoded.ok()) {
+      return refused(decoded.status().code(), path, decoded.status().message());
     }
-    poll(nullptr, 0, kLockRetryMs);
+    superblock = decoded.value();
   }
-  return Status();
-}
-
-Status SsdDirectory::read_superblock() {
-  struct stat status{};
-  if (fstat(fd_.get(), &status) != 0) return io_error("looking at " + file(), errno);
-  const auto size = static_cast<uint64_t>(status.st_size);
-  if (size == 0) return write_superblock();
-  const MappedMemory sector = MappedMemory::make(kSectorSize);
-  if (!sector.valid()) return Status(Code::kNoSpace, "no memory to read " + file());
-  const ssize_t count = pread(fd_.get(), sector.address(), kSectorSize, 0);
-  if (count < 0) return io_error("reading " + file(), errno);
-  if (static_cast<uint64_t>(count) != kSectorSize) {
-    return refused(Code::kInvalidArgument, file(), "it is too short to be one");
-  }
-  // Killed between making the file and its superblock: nothing was ever in it.
-  const auto bytes = sector.span();
-  const bool is_blank = size <= kSuperblockSize &&
-                        std::all_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return !byte; });
-  if (is_blank) return write_superblock();
-  const Result<Superblock> decoded = decode_superblock(Sector(bytes.first<kSectorSize>()));
-  if (!decoded.ok()) return refused(decoded.status().code(), file(), decoded.status().message());
-  superblock_ = decoded.value();
-  if (size > kSuperblockSize) {
-    region_count_ = (size - kSuperblockSize) / superblock_.region_size_bytes;
-  }
-  return Status();
-}
-
-Status SsdDirectory::write_superblock() {
-  superblock_.region_size_bytes = options_.region_size_bytes;
-  superblock_.made_at_s = unix_time_s();
-  for (size_t i = 0; i < superblock_.log_id.size(); i += sizeof(uint64_t)) {
-    const uint64_t token = random_token();
-    std::memcpy(superblock_.log_id.data() + i, &token, sizeof(token));
-  }
-  const MappedMemory sector = MappedMemory::make(kSectorSize);
-  if (!sector.valid()) return Status(Code::kNoSpace, "no memory to write " + file());
-  encode(superblock_, MutableSector(sector.span().first<kSectorSize>()));
-  const ssize_t count = pwrite(fd_.get(), sector.address(), kSectorSize, 0);
-  if (count < 0 || static_cast<uint64_t>(count) != kSectorSize || fdatasync(fd_.get()) != 0 ||
-      ftruncate(fd_.get(), static_cast<off_t>(kSuperblockSize)) != 0) {
-    const int error = count >= 0 && static_cast<uint64_t>(count) != kSectorSize ? ENOSPC : errno;
-    return io_error("writing the superblock of " + file(), error);
-  }
-  return Status();
+  return std::unique_ptr<SsdDirectory>(
+      new SsdDirectory(path, std::move(fd.value()), superblock, options.size_limit_bytes));
 }
 
 Result<Fd> SsdDirectory::open_for_readers() const {
-  // Through this descriptor: nobody can put another file in its place meanwhile.
-  const std::string path = "/proc/self/fd/" + std::to_string(fd_.get());
-  Fd reader(::open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
-  if (!reader.valid()) return io_error("opening " + file() + " for readers", errno);
-  return reader;
+  const std::string name = "/proc/self/fd/" + std::to_string(fd_.get());
+  Fd fd(::open(name.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
+  if (!fd.valid()) return io_error("opening the SSD log " + path_ + " for reading", errno);
+  return fd;
 }
 
-uint64_t SsdDirectory::region_count_max() const {
-  const uint64_t limit = options_.size_limit_bytes;
-  if (limit <= kSuperblockSize) return 1;
-  return std::max<uint64_t>(1, (limit - kSuperblockSize) / superblock_.region_size_bytes);
+uint32_t SsdDirectory::region_count() const {
+  struct stat stat{};
+  if (fstat(fd_.get(), &stat) != 0) return 0;
+  const auto size = static_cast<uint64_t>(stat.st_size);
+  if (size < kSuperblockSize) return 0;
+  return static_cast<uint32_t>(
+      std::min<uint64_t>((size - kSuperblockSize) / region_size_bytes(), UINT32_MAX));
 }
 
-Result<uint64_t> SsdDirectory::file_system_free_bytes() const {
-  struct statvfs status{};
-  if (fstatvfs(fd_.get(), &status) != 0) return io_error("asking for free space", errno);
-  return static_cast<uint64_t>(status.f_bavail) * status.f_frsize;
+uint32_t SsdDirectory::region_count_max() const {
+  const uint64_t room = size_limit_bytes_ - std::min(size_limit_bytes_, kSuperblockSize);
+  return static_cast<uint32_t>(std::clamp<uint64_t>(room / region_size_bytes(), 1, UINT32_MAX));
+}
+
+uint64_t SsdDirectory::file_system_free_bytes() const {
+  struct statvfs stat{};
+  return fstatvfs(fd_.get(), &stat) == 0 ? stat.f_bavail * stat.f_frsize : 0;
 }
 
 bool SsdDirectory::is_gone() const {
-  struct stat status{};
-  return fstat(fd_.get(), &status) == 0 && status.st_nlink == 0;
+  struct stat stat{};
+  return fstat(fd_.get(), &stat) == 0 && stat.st_nlink == 0;
 }
 
 }  // namespace hicache

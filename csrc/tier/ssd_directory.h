@@ -1,9 +1,12 @@
-// A directory that holds one file of the SSD log: made if missing, locked, its superblock checked.
+// The directory of an SSD log, opened: its file, locked against other nodes, and what its
+// superblock says.
 //
-// What is not ours is refused and left as it is: a foreign file, another version, a damaged
-// superblock, a file that somebody else holds the lock of.
+// Foreign, damaged and newer files are refused and left as they are. A file that a crash left
+// without a superblock counts as new. The lock lasts as long as this object, or the last request in
+// flight on fd().
 //
-// Threads: any, after open().
+// Not here: regions and what is in them (ssd_volume, ssd_recovery).
+// Threads: one owner. Opening blocks on the disk; so may the accessors that ask the file system.
 #pragma once
 
 #include <cstdint>
@@ -19,42 +22,52 @@ namespace hicache {
 class SsdDirectory {
  public:
   struct Options {
-    std::string path;
-    uint64_t size_limit_bytes;
+    std::string path;            // Made if missing; its parent must be there.
+    uint64_t size_limit_bytes;   // Of the file, as region_count_max() tells.
     uint64_t region_size_bytes;  // Of a new file; an existing one keeps its own.
   };
 
-  /// kBusy: another node uses it. kUnsupported: no direct I/O there, or another version of the
-  /// format. kInvalidArgument, kCorrupt: what lies there is not ours, or damaged. kIo: the rest.
+  /// kBusy: another node has it open. kUnsupported: the file system, or the file's version, cannot
+  /// be used. kCorrupt: a damaged superblock. kInvalidArgument: something else lies there, or
+  /// impossible options. kNoSpace, kIo: as the system says. Messages name the path and the remedy.
   static Result<std::unique_ptr<SsdDirectory>> open(const Options& options);
 
-  const std::string& path() const { return options_.path; }
-  /// For reading and writing, past the page cache.
+  SsdDirectory(const SsdDirectory&) = delete;
+  SsdDirectory& operator=(const SsdDirectory&) = delete;
+
+  /// Of the file.
+  const std::string& path() const { return path_; }
   int fd() const { return fd_.get(); }
-  /// Another descriptor of the same file, read-only.
+  /// The same file once more, for reading alone: for other processes. Whatever its name points to
+  /// by now.
   Result<Fd> open_for_readers() const;
+
   const LogId& log_id() const { return superblock_.log_id; }
   uint64_t region_size_bytes() const { return superblock_.region_size_bytes; }
-  /// Whole regions inside the file when it was opened.
-  uint64_t region_count() const { return region_count_; }
-  /// By the size limit; at least 1.
-  uint64_t region_count_max() const;
-  /// What the file system has left for users without privileges. Blocks as the disk does.
-  Result<uint64_t> file_system_free_bytes() const;
-  /// The file was removed from its directory.
+  uint64_t region_offset(uint32_t region) const {
+    return kSuperblockSize + region * superblock_.region_size_bytes;
+  }
+  /// Whole regions inside the file now.
+  uint32_t region_count() const;
+  /// What the size limit allows; at least 1. There may be more of them already.
+  uint32_t region_count_max() const;
+
+  /// What users without privileges may still write; 0 if the file system does not say.
+  uint64_t file_system_free_bytes() const;
+  /// The file was removed, alone or with its directory: what is written is lost with this object.
   bool is_gone() const;
 
  private:
-  SsdDirectory(Options options, Fd fd) : options_(std::move(options)), fd_(std::move(fd)) {}
-  Status lock();
-  Status read_superblock();
-  Status write_superblock();
-  std::string file() const { return options_.path + "/" + kSsdFileName; }
+  SsdDirectory(std::string path, Fd fd, const Superblock& superblock, uint64_t size_limit_bytes)
+      : path_(std::move(path)),
+        fd_(std::move(fd)),
+        superblock_(superblock),
+        size_limit_bytes_(size_limit_bytes) {}
 
-  const Options options_;
-  Fd fd_;
-  Superblock superblock_;
-  uint64_t region_count_ = 0;
+  const std::string path_;
+  const Fd fd_;
+  const Superblock superblock_;
+  const uint64_t size_limit_bytes_;
 };
 
 }  // namespace hicache
