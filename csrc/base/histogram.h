@@ -23,6 +23,11 @@ struct DurationHistogram {
     sum_ns += duration_ns;
   }
 
+  void add(const DurationHistogram& other) {
+    for (size_t i = 0; i < counts.size(); ++i) counts[i] += other.counts[i];
+    sum_ns += other.sum_ns;
+  }
+
   static constexpr double bound_seconds(size_t bucket) {
     return static_cast<double>(uint64_t{1} << bucket) * 1e-6;
   }

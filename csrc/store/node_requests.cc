@@ -37,6 +37,20 @@ std::vector<PageRef> cut_to_frame(std::vector<Place>& places) {
   return cut;
 }
 
+void add_histogram(JsonWriter& json, std::string_view name, const DurationHistogram& histogram) {
+  json.open_member(name, '{');
+  json.open_member("bounds", '[');
+  for (size_t b = 0; b < DurationHistogram::kBoundCount; ++b) {
+    json.element(DurationHistogram::bound_seconds(b));
+  }
+  json.close(']');
+  json.open_member("counts", '[');
+  for (const uint64_t count : histogram.counts) json.element(count);
+  json.close(']');
+  json.member("sum", static_cast<double>(histogram.sum_ns) * 1e-9);
+  json.close('}');
+}
+
 bool has_reply(Op op) {
   return op != Op::kRelease && op != Op::kReportCorrupt;
 }
@@ -316,19 +330,15 @@ std::string Node::make_stats_json() const {
   for (size_t i = 0; i < kOpCount; ++i) {
     const std::string_view name = op_name(static_cast<Op>(i));
     if (name.empty()) continue;
-    json.open_member(name, '{');
-    json.open_member("bounds", '[');
-    for (size_t b = 0; b < DurationHistogram::kBoundCount; ++b) {
-      json.element(DurationHistogram::bound_seconds(b));
-    }
-    json.close(']');
-    json.open_member("counts", '[');
-    for (uint64_t count : durations_[i].counts) json.element(count);
-    json.close(']');
-    json.member("sum", static_cast<double>(durations_[i].sum_ns) * 1e-9);
-    json.close('}');
+    add_histogram(json, name, durations_[i]);
   }
   json.close('}');
+  if (ssd_) {
+    json.open_member("ssd_seconds", '{');
+    add_histogram(json, "read", ssd_->read_seconds());
+    add_histogram(json, "write", ssd_->write_seconds());
+    json.close('}');
+  }
   json.open_member("namespace_use", '[');
   for (const PageStore::NamespaceUse& use : store_.namespace_use(kNamespacesShownMax)) {
     json.open_element('{');

@@ -254,6 +254,18 @@ void SsdTier::take_free_space(uint64_t now_ms) {
   }
 }
 
+DurationHistogram SsdTier::read_seconds() const {
+  DurationHistogram all;
+  for (size_t i = 0; i < log_->volume_count(); ++i) all.add(log_->volume(i).read_seconds());
+  return all;
+}
+
+DurationHistogram SsdTier::write_seconds() const {
+  DurationHistogram all;
+  for (size_t i = 0; i < log_->volume_count(); ++i) all.add(log_->volume(i).write_seconds());
+  return all;
+}
+
 void SsdTier::add_stats(NodeStats& stats, uint64_t now_ms) {
   const SsdLog::Counts& counts = log_->counts();
   for (size_t i = 0; i < log_->volume_count(); ++i) {

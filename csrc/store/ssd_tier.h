@@ -105,6 +105,9 @@ class SsdTier : public LowerTier {
   uint64_t advance(uint64_t now_ms);
 
   void add_stats(NodeStats& stats, uint64_t now_ms);
+  /// Of what this node reads and writes itself; clients count their own reads.
+  DurationHistogram read_seconds() const;
+  DurationHistogram write_seconds() const;
   const SsdLog& log() const { return *log_; }
 
  private:
