@@ -333,12 +333,10 @@ std::string Node::make_stats_json() const {
     add_histogram(json, name, durations_[i]);
   }
   json.close('}');
-  if (ssd_) {
-    json.open_member("ssd_seconds", '{');
-    add_histogram(json, "read", ssd_->read_seconds());
-    add_histogram(json, "write", ssd_->write_seconds());
-    json.close('}');
-  }
+  json.open_member("ssd_seconds", '{');
+  add_histogram(json, "read", ssd_ ? ssd_->read_seconds() : DurationHistogram());
+  add_histogram(json, "write", ssd_ ? ssd_->write_seconds() : DurationHistogram());
+  json.close('}');
   json.open_member("namespace_use", '[');
   for (const PageStore::NamespaceUse& use : store_.namespace_use(kNamespacesShownMax)) {
     json.open_element('{');
