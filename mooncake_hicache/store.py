@@ -158,9 +158,11 @@ class Store:
         client.close()
         self._supervisor.join()
         client.close()  # The supervisor may have connected once more before it looked.
-        if self._started is not None:
-            flush_engine(self._started, self._options.flush_timeout_s)
-            self._started.engine.stop()
+        # Forgotten too: its memory and the locks on its files go with the last reference.
+        started, self._started = self._started, None
+        if started is not None:
+            flush_engine(started, self._options.flush_timeout_s)
+            started.engine.stop()
 
     def __enter__(self) -> Store:
         return self
@@ -179,11 +181,11 @@ class Store:
         return f"<Store {'connected' if self.is_connected else 'not connected'}>"
 
     def _connect(self, cancelled: threading.Event) -> None:
-        if self._started is not None:
-            engine = self._started.engine
-            if engine.wait_stopped(0):
+        if self._options.in_process:
+            started = self._started
+            if started is None or started.engine.wait_stopped(0):
                 raise ClosedError("the node in this process was stopped")
-            self._connect_client(engine.socket_path, self._options.node_unresponsive_ms)
+            self._connect_client(started.engine.socket_path, self._options.node_unresponsive_ms)
         else:
             find_or_start(self._options, self._connect_client, cancelled=cancelled)
 
