@@ -57,24 +57,30 @@ Status open_failed(const std::string& path, int error) {
                                           ": its file system has no direct I/O (O_DIRECT); choose "
                                           "a folder on another, like ext4 or XFS");
   }
-  if (error == ELOOP) return refused(Code::kInvalidArgument, path, "it is a symbolic link");
-  if (error == EISDIR) return refused(Code::kInvalidArgument, path, "it is not a regular file");
   return failed("opening the SSD log", path, error);
+}
+
+/// What is no file is not even opened: that may have effects of its own.
+Status check_kind(const struct stat& stat, const std::string& path) {
+  if (S_ISREG(stat.st_mode)) return Status();
+  return refused(Code::kInvalidArgument, path,
+                 S_ISLNK(stat.st_mode) ? "it is a symbolic link" : "it is not a regular file");
 }
 
 /// Opens or makes the file, and locks it. `stat`: of the file, once it is ours.
 Result<Fd> open_locked(const Fd& folder, const std::string& path, struct stat& stat) {
   // Again when somebody removes the file between opening and locking it.
   for (int attempt = 0; attempt < 10; ++attempt) {
+    if (fstatat(folder.get(), kSsdFileName, &stat, AT_SYMLINK_NOFOLLOW) == 0) {
+      HICACHE_RETURN_IF_ERROR(check_kind(stat, path));
+    }
     Fd fd(openat(folder.get(), kSsdFileName, kFileFlags));
     if (!fd.valid() && errno == ENOENT) {
       fd = Fd(openat(folder.get(), kSsdFileName, kFileFlags | O_CREAT, 0600));
     }
     if (!fd.valid()) return open_failed(path, errno);
     if (fstat(fd.get(), &stat) != 0) return failed("looking at the SSD log", path, errno);
-    if (!S_ISREG(stat.st_mode)) {
-      return refused(Code::kInvalidArgument, path, "it is not a regular file");
-    }
+    HICACHE_RETURN_IF_ERROR(check_kind(stat, path));
     if (stat.st_uid != geteuid()) {
       return refused(Code::kInvalidArgument, path,
                      "it belongs to user " + std::to_string(stat.st_uid));
