@@ -8,6 +8,8 @@ Phases, in the order given:
     l2         HiCache without storage
     ours       HiCache with our tier
     restart    our tier after a restart of the engine (run `ours` before, on the same machine)
+    ssd        our tier with pages on SSD only, node and engine started anew (run `ours` before)
+    disk       our store's pages on SSD beside fio
     file       HiCache with SGLang's file backend, on tmpfs
     turns      conversations with growing context, on all of the above
 
@@ -19,122 +21,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.gpu import cases
+from bench.gpu import cases, ssd
+from bench.gpu.disk import find_fio
 from bench.gpu.install import REPOSITORY, environment, install
-from bench.gpu.multiturn import conversations
+from bench.gpu.multiturn import TURNS, conversations
+from bench.gpu.run import FILE_FOLDER, WORK, Run, flush_node, stop_node, versions
 from bench.gpu.server import Server
-
-WORK = Path("/tmp/hicache-gpu")
-FILE_FOLDER = Path("/dev/shm/hicache-file")
-
-STORAGE = {
-    "ours": ["--hicache-storage-backend", "mooncake"],
-    "file": ["--hicache-storage-backend", "file"],
-}
-
-
-class Run:
-    """One call of this command: its options, its results so far."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.out = Path(options.out).resolve()
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.begun = time.monotonic()
-        self.site = Path(options.site)
-        self.lengths = [int(length) for length in options.lengths.split(",")]
-        self.results: dict[str, Any] = {
-            "command": "python3 -m bench.gpu " + " ".join(sys.argv[1:]),
-            "machine": machine(),
-            "servers": {},
-            "samples": [],
-        }
-
-    def left_s(self) -> float:
-        """Return the seconds that are left."""
-        return float(self.options.time_limit) - (time.monotonic() - self.begun)
-
-    def save(self) -> None:
-        """Write what there is."""
-        text = json.dumps(self.results, indent=1)
-        (self.out / "gpu.json").write_text(text + "\n", encoding="utf-8")
-
-    def pack_logs(self) -> None:
-        """Put the logs of servers and node into one file."""
-        with tarfile.open(self.out / "logs.tar.gz", "w:gz") as tar:
-            for path in [*WORK.glob("*.log"), *WORK.glob("*.jsonl"), *WORK.glob("node/*.log")]:
-                tar.add(path, path.name)
-
-    def environment(self, tag: str) -> dict[str, str]:
-        """Return the environment of a server."""
-        found = {
-            **environment(self.site),
-            "MOONCAKE_HICACHE_RUNTIME_DIR": str(WORK / "node"),
-            "MOONCAKE_HICACHE_POOL_SIZE": self.options.pool,
-            "MOONCAKE_HICACHE_SSD": "off",
-            "MOONCAKE_HICACHE_SGLANG": "required" if "ours" in tag or tag == "restart" else "off",
-            "HICACHE_BENCH_EVENTS": str(WORK / f"{tag}.jsonl"),
-            "SGLANG_HICACHE_FILE_BACKEND_STORAGE_DIR": str(FILE_FOLDER),
-        }
-        found.update(item.split("=", 1) for item in self.options.env)
-        return found
-
-    def server(self, tag: str, kind: str, device_tokens: int, l2_gb: int) -> Server:
-        """Return a server of a kind: `none`, `l2`, `ours` or `file`."""
-        flags = ["--max-total-tokens", str(device_tokens)]
-        if kind != "none":
-            flags += ["--enable-hierarchical-cache", "--hicache-size", str(l2_gb)]
-        flags += STORAGE.get(kind, [])
-        flags += self.options.flag
-        WORK.mkdir(parents=True, exist_ok=True)
-        (WORK / f"{tag}.jsonl").unlink(missing_ok=True)
-        self.results["servers"][tag] = {"flags": flags}
-        return Server(WORK, flags, self.environment(tag), WORK / f"{tag}.log")
-
-
-def machine() -> dict[str, object]:
-    """Return what this runs on."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    gpu = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    cpu = ""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            cpu = line.partition(":")[2].strip()
-            break
-    return {
-        "gpu": gpu,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }
-
-
-def versions(run: Run) -> dict[str, str]:
-    """Return the versions of what is installed, as the servers see them."""
-    code = (
-        "import json, importlib.metadata as m\n"
-        "print(json.dumps({n: m.version(n) for n in "
-        "('sglang', 'torch', 'triton', 'mooncake-hicache')}))"
-    )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment(run.site), cwd="/tmp"
-    )
-    found: dict[str, str] = json.loads(done.stdout) if done.returncode == 0 else {}
-    return found
 
 
 def phase_legs(run: Run) -> None:
@@ -145,6 +46,14 @@ def phase_legs(run: Run) -> None:
 def phase_levers(run: Run) -> None:
     """Measure what could make a hit cheaper, in a process of its own."""
     _in_own_process(run, "levers")
+
+
+def phase_disk(run: Run) -> None:
+    """Measure what our tier makes of the disk, in a process of its own."""
+    if run.ssd is None:
+        raise RuntimeError("no disk here takes O_DIRECT")
+    fio = find_fio(Path(run.options.carry))
+    _in_own_process(run, "ssd_legs", str(run.ssd.parent), *([fio] if fio else []))
 
 
 def _in_own_process(run: Run, name: str, *args: str) -> None:
@@ -230,14 +139,31 @@ def phase_ours(run: Run) -> None:
             flushes[length] = cases.hits_l3(
                 server, samples, length, _rounds(length), references[str(length)]
             )
-        decode = cases.decode_beside_hits(server, samples, min(run.lengths, key=_near_16k))
-        _keep(run, samples, server, flush_s=flushes, decode_tokens_per_s=decode)
-    (WORK / "references.json").write_text(json.dumps(references), encoding="utf-8")
+        (WORK / "references.json").write_text(json.dumps(references), encoding="utf-8")
+        decode = cases.decode_beside_hits(server, samples, max(run.lengths), rounds=4)
+        _keep(run, samples, server, flush_s=flushes)
     _split_hits(run, "ours")
+    rates = cases.decode_rates(decode, cases.read_events(WORK / "ours.jsonl"))
+    run.results["servers"]["ours"]["decode_tokens_per_s"] = rates
+    print("decode, tokens/s", {name: round(rate, 2) for name, rate in rates.items()}, flush=True)
 
 
-def _near_16k(length: int) -> int:
-    return abs(length - 16384)
+def phase_ssd(run: Run) -> None:
+    """Measure our tier with all pages on SSD."""
+    if run.ssd is None:
+        raise RuntimeError("no disk here takes O_DIRECT")
+    references = json.loads((WORK / "references.json").read_text(encoding="utf-8"))
+    flushed = flush_node(run)
+    print("node stopped and flushed", flushed, flush=True)
+    found: dict[str, Any] = {"flush": flushed, "os_cache_dropped": ssd.drop_os_cache()}
+    run.results["ssd"] = found
+    samples = cases.Samples("ssd")
+    with run.server("ssd", "ours", cases.DEVICE_TOKENS, run.options.l2) as server:
+        found.update(ssd.measure(run, server, samples, references))
+        _keep(run, samples, server)
+    _split_hits(run, "ssd")
+    for what, value in found.items():
+        print("ssd", what, _rounded(value), flush=True)
 
 
 def phase_restart(run: Run) -> None:
@@ -245,7 +171,7 @@ def phase_restart(run: Run) -> None:
     references = json.loads((WORK / "references.json").read_text(encoding="utf-8"))
     samples = cases.Samples("restart")
     with run.server("restart", "ours", cases.DEVICE_TOKENS, run.options.l2) as server:
-        cases.warm_up(server, run.lengths)
+        cases.warm_up(server, (ssd.WARM_LENGTH,))
         for length in run.lengths:
             known = references[str(length)]
             cases.hits_l3(server, samples, length, 1, known, "L3 first", flush_first=False)
@@ -284,11 +210,15 @@ def phase_turns(run: Run) -> None:
         stop_node(run)
         shutil.rmtree(FILE_FOLDER, ignore_errors=True)
         FILE_FOLDER.mkdir(parents=True)
-        with run.server(f"turns-{kind}", kind, 32768, 7) as server:
+        samples = cases.Samples(f"turns-{kind}")
+        with run.server(samples.tag, kind, TURNS_DEVICE_TOKENS, run.options.turns_l2) as server:
             cases.warm_up(server, (2048, 8192))
-            rows = conversations(
-                server, clients=20, rounds=5, turn_tokens=1900, answer_tokens=16, at_once=2
-            )
+            if kind != "file":  # It would still be writing them when the conversations begin.
+                for length in MISS_LENGTHS:
+                    cases.cold(server, samples, length)
+            server.flush()
+            rows = conversations(server, TURNS, until_s=time.monotonic() + TURNS_LIMIT_S)
+            _keep(run, samples, server)
         run.results["turns"][kind] = rows
         for row in rows:
             print(f"turns {kind:5}", {k: round(v, 3) for k, v in row.items()}, flush=True)
@@ -297,13 +227,9 @@ def phase_turns(run: Run) -> None:
     stop_node(run)
 
 
-def stop_node(run: Run) -> None:
-    """Stop our node, if there is one."""
-    command = [sys.executable, "-m", "mooncake_hicache", "stop"]
-    subprocess.run(
-        command, env=run.environment("ours"), cwd="/tmp", capture_output=True, check=False
-    )
-
+TURNS_DEVICE_TOKENS = 32768
+TURNS_LIMIT_S = 110
+MISS_LENGTHS = (4096, 16384)
 
 PHASES: dict[str, tuple[Callable[[Run], None], int]] = {
     "legs": (phase_legs, 85),
@@ -313,6 +239,8 @@ PHASES: dict[str, tuple[Callable[[Run], None], int]] = {
     "ours": (phase_ours, 140),
     "restart": (phase_restart, 110),
     "file": (phase_file, 120),
+    "ssd": (phase_ssd, 150),
+    "disk": (phase_disk, 60),
     "turns": (phase_turns, 100),
 }
 
@@ -330,8 +258,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--pool", default="60GiB", help="size of our node's pool")
     parser.add_argument("--l2", type=int, default=18, help="--hicache-size, in GB")
     parser.add_argument("--touch", type=int, default=80, help="GiB of memory to touch first")
+    parser.add_argument("--turns-l2", type=int, default=6, help="the same, in the phase turns")
+    parser.add_argument("--ssd", default="auto", help="folder on a disk for pages, auto or off")
+    parser.add_argument("--commit", default="", help="what is measured, kept with the results")
     parser.add_argument("--turns", default="ours,l2,none,file", help="servers of the phase turns")
     parser.add_argument("--time-limit", type=float, default=560, help="seconds for all of it")
+    parser.add_argument("--keep-node", action="store_true", help="for `ssd` in a later call")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--flag", action="append", default=[], help="one more flag of the servers")
     run = Run(parser.parse_args(argv))
@@ -355,6 +287,8 @@ def main(argv: list[str]) -> int:
         print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
         run.save()
     run.pack_logs()
+    if not run.options.keep_node:
+        stop_node(run)
     return failed
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import statistics
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +84,8 @@ def prompts_of(length: int) -> list[list[int]]:
 def warm_up(server: Server, lengths: Iterable[int]) -> None:
     """Let kernels be compiled and memory be touched."""
     for length in lengths:
-        for number in range(2):
-            server.ask(prompt(("warm", server.port, length, number), length), NEW_TOKENS)
+        for _ in range(2):  # Computed, and found on the GPU: most is then to be appended to.
+            server.ask(prompt(("warm", server.port, length), length), NEW_TOKENS)
 
 
 def cold(server: Server, samples: Samples, length: int) -> list[Answer]:
@@ -153,29 +155,72 @@ class Running:
     def __exit__(self, *_: object) -> None:
         self._thread.join()
 
-    def rate(self, begin: float, end: float) -> float:
-        """Return the tokens per second between two moments."""
-        inside = [t for t in self.times if begin <= t <= end]
-        return (len(inside) - 1) / (inside[-1] - inside[0]) if len(inside) > 1 else 0.0
+
+@dataclass
+class Decode:
+    """What happened while one request decoded: when its tokens came, and when what was asked."""
+
+    times: list[float]
+    spans: dict[str, tuple[float, float]]
+    """Begin and end of the time alone, beside hits of L3, and beside hits of L2."""
 
 
-def decode_beside_hits(server: Server, samples: Samples, length: int) -> dict[str, float]:
-    """Return the decode rate of a running request, alone and while hits of L3 and L2 arrive."""
-    rates: dict[str, float] = {}
+def decode_beside_hits(server: Server, samples: Samples, length: int, rounds: int) -> list[Decode]:
+    """Let a request decode, alone and while hits of L3 and then of L2 arrive; several times."""
     with Running(server, 60):  # A prompt beside a running request compiles one more kernel.
         server.ask(prompts_of(length)[0], 1)
-    server.flush()
-    with Running(server, 500) as running:
-        begin = time.monotonic()
-        time.sleep(1.5)
-        rates["alone"] = running.rate(begin, time.monotonic())
-        for name in ("L3", "L2"):
+    found = []
+    for _ in range(rounds):
+        server.flush()
+        spans = {}
+        with Running(server, 260) as running:
             begin = time.monotonic()
-            for number, ids in enumerate(prompts_of(length)[:4]):
-                samples.add(length, f"{name} busy", server.ask(ids, 1), None)
-                # Equally often, so that what the hits cost is not hidden by how long they take.
-                time.sleep(max(0.0, begin + (number + 1) * HIT_EVERY_S - time.monotonic()))
-            rates[name] = running.rate(begin, time.monotonic())
+            time.sleep(1.5)
+            spans["alone"] = (begin, time.monotonic())
+            for name in ("L3", "L2"):
+                begin = time.monotonic()
+                for number, ids in enumerate(prompts_of(length)[:4]):
+                    samples.add(length, f"{name} busy", server.ask(ids, 1), None)
+                    # Equally often, so that what the hits cost is not hidden by how long they take.
+                    time.sleep(max(0.0, begin + (number + 1) * HIT_EVERY_S - time.monotonic()))
+                spans[name] = (begin, time.monotonic())
+        found.append(Decode(running.times, spans))
+    return found
+
+
+def progress(times: Sequence[float], moment: float) -> float:
+    """Return how many tokens there were at a moment, those that are being made counted in part."""
+    after = bisect.bisect_right(times, moment)
+    if after == 0 or after == len(times):
+        return float(after)
+    begin, end = times[after - 1], times[after]
+    return after + (moment - begin) / (end - begin)
+
+
+def decode_rates(runs: Sequence[Decode], events: Sequence[Sequence[Any]]) -> dict[str, float]:
+    """Return the tokens per second alone, beside hits, and just while hits are loaded from L3.
+
+    The last leaves out what any hit costs the others, its own step of the model: it is the time
+    from the look-up of a hit to the end of its read.
+    """
+    tokens: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for one in runs:
+        windows = [*one.spans.items()]
+        begin, end = one.spans["L3"]
+        looked = [e[1] for e in events if e[0].endswith(".prefetch_from_storage")]
+        read = [e[2] for e in events if e[0].endswith("._page_transfer")]
+        for ended in (moment for moment in read if begin <= moment <= end):
+            begun = max((moment for moment in looked if moment < ended), default=begin)
+            windows.append(("L3, while it is read", (begun, ended)))
+        for name, (first, last) in windows:
+            stop = min(last, one.times[-1])
+            if first < stop:
+                count = progress(one.times, stop) - progress(one.times, first)
+                tokens[name] = tokens.get(name, 0.0) + count
+                seconds[name] = seconds.get(name, 0.0) + stop - first
+    rates = {name: tokens[name] / seconds[name] for name in tokens}
+    rates["seconds of reading"] = seconds.get("L3, while it is read", 0.0)
     return rates
 
 
