@@ -45,6 +45,11 @@ def leading_hits(chain: Sequence[int], resident: object) -> int:
 
 def belady(requests: Requests, capacity: int) -> int:
     """Return the pages hit when the page used furthest in the future is evicted."""
+    return sum(belady_hits(requests, capacity))
+
+
+def belady_hits(requests: Requests, capacity: int) -> list[int]:
+    """Return the same by request."""
     ids = requests.ids.tolist()
     never = len(ids)
     next_use = [never] * len(ids)
@@ -54,9 +59,10 @@ def belady(requests: Requests, capacity: int) -> int:
         seen[ids[position]] = position
     resident: dict[int, int] = {}  # page -> position of its next use
     furthest: list[tuple[int, int]] = []  # stale entries are skipped when they come up
-    hits = position = 0
+    hits: list[int] = []
+    position = 0
     for chain in requests.chains():
-        hits += leading_hits(chain, resident)
+        hits.append(leading_hits(chain, resident))
         for page in chain:
             if page not in resident and len(resident) >= capacity:
                 while True:
