@@ -78,6 +78,8 @@ bool SsdLog::write_groups(VolumeState& state, uint64_t now_ms) {
 bool SsdLog::write_group(VolumeState& state, std::deque<SsdVolume::PageWrite>& from,
                          bool is_rewrite, uint64_t now_ms) {
   SsdVolume& volume = *state.volume;
+  // What does not fit an empty region fits none.
+  const uint64_t sectors_max = std::min(kGroupSectorsMax, volume.page_size_max() / kSectorSize);
   const size_t removal_count = std::min(state.removals.size(), kGroupEntryCountMax);
   size_t count = 0;
   uint64_t sector_count = 0;
@@ -85,7 +87,7 @@ bool SsdLog::write_group(VolumeState& state, std::deque<SsdVolume::PageWrite>& f
   for (; count < from.size() && removal_count + count < kGroupEntryCountMax; ++count) {
     const uint64_t sectors = sectors_of(from[count].entry.size);
     part_count += from[count].parts.size();
-    if (count != 0 && (sector_count + sectors > kGroupSectorsMax || part_count > kPartsMax)) break;
+    if (count != 0 && (sector_count + sectors > sectors_max || part_count > kPartsMax)) break;
     sector_count += sectors;
   }
   const size_t entry_count = removal_count + count;
