@@ -1,6 +1,7 @@
 #include "io/uring_device.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <array>
@@ -13,6 +14,7 @@ namespace {
 
 constexpr uint64_t kBufferSizeMax = kGiB;  // Of one registered buffer, as the kernel has it.
 constexpr size_t kBuffersMax = 1024;
+constexpr uint64_t kRegisteredShare = 4;     // A quarter of the limit on locked memory.
 constexpr uint64_t kTransferSizeMax = kGiB;  // A queue entry's size has 32 bits.
 constexpr uint64_t kProbeTimeoutMs = 5000;
 
@@ -37,6 +39,14 @@ std::string remedy(int error) {
 
 bool is_passing(int error) {
   return error == EAGAIN || error == EBUSY || error == EINTR;
+}
+
+/// Whether the limit on locked memory leaves enough to others: rings count towards it too, and so
+/// does all else of this user.
+bool may_register(uint64_t size) {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_MEMLOCK, &limit) != 0) return false;
+  return limit.rlim_cur == RLIM_INFINITY || size <= limit.rlim_cur / kRegisteredShare;
 }
 
 }  // namespace
@@ -97,13 +107,14 @@ std::string UringDevice::probe() {
 }
 
 void UringDevice::register_memory(std::span<uint8_t> memory) {
+  if (!may_register(memory.size())) return;
   for (uint64_t at = 0; at < memory.size() && registered_.size() < kBuffersMax;) {
     const uint64_t size = std::min<uint64_t>(memory.size() - at, kBufferSizeMax);
     registered_.push_back({memory.data() + at, size});
     at += size;
   }
   if (registered_.empty()) return;
-  // A limit on locked memory forbids it to most users: requests are only a little slower then.
+  // Where it fails, requests are only a little slower.
   const auto count = static_cast<unsigned>(registered_.size());
   if (io_uring_register_buffers(&ring_, registered_.data(), count) != 0) registered_.clear();
 }
