@@ -152,7 +152,8 @@ class Namespace:
         return int(self.remove_batch([key_of(key)])[0]) == _OK
 
     def clear(self) -> int:
-        """Drop every page of this namespace and of no other; return how many there were.
+        """Drop every page of this namespace and of no other; return how many there were: in memory,
+        or on SSD if those are more.
 
         Raises:
             TransientError: No node answered.

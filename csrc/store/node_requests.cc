@@ -290,8 +290,11 @@ Code Node::set_pin(NamespaceIndex index, const Key& key, Pin pin) {
 
 uint64_t Node::clear(NamespaceIndex index) {
   const SpaceIndex ended = store_.space_of(index);
-  if (ssd_) ticket_ = ssd_->clear(ended, store_.digest_of(ended));
-  return store_.clear(index);
+  if (!ssd_) return store_.clear(index);
+  // Most pages of one tier are in the other as well.
+  const uint64_t below = ssd_->log().index().page_count_of(ended);
+  ticket_ = ssd_->clear(ended, store_.digest_of(ended));
+  return std::max(store_.clear(index), below);
 }
 
 bool Node::handle_keys(Op op, Payload payload) {

@@ -82,7 +82,7 @@ uint64_t SsdTier::flush_left_bytes() const {
 }
 
 void SsdTier::write_flush() {
-  if (!is_flushing_ || flushing_.empty()) return;
+  if (!is_flushing_) return;
   if (!log_->can_write()) {
     if (log_->is_recovering()) return;  // Soon.
     flushing_.clear();
@@ -96,7 +96,7 @@ void SsdTier::write_flush() {
     flushing_sizes_.pop_front();
     if (store_->is_present(ref)) begin_write(ref, false);
   }
-  if (flushing_.empty()) log_->seal_all();
+  if (flushing_.empty() && !log_->is_quiet()) log_->seal_all();
 }
 
 // ---------------------------------------------------------------- one page

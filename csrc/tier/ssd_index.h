@@ -121,6 +121,10 @@ class SsdIndex {
       const std::function<bool(uint64_t parent_hash)>& is_in_dram) const;
 
   uint64_t page_count() const { return page_count_; }
+  uint64_t page_count_of(SpaceIndex space) const {
+    const auto found = spaces_.find(space);
+    return found == spaces_.end() ? 0 : found->second.page_count;
+  }
   uint64_t live_bytes() const { return live_bytes_; }
   size_t memory_size_bytes() const;
   /// What is inconsistent, or "" (slow; for tests).

@@ -128,9 +128,7 @@ def _ask_to_stop(view: NodeView, *, now: bool) -> None:
             f"cannot end the node at {view.paths.socket} at once: {view.paths.state} does not name "
             "its process; name its folder with --runtime-dir, or leave out --now"
         )
-    # The second signal ends a flush. Two different ones: equal ones may be taken for one.
-    view.state.send(signal.SIGTERM)
-    view.state.send(signal.SIGINT)
+    view.state.send(signal.SIGQUIT)
 
 
 def _wait_gone(options: StoreOptions, view: NodeView, timeout_s: float) -> bool:

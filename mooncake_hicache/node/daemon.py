@@ -2,7 +2,7 @@
 idle; then what is only in memory goes to SSD.
 
 It goes on serving while it does that: nobody waits for a node that is flushing, and an engine that
-is just being started finds one that answers. A second signal ends it at once.
+is just being started finds one that answers. A second signal ends it at once, and so does SIGQUIT.
 
 Start-up is ordered for speed: the engine (`_core.Node`) answers clients before the HTTP library is
 even imported. While nobody asks anything the process sleeps in the kernel; it wakes once a minute
@@ -64,10 +64,10 @@ def run_from_json(options_json: str, report_descriptor: int) -> int:
 
 
 def run(options: NodeOptions, report: _Report | None = None) -> int:
-    """Run a node until it is stopped, is idle for too long, or gets SIGTERM or SIGINT.
+    """Run a node until it is stopped, is idle for too long, or gets SIGTERM, SIGINT or SIGQUIT.
 
-    Before it ends it writes to SSD what is only in memory, for at most `flush_timeout_s`. Blocks;
-    for the main thread of a process only. Returns the exit status.
+    Before it ends it writes to SSD what is only in memory, for at most `flush_timeout_s`; not
+    after SIGQUIT. Blocks; for the main thread of a process only. Returns the exit status.
 
     Raises:
         BusyError: A node lives already at this place.
@@ -118,7 +118,7 @@ class _Daemon:
 
     async def run(self, report: _Report | None) -> int:
         # Before anybody can know of this node.
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
         _lose_the_race_for_memory()
         _clear_stale_socket(self._paths)
@@ -237,7 +237,7 @@ class _Daemon:
 
     def _on_signal(self, number: signal.Signals) -> None:
         _log.info("got %s", number.name)
-        if self._signalled.is_set():
+        if number == signal.SIGQUIT or self._signalled.is_set():
             self._hurried.set()
         self._signalled.set()
 
