@@ -87,7 +87,10 @@ bool SsdVolume::make_ready(size_t entry_count, uint64_t sector_count, uint64_t n
   *used_sequence = false;
   if (!can_write() || groups_in_flight_ >= options_.write_depth) return false;
   if (open_ != kNoRegionNumber && !fits(regions_[open_], entry_count, sector_count)) seal(now_ms);
-  if (open_ != kNoRegionNumber) return true;
+  if (open_ != kNoRegionNumber) {
+    // Without its first group nothing of a region is found: that is safe before others follow.
+    return regions_[open_].group_count != 1 || regions_[open_].groups.empty();
+  }
   if (opening_ != kNoRegionNumber) return false;
   *used_sequence = open_region(next_sequence, now_ms);
   return open_ != kNoRegionNumber;
@@ -132,7 +135,8 @@ void SsdVolume::append(std::vector<PageWrite> pages, std::vector<SsdEntry> remov
   group->region = open_;
   group->header = MappedMemory::make(kSectorSize);
   GroupHeader header{region.sequence, region.group_count, 1, unix_time_s, {}};
-  IoRequest io{.kind = removals.empty() ? IoKind::kWrite : IoKind::kWriteDurable,
+  const bool is_durable = !removals.empty() || region.group_count == 0;
+  IoRequest io{.kind = is_durable ? IoKind::kWriteDurable : IoKind::kWrite,
                .offset = offset_of(open_, region.used_sectors),
                .parts = part_of(group->header)};
   for (PageWrite& page : pages) {

@@ -131,10 +131,12 @@ class SsdVolume {
   }
   /// Whether append() can take a group of that many entries and page sectors now. If the open
   /// region is too full it is sealed; if there is none, one is opened, with `next_sequence` as its
-  /// own (then it was used and true is in *used_sequence).
+  /// own (then it was used and true is in *used_sequence). Not while its first group is
+  /// on its way.
   bool make_ready(size_t entry_count, uint64_t sector_count, uint64_t next_sequence,
                   bool* used_sequence, uint64_t now_ms);
-  /// Writes one group. Requires make_ready(). With removals it is a durable write.
+  /// Writes one group. Requires make_ready(). With removals it is a durable write, and so is the
+  /// first of a region.
   void append(std::vector<PageWrite> pages, std::vector<SsdEntry> removals, uint64_t unix_time_s,
               uint64_t now_ms);
   /// Seals the open region, if any, once its groups are written.
