@@ -97,6 +97,7 @@ void SsdLog::finish_rewrite(Rewrite rewrite, int error) {
   const bool is_wanted = now != kNoSsdPage && index_[now].sequence == page.sequence;
   const bool is_whole =
       error == 0 && options_.page_checksum(rewrite.memory.span().first(page.size)) == page.checksum;
+  if (error == SsdVolume::kAbandoned) rewrite.memory.abandon();
   if (!is_wanted || !is_whole || !state.volume->can_write()) {
     if (is_wanted && !is_whole) {
       counts_.corrupt_pages += error == 0;

@@ -104,7 +104,7 @@ std::vector<SsdRecovery::Head> SsdRecovery::read_heads(uint32_t volume) {
 
 void SsdRecovery::read_heads_of(uint32_t volume, std::span<Head> heads) {
   const SsdVolume::File& file = options_.files[volume];
-  const MappedMemory sectors = MappedMemory::make(heads.size() * 2 * kSectorSize);
+  MappedMemory sectors = MappedMemory::make(heads.size() * 2 * kSectorSize);
   const uint64_t last = file.region_size_bytes - kSectorSize;
   std::vector<bool> is_read(heads.size() * 2, false);
   size_t asked = 0;
@@ -137,7 +137,10 @@ void SsdRecovery::read_heads_of(uint32_t volume, std::span<Head> heads) {
       judge(file, sector_at(sectors.span(), 2 * i), sector_at(sectors.span(), 2 * i + 1), heads[i]);
     }
   }
-  if (is_stuck_) device_ = options_.make_device();
+  if (is_stuck_) {
+    device_ = options_.make_device();
+    sectors.abandon();
+  }
 }
 
 void SsdRecovery::judge(const SsdVolume::File& file, Sector first, Sector last, Head& head) const {
@@ -225,6 +228,7 @@ void SsdRecovery::walk_groups(const Head& head, RecoveredRegion& region) {
     at += group.sector_count;
     region.sector_count = at;
   }
+  if (is_stuck_) window.abandon();
 }
 
 bool SsdRecovery::verify_page(const SsdVolume::File& file, uint64_t region_offset,
@@ -246,7 +250,7 @@ bool SsdRecovery::read(int fd, uint64_t offset, std::span<uint8_t> into) {
   if (!device_->wait(Deadline::after_ms(options_.io_timeout_ms))) {
     is_stuck_ = true;
     device_ = options_.make_device();
-    buffer_ = MappedMemory();
+    buffer_.abandon();
     return false;
   }
   IoCompletion completion{};
