@@ -28,6 +28,11 @@ SsdVolume::SsdVolume(File file, Options options, std::unique_ptr<BlockDevice> de
   for (Region& region : regions_) region.is_allocated = true;
 }
 
+SsdVolume::~SsdVolume() {
+  device_.reset();
+  for (auto& [tag, request] : requests_) abandon_memory(request);
+}
+
 uint32_t SsdVolume::free_region_count() const {
   if (!can_write()) return 0;
   const auto usable = std::count_if(free_.begin(), free_.end(), [this](uint32_t region) {
@@ -168,15 +173,22 @@ void SsdVolume::append(std::vector<PageWrite> pages, std::vector<SsdEntry> remov
 }
 
 void SsdVolume::seal(uint64_t now_ms) {
-  if (open_ == kNoRegionNumber) return;
+  if (open_ == kNoRegionNumber || !can_write()) return;
   const uint32_t region = std::exchange(open_, kNoRegionNumber);
+  if (regions_[region].group_count == 0) {
+    // What it was opened for went elsewhere.
+    regions_[region].state = RegionState::kFree;
+    free_.push_front(region);
+    return;
+  }
   regions_[region].state = RegionState::kSealing;
   seal_if_written(region, now_ms);
 }
 
 void SsdVolume::seal_if_written(uint32_t number, uint64_t now_ms) {
   const Region& region = regions_[number];
-  if (region.state == RegionState::kSealing && region.groups.empty()) write_footer(number, now_ms);
+  const bool is_written = region.state == RegionState::kSealing && region.groups.empty();
+  if (is_written && can_write()) write_footer(number, now_ms);
 }
 
 void SsdVolume::write_footer(uint32_t number, uint64_t now_ms) {
@@ -226,8 +238,12 @@ void SsdVolume::erase(uint32_t number, uint64_t now_ms) {
 
 void SsdVolume::shrink(uint64_t now_ms) {
   may_grow_ = false;
-  for (const uint32_t number : free_) {
-    if (!std::exchange(regions_[number].is_allocated, false)) continue;
+  // Until that is done nothing may be written there.
+  for (const uint32_t number : std::exchange(free_, {})) {
+    if (!std::exchange(regions_[number].is_allocated, false)) {
+      free_.push_back(number);
+      continue;
+    }
     submit({.purpose = Purpose::kDiscard, .region = number, .begun_ms = now_ms},
            {.kind = IoKind::kDiscard,
             .offset = offset_of(number, 0),
@@ -270,7 +286,10 @@ void SsdVolume::submit_waiting() {
 
 uint64_t SsdVolume::poll(uint64_t now_ms) {
   now_ms_ = now_ms;
-  if (!device_) return kNever;
+  if (!device_) {
+    fail("no I/O on it is possible: raise the limits on open files and processes");
+    return kNever;
+  }
   std::array<IoCompletion, 64> completions;
   for (size_t count = completions.size(); device_ && count == completions.size();) {
     count = device_->poll(completions);
@@ -302,7 +321,10 @@ void SsdVolume::complete(const IoCompletion& completion) {
     if (!ok) note_bad_read(std::strerror(completion.error));
     return;
   }
-  if (request.purpose == Purpose::kDiscard) return;  // It may fail: then the space stays ours.
+  if (request.purpose == Purpose::kDiscard) {
+    free_.push_back(request.region);  // It may fail: then the space stays ours.
+    return;
+  }
   if (!ok && request.purpose == Purpose::kAllocate) {
     // The disk is full: go on with the regions that there are.
     region.state = RegionState::kFree;
@@ -367,6 +389,13 @@ void SsdVolume::complete_group(Request& request) {
 
 // ---------------------------------------------------------------- trouble
 
+void SsdVolume::abandon_memory(Request& request) {
+  if (request.memory) request.memory->abandon();
+  if (!request.group) return;
+  request.group->header.abandon();
+  for (PageWrite& page : request.group->pages) page.memory.abandon();
+}
+
 void SsdVolume::fail_request(Request& request) {
   if (request.purpose == Purpose::kRead) {
     --reads_in_flight_;
@@ -399,7 +428,10 @@ void SsdVolume::fail(const std::string& reason) {
   waiting_.clear();
   stop_writing(reason);
   health_ = Health::kFailed;
-  for (auto& [tag, request] : std::exchange(requests_, {})) fail_request(request);
+  for (auto& [tag, request] : std::exchange(requests_, {})) {
+    abandon_memory(request);
+    fail_request(request);
+  }
   listener_.on_health(*this, reason);
 }
 

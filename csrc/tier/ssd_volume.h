@@ -92,6 +92,8 @@ class SsdVolume {
   };
 
   SsdVolume(File file, Options options, std::unique_ptr<BlockDevice> device, Listener& listener);
+  /// Tells nobody anything. Memory that belongs to requests in flight stays unused for good.
+  ~SsdVolume();
 
   const File& file() const { return file_; }
   Health health() const { return health_; }
@@ -210,6 +212,7 @@ class SsdVolume {
   void write_footer(uint32_t region, uint64_t now_ms);
   void seal_if_written(uint32_t region, uint64_t now_ms);
   void stop_writing(const std::string& reason);
+  static void abandon_memory(Request& request);
   void fail_request(Request& request);
 
   const File file_;
