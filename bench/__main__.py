@@ -11,6 +11,7 @@ import sys
 BENCHES = {
     "pages": "put, get and exists by size and batch, beside the best copy of this machine",
     "hits": "replay of a trace: hits by capacity and policy, beside Belady's optimum",
+    "ssd": "pages on SSD: reads, write-out, recovery, hits beyond memory, beside fio",
     "demo": "the real server, with every output compared",
 }
 MODULES = {

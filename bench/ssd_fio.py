@@ -18,7 +18,7 @@ TIMEOUT_S = 120.0
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 MISSING = (
     "this benchmark compares with fio, and there is none: `apt install fio` (Debian, Ubuntu) or "
-    "`dnf install fio` (Fedora); recovery, trace and loop go without it: --only recovery,trace,loop"
+    "`dnf install fio` (Fedora); the other parts go without it: --only memory,recovery,trace,loop"
 )
 
 

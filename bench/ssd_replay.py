@@ -221,11 +221,7 @@ def _tiers(
     return found
 
 
-def _belady_shares(
-    chains: list[list[int]], parts: list[slice], capacity: int
-) -> list[float]:
+def _belady_shares(chains: list[list[int]], parts: list[slice], capacity: int) -> list[float]:
     requests: Requests = from_chains(chains, range(len(chains)))
     hits = belady_hits(requests, capacity)
-    return [
-        sum(hits[part]) / sum(len(chain) for chain in chains[part]) for part in parts
-    ]
+    return [sum(hits[part]) / sum(len(chain) for chain in chains[part]) for part in parts]

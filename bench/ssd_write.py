@@ -19,59 +19,71 @@ from bench import ssd_fio
 from bench.limits import Area, best_copy, copy_seconds
 from bench.pages_copy import MiB, keys_of
 from bench.pages_index import node_stats
-from bench.ssd_node import OK, Scale, put_pages, ssd_node, stop_node, wait_until
+from bench.ssd_node import (
+    OK,
+    Scale,
+    process_seconds,
+    put_pages,
+    ssd_node,
+    stop_node,
+    wait_until,
+)
 from mooncake_hicache.namespace import Namespace
 from mooncake_hicache.store import Store
 
 SIZE, BATCH = 4 * MiB, 32
 GROUP_BYTES, GROUPS_IN_FLIGHT = 8 * MiB, 4
 """What the node writes at once (csrc/store/ssd_tier.cc)."""
-SUSTAINED_S = 4.0
+QUEUED_MAX = 48 * MiB
+"""On its way to the disk before puts pause: more than the node has in flight."""
+SUSTAINED_S = 3.0
+MIN_BYTES = 64 * MiB
 WORKING_SET = 512 * MiB
 
 
 def measure(folder: Path, scale: Scale, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure a flush of a full pool and puts without a pause, in turn with fio."""
-    figures: dict[str, list[float]] = {"fio": [], "flush": [], "sustained": []}
-    cpu: dict[str, list[float]] = {"fio": [], "flush": [], "sustained": []}
-    overrun: list[float] = []
-    put_speed: list[float] = []
-    for turn in range(max(1, scale.turns // 2)):
-        tell(f"write-out, turn {turn + 1}")
-        for kind in ("flush", "sustained"):
-            fio = ssd_fio.write(
-                folder, total=scale.write_bytes, size=GROUP_BYTES, depth=GROUPS_IN_FLIGHT
-            )
-            figures["fio"].append(fio.bytes_per_s)
-            cpu["fio"].append(fio.cpu_s_per_gb)
-            place = folder / "write"
-            if kind == "flush":
-                found = _flush(place, scale)
-            else:
-                found = _sustained(place, scale)
-                overrun.append(found["overrun"])
-                put_speed.append(found["put_speed"])
-            figures[kind].append(found["speed"])
-            cpu[kind].append(found["node_cpu_s_per_gb"])
-            shutil.rmtree(place)
-    medians = {name: statistics.median(values) for name, values in figures.items()}
-    return {
-        "fio": medians["fio"],
-        "flush": medians["flush"],
-        "flush_ratio": medians["flush"] / medians["fio"],
-        "sustained": medians["sustained"],
-        "sustained_ratio": medians["sustained"] / medians["fio"],
-        "sustained_put": statistics.median(put_speed),
-        "sustained_overrun_share": statistics.median(overrun),
-        "cpu_s_per_gb": {name: statistics.median(values) for name, values in cpu.items()},
-        "turns": figures,
+    """Measure a flush of a full pool and sustained puts, each in turn with fio.
+
+    "paced": puts go on as long as the disk keeps up, so that no page leaves memory unwritten.
+    "unpaced": puts go on at the speed of memory, and take the CPU that goes with it.
+    """
+    kinds: dict[str, Callable[[], dict[str, float]]] = {
+        "flush": lambda: _flush(place, scale),
+        "paced": lambda: _sustained(place, scale, QUEUED_MAX),
+        "unpaced": lambda: _sustained(place, scale, None),
     }
+    place = folder / "write"
+    fio: list[ssd_fio.DiskSpeed] = []
+    turns: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for turn in range(max(1, scale.turns // 2)):
+        for kind, call in kinds.items():
+            tell(f"write-out, turn {turn + 1}: {kind}")
+            fio.append(
+                ssd_fio.write(
+                    folder, total=scale.write_bytes, size=GROUP_BYTES, depth=GROUPS_IN_FLIGHT
+                )
+            )
+            turns[kind].append(call())
+            shutil.rmtree(place)
+    reference = statistics.median(one.bytes_per_s for one in fio)
+    figures: dict[str, Any] = {
+        "fio": reference,
+        "fio_turns": [one.bytes_per_s for one in fio],
+        "fio_cpu_s_per_gb": statistics.median(one.cpu_s_per_gb for one in fio),
+    }
+    for kind, found in turns.items():
+        names = found[0].keys()
+        medians = {name: statistics.median(one[name] for one in found) for name in names}
+        figures[kind] = {
+            **medians,
+            "ratio": medians["speed"] / reference,
+            "turns": [one["speed"] for one in found],
+        }
+    return figures
 
 
 def _written(store: Store) -> tuple[float, int, float]:
     """Return now, the bytes written, and the CPU seconds of the node."""
-    from bench.ssd_node import process_seconds
-
     stats = node_stats(store)
     seconds = process_seconds(int(stats["pid"]))
     return time.perf_counter(), stats["ssd_device_written_bytes"], seconds
@@ -121,29 +133,30 @@ def _flush(place: Path, scale: Scale) -> dict[str, float]:
     return _slope(samples)
 
 
-def _sustained(place: Path, scale: Scale) -> dict[str, float]:
-    """Put without a pause into a full pool."""
+def _sustained(place: Path, scale: Scale, queued_max: int | None) -> dict[str, float]:
+    """Put into a full pool for some seconds."""
     area = Area(WORKING_SET // 4)
-    with ssd_node(place, min(1024 * MiB, scale.write_bytes), ssd_size=_limit(scale)):
-        with Store.open() as store:
-            pages = store.namespace({"bench": "ssd", "case": "sustained"})
-            samples: list[tuple[float, int, float]] = []
-            moved, number = 0, 0
-            seconds = min(SUSTAINED_S, 4 * scale.seconds)
-            wait_until("writing to begin", lambda: _put_until_written(store, pages, area))
-            before = node_stats(store)
-            began = time.perf_counter()
-            while time.perf_counter() - began < seconds or len(samples) < 8:
-                put_pages(pages, area, keys_of(f"sustained/{number}", 8), SIZE, 8 * number)
+    with (
+        ssd_node(place, min(1024 * MiB, scale.write_bytes), ssd_size=_limit(scale)),
+        Store.open() as store,
+    ):
+        pages = store.namespace({"bench": "ssd", "case": "sustained"})
+        wait_until("writing to begin", lambda: _put_until_written(store, pages, area))
+        before = node_stats(store)
+        samples = [_written(store)]
+        number = 0
+        seconds = min(SUSTAINED_S, 4 * scale.seconds)
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds or samples[-1][1] < samples[0][1] + MIN_BYTES:
+            if queued_max is None or node_stats(store)["ssd_writing_bytes"] < queued_max:
+                put_pages(pages, area, keys_of(f"sustained/{number}", 4), SIZE, 4 * number)
                 number += 1
-                moved += 8 * SIZE
-                samples.append(_written(store))
-            found = _slope(samples)
-            after = node_stats(store)
-            stored = after["put_stored_pages"] - before["put_stored_pages"]
-            overrun = after["ssd_overrun_pages"] - before["ssd_overrun_pages"]
-            found["put_speed"] = moved / (time.perf_counter() - began)
-            found["overrun"] = overrun / stored
+            samples.append(_written(store))
+        found = _slope(samples)
+        after = node_stats(store)
+        stored = after["put_stored_pages"] - before["put_stored_pages"]
+        found["put_speed"] = stored * SIZE / (time.perf_counter() - began)
+        found["overrun_share"] = (after["ssd_overrun_pages"] - before["ssd_overrun_pages"]) / stored
     return found
 
 
@@ -176,9 +189,9 @@ def measure_meanwhile(folder: Path, scale: Scale, tell: Callable[[str], None]) -
     for state in ("alone", "write_out"):
         settings = {"ssd_size": _limit(scale)}
         tell(f"in memory, {state.replace('_', '-')}")
-        with ssd_node("off" if state == "alone" else place, pool, **settings):
-            with Store.open() as store:
-                figures[state] = _ratios(store, rounds, state == "write_out")
+        where = "off" if state == "alone" else place
+        with ssd_node(where, pool, **settings), Store.open() as store:
+            figures[state] = _ratios(store, rounds, state == "write_out")
     for operation in ("get", "put"):
         alone, meanwhile = figures["alone"][operation], figures["write_out"][operation]
         figures[f"{operation}_kept"] = meanwhile["ratio"] / alone["ratio"]
