@@ -71,7 +71,11 @@ Result<NamespaceIndex> PageStore::open_namespace(const NamespaceDigest& digest,
   if (auto known = namespaces_by_digest_.find(digest.hash());
       known != namespaces_by_digest_.end()) {
     for (NamespaceIndex candidate : known->second) {
-      if (namespaces_[candidate].digest == digest) return candidate;
+      Namespace& found = namespaces_[candidate];
+      if (found.digest != digest) continue;
+      // One that an SSD named may have come without.
+      if (found.description.empty()) found.description = std::move(description);
+      return candidate;
     }
   }
   if (namespaces_.size() >= kNamespaceCountMax) {

@@ -1,6 +1,7 @@
 #include "store/ssd_watch.h"
 
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 
 namespace hicache {
@@ -9,7 +10,11 @@ namespace {
 constexpr auto kInterval = std::chrono::seconds(2);
 constexpr size_t kNamesMax = 65536;
 constexpr size_t kLineSizeMax = 8192;
-constexpr const char* kNamesFile = "/namespaces.tsv";
+constexpr const char* kNamesFile = "namespaces.tsv";
+
+std::filesystem::path names_file(const SsdDirectory& directory) {
+  return std::filesystem::path(directory.path()).parent_path() / kNamesFile;
+}
 
 }  // namespace
 
@@ -17,7 +22,7 @@ SsdWatch::SsdWatch(std::vector<const SsdDirectory*> directories, std::function<v
     : directories_(std::move(directories)),
       on_change_(std::move(on_change)),
       states_(directories_.size(), State{UINT64_MAX, false}) {
-  for (const SsdDirectory* directory : directories_) read_names(directory->path(), names_);
+  for (const SsdDirectory* directory : directories_) read_names(*directory, names_);
   thread_ = std::thread([this] { run(); });
 }
 
@@ -69,8 +74,7 @@ void SsdWatch::run() {
 void SsdWatch::look() {
   std::vector<State> states;
   for (const SsdDirectory* directory : directories_) {
-    const Result<uint64_t> free_bytes = directory->file_system_free_bytes();
-    states.push_back({free_bytes.ok() ? free_bytes.value() : UINT64_MAX, directory->is_gone()});
+    states.push_back({directory->file_system_free_bytes(), directory->is_gone()});
   }
   std::lock_guard lock(mutex_);
   states_ = std::move(states);
@@ -85,7 +89,7 @@ void SsdWatch::write_names() {
   for (const std::string& line : lines) {
     for (const SsdDirectory* directory : directories_) {
       // It only names what is there: a disk that does not take it changes nothing.
-      std::ofstream(directory->path() + kNamesFile, std::ios::app) << line;
+      std::ofstream(names_file(*directory), std::ios::app) << line;
     }
   }
 }
@@ -100,8 +104,9 @@ std::string SsdWatch::hex(const NamespaceDigest& digest) {
   return text;
 }
 
-void SsdWatch::read_names(const std::string& folder, std::map<std::string, std::string>& names) {
-  std::ifstream file(folder + kNamesFile);
+void SsdWatch::read_names(const SsdDirectory& directory,
+                          std::map<std::string, std::string>& names) {
+  std::ifstream file(names_file(directory));
   std::string line;
   for (size_t count = 0; count < kNamesMax && std::getline(file, line); ++count) {
     const size_t tab = line.find('\t');

@@ -45,7 +45,7 @@ class SsdWatch {
   void look();
   void write_names();
   static std::string hex(const NamespaceDigest& digest);
-  static void read_names(const std::string& folder, std::map<std::string, std::string>& names);
+  static void read_names(const SsdDirectory& directory, std::map<std::string, std::string>& names);
 
   const std::vector<const SsdDirectory*> directories_;
   const std::function<void()> on_change_;

@@ -205,7 +205,7 @@ uint32_t SsdDirectory::region_count_max() const {
 
 uint64_t SsdDirectory::file_system_free_bytes() const {
   struct statvfs stat{};
-  return fstatvfs(fd_.get(), &stat) == 0 ? stat.f_bavail * stat.f_frsize : 0;
+  return fstatvfs(fd_.get(), &stat) == 0 ? stat.f_bavail * stat.f_frsize : UINT64_MAX;
 }
 
 bool SsdDirectory::is_gone() const {

@@ -52,7 +52,7 @@ class SsdDirectory {
   /// What the size limit allows; at least 1. There may be more of them already.
   uint32_t region_count_max() const;
 
-  /// What users without privileges may still write; 0 if the file system does not say.
+  /// What users without privileges may still write; UINT64_MAX if the file system does not say.
   uint64_t file_system_free_bytes() const;
   /// The file was removed, alone or with its directory: what is written is lost with this object.
   bool is_gone() const;
