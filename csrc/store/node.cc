@@ -1,6 +1,7 @@
 #include "store/node.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -25,6 +26,7 @@ constexpr uint64_t kWaitStoppedMaxMs = 24ULL * 24 * 3600 * 1000;  // More does n
 constexpr uint64_t kHelloTimeoutMs = 5000;  // A connection that says nothing is closed.
 constexpr uint64_t kPoolSizeMin = 1 * kMiB;
 constexpr size_t kNoticesMax = 100;
+constexpr uint64_t kRecoveryPatienceMs = 200;  // That the first answer may be late.
 constexpr int kFramesPerTurn = 32;            // Of one client; then others have theirs.
 constexpr uint64_t kGrowthSize = 512 * kMiB;  // Backed ahead of the writers.
 constexpr uint64_t kMemoryLeftMin = 256 * kMiB;
@@ -196,8 +198,22 @@ void Node::wake() {
 
 // ---------------------------------------------------------------- the thread
 
+/// What a small log holds is there for the first client; a large one is read on beside it.
+void Node::await_recovery() {
+  const Deadline until = Deadline::after_ms(kRecoveryPatienceMs);
+  while (ssd_ && ssd_->log().is_recovering() && !until.expired() && !stopping_) {
+    pollfd wake{wake_event_.get(), POLLIN, 0};
+    if (poll(&wake, 1, until.remaining_ms()) == 1) {
+      uint64_t ignored;
+      if (read(wake_event_.get(), &ignored, sizeof(ignored)) < 0) break;
+    }
+    ssd_->advance(monotonic_ms());
+  }
+}
+
 void Node::run() {
   grow_ahead();
+  await_recovery();
   uint64_t next_ms = 0;
   while (!stopping_) {
     epoll_event events[kEventsPerWait];

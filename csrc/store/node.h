@@ -76,6 +76,7 @@ class Node {
 
   /// Opens the SSD directories, if there are any.
   Status open_ssd();
+  void await_recovery();
   void run();
   /// Lets the SSD tier do what is due, and sends the replies that waited for it.
   uint64_t advance_ssd(uint64_t now_ms);
