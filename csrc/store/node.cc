@@ -209,6 +209,7 @@ void Node::await_recovery() {
     }
     ssd_->advance(monotonic_ms());
   }
+  wake();  // Somebody else may have, meanwhile.
 }
 
 void Node::run() {
