@@ -10,6 +10,7 @@ namespace {
 
 constexpr size_t kReadyMax = 64;          // Regions that wait for the owner.
 constexpr uint32_t kHeadsPerBatch = 256;  // Regions whose two sectors are read together.
+constexpr uint64_t kSequenceMax = uint64_t{1} << 62;  // No log gets there; more can be added.
 constexpr uint64_t kScanSize = 1 * kMiB;  // Read at once while looking for the next group.
 
 Sector sector_at(std::span<const uint8_t> bytes, size_t index) {
@@ -109,7 +110,7 @@ void SsdRecovery::read_heads_of(uint32_t volume, std::span<Head> heads) {
   std::vector<bool> is_read(heads.size() * 2, false);
   size_t asked = 0;
   size_t answered = 0;
-  while (answered < is_read.size() && sectors.valid() && !is_stuck_) {
+  while (answered < is_read.size() && sectors.valid() && device_ && !is_stuck_) {
     for (; asked < is_read.size(); ++asked) {
       const uint64_t offset = offset_of(file, heads[asked / 2].region) + (asked % 2) * last;
       const iovec part{sectors.address() + asked * kSectorSize, kSectorSize};
@@ -131,11 +132,13 @@ void SsdRecovery::read_heads_of(uint32_t volume, std::span<Head> heads) {
     if (count == 0 && !device_->wait(Deadline::after_ms(options_.io_timeout_ms))) is_stuck_ = true;
   }
   for (size_t i = 0; i < heads.size(); ++i) {
+    const bool is_whole = is_read[2 * i] && is_read[2 * i + 1];
     heads[i].is_readable = is_read[2 * i] || is_read[2 * i + 1];
+    if (!heads[i].is_readable) continue;
     // What could not be read is zeros: no head, no footer.
-    if (heads[i].is_readable) {
-      judge(file, sector_at(sectors.span(), 2 * i), sector_at(sectors.span(), 2 * i + 1), heads[i]);
-    }
+    judge(file, sector_at(sectors.span(), 2 * i), sector_at(sectors.span(), 2 * i + 1), heads[i]);
+    // Free is only what is known to be.
+    heads[i].is_readable = is_whole || heads[i].sequence != 0;
   }
   if (is_stuck_) {
     device_ = options_.make_device();
@@ -145,8 +148,10 @@ void SsdRecovery::read_heads_of(uint32_t volume, std::span<Head> heads) {
 
 void SsdRecovery::judge(const SsdVolume::File& file, Sector first, Sector last, Head& head) const {
   GroupHeader group;
-  const bool has_head = decode(file.log_id, first, 0, file.region_size_bytes, group);
-  head.has_footer = decode(file.log_id, last, file.region_size_bytes, head.footer);
+  const bool has_head = decode(file.log_id, first, 0, file.region_size_bytes, group) &&
+                        group.region_sequence <= kSequenceMax;
+  head.has_footer = decode(file.log_id, last, file.region_size_bytes, head.footer) &&
+                    head.footer.region_sequence <= kSequenceMax;
   if (has_head) {
     head.sequence = group.region_sequence;
     // The footer of an earlier life.
