@@ -34,6 +34,10 @@ SsdLog::SsdLog(Options options, uint64_t now_ms)
                            options_.io_timeout_ms, options_.wake});
 }
 
+SsdLog::~SsdLog() {
+  for (auto& [tag, rewrite] : rewriting_) rewrite.memory.abandon();
+}
+
 size_t SsdLog::index_of(const SsdVolume& volume) const {
   size_t index = 0;
   while (volumes_[index].volume.get() != &volume) ++index;
@@ -138,6 +142,13 @@ void SsdLog::queue_removal(size_t volume, const SsdEntry& entry) {
   removing_.insert(entry.sequence);
 }
 
+void SsdLog::forget(SsdPageIndex page) {
+  const SsdPage& record = index_[page];
+  const RegionIndex region = record.place.region;
+  volumes_[volume_of(region)].forgotten[page_hash(record.space, record.key)] = region;
+  index_.erase(page);
+}
+
 uint64_t SsdLog::remove(SpaceIndex space, const NamespaceDigest& name_space, const Key& key) {
   cancel_queued(space, &key);
   const uint64_t hash = page_hash(space, key);
@@ -151,6 +162,9 @@ uint64_t SsdLog::remove(SpaceIndex space, const NamespaceDigest& name_space, con
     found->second.is_removed = true;
     holders.push_back(found->second.volume);
   }
+  for (size_t volume = 0; volume < volumes_.size(); ++volume) {
+    if (volumes_[volume].forgotten.contains(hash)) holders.push_back(volume);
+  }
   const SsdEntry entry = removal(SsdEntryKind::kRemoved, name_space, key);
   if (is_recovering()) {
     // It may lie anywhere in what was not read yet.
@@ -158,6 +172,8 @@ uint64_t SsdLog::remove(SpaceIndex space, const NamespaceDigest& name_space, con
     holders.clear();
     for (size_t volume = 0; volume < volumes_.size(); ++volume) holders.push_back(volume);
   }
+  std::sort(holders.begin(), holders.end());
+  holders.erase(std::unique(holders.begin(), holders.end()), holders.end());
   for (const size_t volume : holders) queue_removal(volume, entry);
   return holders.empty() ? 0 : entry.sequence;
 }
@@ -177,7 +193,7 @@ void SsdLog::drop_damaged(SsdPlace place) {
   const SsdPageIndex page = index_.page_at(place);
   if (page == kNoSsdPage) return;
   ++counts_.corrupt_pages;
-  index_.erase(page);
+  forget(page);
   volumes_[volume_of(place.region)].volume->note_bad_read("a page did not match its checksum");
 }
 

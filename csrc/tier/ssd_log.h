@@ -80,6 +80,7 @@ class SsdLog : private SsdVolume::Listener {
   };
 
   SsdLog(Options options, uint64_t now_ms);
+  ~SsdLog() override;
 
   /// What a file holds may be in the index later. Writing begins once all heads were read.
   bool is_recovering() const { return recovery_ != nullptr; }
@@ -142,7 +143,7 @@ class SsdLog : private SsdVolume::Listener {
     RegionIndex region = kNoRegion;
     std::deque<SsdPlace> unread;
     uint32_t outstanding = 0;  // Reads and rewrites on their way.
-    bool is_dropped = false;
+    bool is_forced = false;    // Nothing can be written before it is done.
   };
   struct Rewrite {
     size_t volume;
@@ -152,6 +153,7 @@ class SsdLog : private SsdVolume::Listener {
   };
   struct InFlight {
     size_t volume;
+    uint64_t sequence;
     bool is_removed = false;  // Since it was given to the volume.
   };
   struct VolumeState {
@@ -159,7 +161,10 @@ class SsdLog : private SsdVolume::Listener {
     std::vector<RegionIndex> regions;  // By number.
     std::deque<SsdVolume::PageWrite> rewrites;
     std::deque<SsdEntry> removals;
+    size_t carried_count = 0;  // Of them, at the front: from the region that is reclaimed.
     Reclaim reclaim;
+    // Pages that are on the disk still and not in the index, by hash.
+    std::unordered_map<uint64_t, RegionIndex> forgotten;
     uint32_t unrecovered_count = 0;
     bool is_low = false;         // The file system has too little left.
     uint32_t dropped_count = 0;  // Regions forgotten since it failed.
@@ -176,6 +181,8 @@ class SsdLog : private SsdVolume::Listener {
   RegionIndex region_index(size_t volume, uint32_t number);
   SsdEntry removal(SsdEntryKind kind, const NamespaceDigest& name_space, const Key& key);
   void queue_removal(size_t volume, const SsdEntry& entry);
+  /// Takes a page out of the index that stays on the disk.
+  void forget(SsdPageIndex page);
   /// Forgets pages that nobody can reach any more, a few at a time; true: there are more.
   bool drop_lost_pages();
   // Writing (ssd_log_write.cc)
@@ -190,7 +197,9 @@ class SsdLog : private SsdVolume::Listener {
   void read_rewrites(VolumeState& state, size_t volume, uint64_t now_ms);
   void finish_rewrite(Rewrite rewrite, int error);
   void finish_reclaim(VolumeState& state, uint64_t now_ms);
-  bool has_older_region(const VolumeState& state, uint32_t number, uint64_t sequence) const;
+  RegionIndex choose_victim(size_t volume);
+  void drop_rewrites(VolumeState& state);
+  uint64_t oldest_sequence_but(RegionIndex region) const;
   // Recovery (ssd_log_recovery.cc)
   void recover(uint64_t now_ms);
   void set_sequence_base(uint64_t base);

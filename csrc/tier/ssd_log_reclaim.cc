@@ -18,7 +18,7 @@ void SsdLog::reclaim(size_t volume, uint64_t now_ms) {
   VolumeState& state = volumes_[volume];
   if (!may_write_ || !state.volume->can_write()) return;
   if (state.reclaim.region == kNoRegion) {
-    const bool is_wanted = state.is_low || state.volume->free_region_count() < kFreeRegionsMin;
+    const bool is_wanted = state.volume->free_region_count() < kFreeRegionsMin;
     if (is_wanted && state.unrecovered_count == 0) begin_reclaim(volume, now_ms);
   }
   if (state.reclaim.region == kNoRegion) return;
@@ -26,20 +26,64 @@ void SsdLog::reclaim(size_t volume, uint64_t now_ms) {
   finish_reclaim(state, now_ms);
 }
 
+/// The smallest sequence of all regions but this one that may hold something; 0 if one may be older
+/// than all. Pages move between volumes when they are written anew: removals of one volume are
+/// about the pages of all.
+uint64_t SsdLog::oldest_sequence_but(RegionIndex region) const {
+  uint64_t oldest = UINT64_MAX;
+  for (size_t volume = 0; volume < volumes_.size(); ++volume) {
+    const VolumeState& state = volumes_[volume];
+    for (uint32_t number = 0; number < state.volume->region_count(); ++number) {
+      const SsdVolume::RegionState now = state.volume->state(number);
+      const bool is_it = number < state.regions.size() && state.regions[number] == region;
+      if (is_it || now == SsdVolume::RegionState::kFree) continue;
+      if (now == SsdVolume::RegionState::kUnknown) return 0;
+      oldest = std::min(oldest, state.volume->sequence(number));
+    }
+  }
+  return oldest;
+}
+
+RegionIndex SsdLog::choose_victim(size_t volume) {
+  VolumeState& state = volumes_[volume];
+  std::vector<RegionIndex> sealed;
+  for (uint32_t number = 0; number < state.volume->region_count(); ++number) {
+    if (state.volume->state(number) != SsdVolume::RegionState::kSealed) continue;
+    const RegionIndex region = region_index(volume, number);
+    // It may never have held a page.
+    if (index_.region(region).page_count == 0) {
+      index_.begin_region(region, state.volume->sequence(number));
+    }
+    sealed.push_back(region);
+  }
+  if (sealed.empty()) return kNoRegion;
+  const auto oldest =
+      *std::min_element(sealed.begin(), sealed.end(), [this](RegionIndex left, RegionIndex right) {
+        return index_.region(left).sequence < index_.region(right).sequence;
+      });
+  // No removal of the oldest one is about another region of this volume: it goes without room.
+  if (state.reclaim.is_forced) return options_.is_leased(oldest) ? kNoRegion : oldest;
+  const auto is_eligible = [&](RegionIndex region) {
+    return std::binary_search(sealed.begin(), sealed.end(), region) && !options_.is_leased(region);
+  };
+  // One of removals alone takes as much room as it gives, unless it is the oldest.
+  const RegionIndex victim = index_.choose_victim([&](RegionIndex region) {
+    return is_eligible(region) && (region == oldest || index_.region(region).page_count != 0 ||
+                                   state.volume->removals(regions_[region].number).empty());
+  });
+  return victim != kNoRegion ? victim : index_.choose_victim(is_eligible);
+}
+
 void SsdLog::begin_reclaim(size_t volume, uint64_t now_ms) {
   VolumeState& state = volumes_[volume];
-  const RegionIndex victim = index_.choose_victim([&](RegionIndex region) {
-    const RegionName& name = regions_[region];
-    return name.volume == volume &&
-           state.volume->state(name.number) == SsdVolume::RegionState::kSealed &&
-           !options_.is_leased(region);
-  });
+  state.reclaim.is_forced = state.volume->free_region_count() == 0;
+  const RegionIndex victim = choose_victim(volume);
   if (victim == kNoRegion) return;
   const uint32_t number = regions_[victim].number;
   state.volume->begin_reclaim(number);
-  state.reclaim = Reclaim{.region = victim, .unread = {}};
+  state.reclaim.region = victim;
   // With little space left on the disk nothing is written to make room.
-  const double share = state.is_low ? 0 : kRewriteShareMax;
+  const double share = state.is_low || state.reclaim.is_forced ? 0 : kRewriteShareMax;
   const auto bytes_max =
       static_cast<uint64_t>(share * static_cast<double>(state.volume->file().region_size_bytes));
   const std::vector<SsdPageIndex> kept =
@@ -51,26 +95,17 @@ void SsdLog::begin_reclaim(size_t volume, uint64_t now_ms) {
     if (is_kept.contains(page)) continue;
     counts_.eviction_age_s = now_ms / 1000 - index_[page].written_s;
     ++counts_.dropped_pages;
-    index_.erase(page);
+    forget(page);
   }
-  // A removal outlives its region while anything that it removes may still be on the disk.
+  // A removal outlives its region while anything that it removes may still be on a disk. It goes
+  // first: rewrites may find no room.
+  const uint64_t oldest = oldest_sequence_but(victim);
   for (const SsdEntry& entry : state.volume->removals(number)) {
-    if (!has_older_region(state, number, entry.sequence)) continue;
-    state.removals.push_back(entry);
+    if (oldest >= entry.sequence) continue;
+    state.removals.push_front(entry);
+    ++state.carried_count;
     removing_.insert(entry.sequence);
   }
-}
-
-bool SsdLog::has_older_region(const VolumeState& state, uint32_t number, uint64_t sequence) const {
-  for (uint32_t other = 0; other < state.volume->region_count(); ++other) {
-    const SsdVolume::RegionState region = state.volume->state(other);
-    if (other == number || region == SsdVolume::RegionState::kFree) continue;
-    // What is not recovered may be older.
-    if (region == SsdVolume::RegionState::kUnknown || state.volume->sequence(other) < sequence) {
-      return true;
-    }
-  }
-  return false;
 }
 
 void SsdLog::read_rewrites(VolumeState& state, size_t volume, uint64_t now_ms) {
@@ -94,14 +129,16 @@ void SsdLog::finish_rewrite(Rewrite rewrite, int error) {
   VolumeState& state = volumes_[rewrite.volume];
   const SsdPage& page = rewrite.page;
   const SsdPageIndex now = index_.page_at(page.place);
-  const bool is_wanted = now != kNoSsdPage && index_[now].sequence == page.sequence;
+  // Of a space that ended nothing may be written into a region newer than its end.
+  const bool is_wanted = now != kNoSsdPage && index_[now].sequence == page.sequence &&
+                         !ended_spaces_.contains(page.space);
   const bool is_whole =
       error == 0 && options_.page_checksum(rewrite.memory.span().first(page.size)) == page.checksum;
   if (error == SsdVolume::kAbandoned) rewrite.memory.abandon();
   if (!is_wanted || !is_whole || !state.volume->can_write()) {
     if (is_wanted && !is_whole) {
       counts_.corrupt_pages += error == 0;
-      index_.erase(now);
+      forget(now);
     }
     --state.reclaim.outstanding;
     return;
@@ -128,17 +165,24 @@ void SsdLog::finish_reclaim(VolumeState& state, uint64_t now_ms) {
   const uint32_t number = regions_[reclaim.region].number;
   if (state.volume->state(number) != SsdVolume::RegionState::kReclaiming) return;
   // What could not be rewritten goes too.
-  counts_.dropped_pages += index_.drop_region(reclaim.region);
+  for (const SsdPageIndex page : index_.pages_of(reclaim.region)) {
+    ++counts_.dropped_pages;
+    forget(page);
+  }
   // Its removals must stand elsewhere first, and its readers be gone.
   const std::span<const SsdEntry> removals = state.volume->removals(number);
   const bool is_carried =
       std::none_of(removals.begin(), removals.end(),
                    [this](const SsdEntry& entry) { return removing_.contains(entry.sequence); });
-  if (is_carried && !options_.is_leased(reclaim.region)) state.volume->erase(number, now_ms);
+  if ((is_carried || reclaim.is_forced) && !options_.is_leased(reclaim.region))
+    state.volume->erase(number, now_ms);
 }
 
-void SsdLog::on_region_free(SsdVolume& volume, uint32_t) {
-  volumes_[index_of(volume)].reclaim = Reclaim{};
+void SsdLog::on_region_free(SsdVolume& volume, uint32_t number) {
+  VolumeState& state = volumes_[index_of(volume)];
+  const RegionIndex region = state.regions[number];
+  std::erase_if(state.forgotten, [region](const auto& page) { return page.second == region; });
+  state.reclaim = Reclaim{};
 }
 
 }  // namespace hicache

@@ -15,19 +15,23 @@ constexpr uint64_t kSequenceGap = uint64_t{1} << 32;
 
 void SsdLog::recover(uint64_t now_ms) {
   if (!recovery_) return;
+  size_t entry_count = 0;
   if (!may_write_) {
     const auto max_sequence = recovery_->max_sequence();
     if (!max_sequence) return;
     if (*max_sequence != 0) set_sequence_base(*max_sequence + kSequenceGap);
     may_write_ = true;
   }
-  for (size_t entry_count = 0; entry_count < kEntriesPerStep;) {
+  while (entry_count < kEntriesPerStep) {
     std::optional<RecoveredRegion> region = recovery_->take();
     if (!region) break;
     entry_count += region->entries.size() + 1;
     take_region(std::move(*region), now_ms);
   }
-  if (!recovery_->is_finished()) return options_.wake();
+  if (!recovery_->is_finished()) {
+    if (entry_count >= kEntriesPerStep) options_.wake();  // Else it wakes when there is more.
+    return;
+  }
   recovery_.reset();
   removed_.clear();
   cleared_.clear();
@@ -68,7 +72,11 @@ void SsdLog::take_region(RecoveredRegion region, uint64_t now_ms) {
     region.entries.clear();
     region.sector_count = 1;
   }
+  // A number beyond all that were given out would outlive every removal.
+  counts_.corrupt_pages += std::erase_if(
+      region.entries, [this](const SsdEntry& entry) { return entry.sequence >= sequence_base_; });
   take_removals(region);
+  if (state.volume->health() == SsdVolume::Health::kFailed) return;
   index_.begin_region(index, region.sequence);
   for (const SsdEntry& entry : region.entries) {
     if (entry.kind != SsdEntryKind::kPage || is_removed(entry)) continue;

@@ -59,16 +59,22 @@ void SsdLog::refuse_queue() {
   }
 }
 
+/// There is no room for them, or no way: their pages go with their region.
+void SsdLog::drop_rewrites(VolumeState& state) {
+  state.reclaim.outstanding -= static_cast<uint32_t>(state.rewrites.size());
+  state.rewrites.clear();
+}
+
 bool SsdLog::write_groups(VolumeState& state, uint64_t now_ms) {
   if (!state.volume->can_write()) {
     for (const SsdEntry& entry : std::exchange(state.removals, {})) {
       removing_.erase(removing_.find(entry.sequence));
     }
-    state.reclaim.outstanding -= static_cast<uint32_t>(state.rewrites.size());
-    state.rewrites.clear();
+    state.carried_count = 0;
+    drop_rewrites(state);
     return false;
   }
-  // What makes room comes first. New pages leave the last free region to it.
+  // What makes room comes first. Everything else leaves the last free region to it.
   if (!state.rewrites.empty() || !state.removals.empty()) {
     return write_group(state, state.rewrites, true, now_ms);
   }
@@ -91,9 +97,13 @@ bool SsdLog::write_group(VolumeState& state, std::deque<SsdVolume::PageWrite>& f
     sector_count += sectors;
   }
   const size_t entry_count = removal_count + count;
-  if (!is_rewrite && !volume.open_fits(entry_count, sector_count) &&
-      volume.free_region_count() < 2) {
-    return false;
+  if (!volume.open_fits(entry_count, sector_count) && volume.free_region_count() < 2) {
+    const bool is_reclaim = state.carried_count != 0 || count != 0;
+    if (!is_rewrite || (!is_reclaim && state.reclaim.region != kNoRegion)) return false;
+    if (count != 0 && volume.free_region_count() == 0 && !volume.is_opening()) {
+      drop_rewrites(state);
+      return true;
+    }
   }
   bool used_sequence = false;
   const bool is_ready =
@@ -107,12 +117,13 @@ bool SsdLog::write_group(VolumeState& state, std::deque<SsdVolume::PageWrite>& f
     from.pop_front();
     const SsdVolume::PageWrite& page = pages.back();
     if (!is_rewrite) {
-      in_flight_[page_hash(page.space, page.entry.key)] = {index_of(volume)};
+      in_flight_[page_hash(page.space, page.entry.key)] = {index_of(volume), page.entry.sequence};
     }
   }
   const auto removals_end = state.removals.begin() + static_cast<ptrdiff_t>(removal_count);
   std::vector<SsdEntry> removals(state.removals.begin(), removals_end);
   state.removals.erase(state.removals.begin(), removals_end);
+  state.carried_count -= std::min(state.carried_count, removal_count);
   volume.append(std::move(pages), std::move(removals), unix_time_s_, now_ms);
   return true;
 }
@@ -143,8 +154,11 @@ void SsdLog::on_written(SsdVolume& volume, uint32_t region, SsdVolume::PageWrite
     return;
   }
   const auto in_flight = in_flight_.find(hash);
-  const bool is_removed = in_flight != in_flight_.end() && in_flight->second.is_removed;
-  if (in_flight != in_flight_.end()) in_flight_.erase(in_flight);
+  // A newer one of this name may have been given to a volume since.
+  const bool is_newest =
+      in_flight != in_flight_.end() && in_flight->second.sequence == page.entry.sequence;
+  const bool is_removed = !is_newest || in_flight->second.is_removed;
+  if (is_newest) in_flight_.erase(in_flight);
   writing_bytes_ -= page.entry.size;
   ok = ok && !is_removed && !ended_spaces_.contains(page.space);
   if (ok) {

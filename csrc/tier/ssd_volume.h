@@ -97,6 +97,7 @@ class SsdVolume {
 
   const File& file() const { return file_; }
   Health health() const { return health_; }
+  bool is_opening() const { return opening_ != UINT32_MAX; }
   bool can_write() const { return health_ == Health::kGood; }
   uint32_t region_count() const { return static_cast<uint32_t>(regions_.size()); }
   RegionState state(uint32_t region) const { return regions_[region].state; }
