@@ -174,6 +174,7 @@ NODE_METRICS: tuple[NodeMetric, ...] = (
     NodeMetric("requests_seconds", "histogram", "seconds", "Time to serve a request, by operation"),
     NodeMetric("namespace_use", "gauge", "pages", "Pages of a namespace", part="pages"),
     NodeMetric("namespace_use", "gauge", "bytes", "Bytes of a namespace", part="size_bytes"),
+    NodeMetric("namespace_use", "gauge", "pages", "Pages of a namespace on SSD", part="ssd_pages"),
     *_SSD_METRICS,
     NodeMetric("incarnation", "info", "", "Which start of the node this is"),
     NodeMetric("pid", "info", "", "Process of the node"),

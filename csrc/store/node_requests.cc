@@ -346,6 +346,7 @@ std::string Node::make_stats_json() const {
     json.member("description", use.description);
     json.member("pages", use.page_count);
     json.member("size_bytes", use.size_bytes);
+    json.member("ssd_pages", ssd_ ? ssd_->log().index().page_count_of(use.space) : 0);
     json.close('}');
   }
   json.close(']');

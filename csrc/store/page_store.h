@@ -50,6 +50,7 @@ class PageStore {
   struct NamespaceUse {
     NamespaceDigest digest;
     std::string description;
+    SpaceIndex space;
     uint64_t page_count;
     uint64_t size_bytes;
   };

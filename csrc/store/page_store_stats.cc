@@ -36,8 +36,8 @@ std::vector<PageStore::NamespaceUse> PageStore::namespace_use(size_t count_max) 
   std::vector<NamespaceUse> use;
   for (const auto& [unused, i] : order) {
     const PageList& pages = spaces_.at(namespaces_[i].space);
-    use.push_back(
-        {namespaces_[i].digest, namespaces_[i].description, pages.count, pages.size_bytes});
+    use.push_back({namespaces_[i].digest, namespaces_[i].description, namespaces_[i].space,
+                   pages.count, pages.size_bytes});
   }
   return use;
 }

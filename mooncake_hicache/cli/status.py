@@ -105,7 +105,8 @@ def _rows(view: NodeView, stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for one in sorted(stats["namespace_use"], key=lambda one: -one["size_bytes"]):
         yield (
             "namespace",
-            (f"{one['pages']:,} pages, {format_size(one['size_bytes'])}: {one['description']}"),
+            f"{one['pages']:,} pages, {format_size(one['size_bytes'])}, {one['ssd_pages']:,} on SSD: "
+            f"{one['description'] or '(not opened yet)'}",
         )
     trouble = {name: stats[name] for name in ("corrupt_pages", "bad_frames", "rejected_clients")}
     trouble |= ssd_trouble(stats)
