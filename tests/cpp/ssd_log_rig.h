@@ -214,7 +214,10 @@ class LogRig {
   uint64_t remove(Name name) {
     for (Version& version : versions_[name]) version.removed_in_life = life_;
     const uint64_t ticket = log_->remove(space(name), digest_of(name.first), key(name));
-    removals_.push_back({ticket, name, versions_[name].size()});
+    // Of what an earlier removal is about, which is on its way still, nothing more is promised.
+    const bool is_under_way = std::any_of(removals_.begin(), removals_.end(),
+                                          [&](const Removal& other) { return other.name == name; });
+    if (ticket != 0 || !is_under_way) removals_.push_back({ticket, name, versions_[name].size()});
     note_acknowledged();
     return ticket;
   }
