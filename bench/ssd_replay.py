@@ -28,6 +28,9 @@ POOL_SHARE = 0.05
 FILLS = (0.5, 0.9, 2.0)
 """Distinct pages by the size of the SSD. Beyond 1 space is reused all the time."""
 TIME_MAX_S = 60.0
+SHORT_LEASES = {"lookup_lease_ttl_ms": "100", "read_lease_ttl_ms": "100"}
+"""A quarter of an hour of requests is replayed in seconds. Leases of the usual length would cover
+every region all the time, and none could be reused."""
 
 # Mooncake's report on SSD offload (docs: ssd-offload-benchmark-results): SGLang's bench_multiturn,
 # 20 clients, 10 rounds of 4096 tokens, a barrier after each, in random order; Qwen3-8B with pages
@@ -125,7 +128,7 @@ def measure_trace(
         pool = max(64 * MiB, int(POOL_SHARE * distinct * PAGE_SIZE))
         place = folder / "trace"
         settings = {"ssd_size": f"{size // KiB}KiB", "ssd_region_size": f"{REGION_SIZE // MiB}MiB"}
-        with ssd_node(place, pool, **settings):
+        with ssd_node(place, pool, **settings, **SHORT_LEASES):
             outcome = replay(chains, "trace")
         shutil.rmtree(place)
         stats = outcome.stats
