@@ -83,7 +83,11 @@ def show_writes(figures: dict[str, Any]) -> None:
     table.add_column("what")
     for column in ("written", "÷ fio", "s CPU/GB", "puts", "left unwritten"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_row("fio", _gb(figures["fio"]), "1", f"{figures['fio_cpu_s_per_gb']:.3f}", "", "")
+    cpu = f"{figures['fio_cpu_s_per_gb']:.3f}"
+    pages = "huge" if figures["pool_is_huge"] else "small"
+    table.add_row(f"fio, on {pages} pages as the pool", _gb(figures["fio"]), "1", cpu, "", "")
+    if not figures["pool_is_huge"]:
+        table.add_row("fio, on huge pages", _gb(figures["fio_huge_pages"]), "", "", "", "")
     names = {
         "flush": "flush of a full pool",
         "paced": "puts, as fast as the disk",

@@ -13,9 +13,9 @@ from typing import Any
 
 ENGINES = ("io_uring", "libaio")
 TIMEOUT_S = 120.0
-# Buffers on huge pages, as ours are: on small ones a disk gets its requests in many more pieces,
-# which makes some disks half as fast.
-ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# On small pages a disk gets its requests in many more pieces, which makes some disks half as fast:
+# fio has its buffers on the same pages as we have ours.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 MISSING = (
     "this benchmark compares with fio, and there is none: `apt install fio` (Debian, Ubuntu) or "
     "`dnf install fio` (Fedora); the other parts go without it: --only memory,recovery,trace,loop"
@@ -41,7 +41,7 @@ def engine() -> str:
     for name in ENGINES:
         try:
             _run(["--name=probe", f"--ioengine={name}", "--filename=/dev/zero", "--rw=read",
-                  "--bs=4k", "--size=4k", "--iodepth=1"])  # fmt: skip
+                  "--bs=4k", "--size=4k", "--iodepth=1"], {})  # fmt: skip
         except RuntimeError:
             continue
         return name
@@ -56,29 +56,38 @@ def read(path: Path, *, is_random: bool, size: int, depth: int, seconds: float) 
     )  # fmt: skip
 
 
-def write(folder: Path, *, total: int, size: int, depth: int) -> DiskSpeed:
+def write(folder: Path, *, total: int, size: int, depth: int, huge_pages: bool) -> DiskSpeed:
     """Write a new file once from start to end, its space set aside before as the node does it."""
     path = folder / "fio.bytes"
     try:
         return _job(
-            "write", path, "write", size, depth, f"--size={total}", "--fallocate=native"
+            "write", path, "write", size, depth, f"--size={total}", "--fallocate=native",
+            huge_pages=huge_pages,
         )  # fmt: skip
     finally:
         path.unlink(missing_ok=True)
 
 
-def _job(direction: str, path: Path, kind: str, size: int, depth: int, *more: str) -> DiskSpeed:
+def _job(
+    direction: str,
+    path: Path,
+    kind: str,
+    size: int,
+    depth: int,
+    *more: str,
+    huge_pages: bool = True,
+) -> DiskSpeed:
     found = _run([
         "--name=job", f"--filename={path}", f"--rw={kind}", f"--bs={size}", f"--iodepth={depth}",
         f"--ioengine={engine()}", "--direct=1", "--thread", *more,
-    ])  # fmt: skip
+    ], HUGE_PAGES if huge_pages else {})  # fmt: skip
     speed = float(found[direction]["bw_bytes"])
     cpu_s = (found["usr_cpu"] + found["sys_cpu"]) / 100 * found["job_runtime"] / 1000
     moved = float(found[direction]["io_bytes"])
     return DiskSpeed(speed, cpu_s / (moved / 1e9))
 
 
-def _run(arguments: list[str]) -> dict[str, Any]:
+def _run(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
     path = program()
     if path is None:
         raise RuntimeError(MISSING)
@@ -88,7 +97,7 @@ def _run(arguments: list[str]) -> dict[str, Any]:
         text=True,
         check=False,
         timeout=TIMEOUT_S,
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **environment},
     )
     if done.returncode != 0:
         raise RuntimeError(f"fio {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")

@@ -55,31 +55,43 @@ def measure(folder: Path, scale: Scale, tell: Callable[[str], None]) -> dict[str
         "unpaced": lambda: _sustained(place, scale, None),
     }
     place = folder / "write"
-    fio: list[ssd_fio.DiskSpeed] = []
+    fio: dict[bool, list[ssd_fio.DiskSpeed]] = {True: [], False: []}
     turns: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for turn in range(max(1, scale.turns // 2)):
         for kind, call in kinds.items():
             tell(f"write-out, turn {turn + 1}: {kind}")
-            fio.append(
-                ssd_fio.write(
-                    folder, total=scale.write_bytes, size=GROUP_BYTES, depth=GROUPS_IN_FLIGHT
+            for huge_pages, found in fio.items():
+                found.append(
+                    ssd_fio.write(
+                        folder,
+                        total=scale.write_bytes,
+                        size=GROUP_BYTES,
+                        depth=GROUPS_IN_FLIGHT,
+                        huge_pages=huge_pages,
+                    )
                 )
-            )
             turns[kind].append(call())
             shutil.rmtree(place)
-    reference = statistics.median(one.bytes_per_s for one in fio)
-    figures: dict[str, Any] = {
-        "fio": reference,
-        "fio_turns": [one.bytes_per_s for one in fio],
-        "fio_cpu_s_per_gb": statistics.median(one.cpu_s_per_gb for one in fio),
+    speeds = {
+        huge: statistics.median(one.bytes_per_s for one in found) for huge, found in fio.items()
     }
-    for kind, found in turns.items():
-        names = found[0].keys()
-        medians = {name: statistics.median(one[name] for one in found) for name in names}
+    is_huge = any(one["pool_is_huge"] for found in turns.values() for one in found)
+    reference = speeds[is_huge]
+    figures: dict[str, Any] = {
+        "pool_is_huge": is_huge,
+        "fio": reference,
+        "fio_huge_pages": speeds[True],
+        "fio_small_pages": speeds[False],
+        "fio_turns": [one.bytes_per_s for one in fio[is_huge]],
+        "fio_cpu_s_per_gb": statistics.median(one.cpu_s_per_gb for one in fio[is_huge]),
+    }
+    for kind, rows in turns.items():
+        names = rows[0].keys()
+        medians = {name: statistics.median(one[name] for one in rows) for name in names}
         figures[kind] = {
             **medians,
             "ratio": medians["speed"] / reference,
-            "turns": [one["speed"] for one in found],
+            "turns": [one["speed"] for one in rows],
         }
     return figures
 
@@ -89,6 +101,18 @@ def _written(store: Store) -> tuple[float, int, float]:
     stats = node_stats(store)
     seconds = process_seconds(int(stats["pid"]))
     return time.perf_counter(), stats["ssd_device_written_bytes"], seconds
+
+
+def _pool_is_huge(store: Store) -> bool:
+    """Return whether the node has its pool on huge pages, which the kernel may not offer."""
+    smaps = Path(f"/proc/{int(node_stats(store)['pid'])}/smaps").read_text(encoding="utf-8")
+    for mapping in smaps.split("VmFlags:"):
+        if "memfd:" not in mapping:
+            continue
+        fields = dict(line.split(":", 1) for line in mapping.splitlines() if ":" in line)
+        if int(fields["KernelPageSize"].split()[0]) > 4 or int(fields["ShmemPmdMapped"].split()[0]):
+            return True
+    return False
 
 
 def _slope(samples: list[tuple[float, int, float]]) -> dict[str, float]:
@@ -120,6 +144,7 @@ def _flush(place: Path, scale: Scale) -> dict[str, float]:
         pages = store.namespace({"bench": "ssd", "case": "flush"})
         for first in range(0, len(keys), 16):
             put_pages(pages, area, keys[first : first + 16], SIZE, first)
+        pool_is_huge = _pool_is_huge(store)
         watcher = Store.open(autostart=False)
         store.close()
         samples = [_written(watcher)]
@@ -132,7 +157,7 @@ def _flush(place: Path, scale: Scale) -> dict[str, float]:
             time.sleep(LOOK_S)
         stopping.result()
         watcher.close()
-    return _slope(samples)
+    return {**_slope(samples), "pool_is_huge": pool_is_huge}
 
 
 def _sustained(place: Path, scale: Scale, queued_max: int | None) -> dict[str, float]:
@@ -158,7 +183,7 @@ def _sustained(place: Path, scale: Scale, queued_max: int | None) -> dict[str, f
                 number += 1
             else:
                 time.sleep(LOOK_S)
-        found = _slope(samples)
+        found = {**_slope(samples), "pool_is_huge": float(_pool_is_huge(store))}
         after = node_stats(store)
         stored = after["put_stored_pages"] - before["put_stored_pages"]
         found["put_speed"] = stored * SIZE / (time.perf_counter() - began)
