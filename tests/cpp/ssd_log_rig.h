@@ -93,6 +93,13 @@ class LogRig {
     life_ = other.life_;
   }
 
+  /// A disk that damages the only entry of a removal brings back what was removed.
+  void forget_promises() {
+    for (auto& [name, versions] : versions_) {
+      for (Version& version : versions) version.is_gone = false;
+    }
+  }
+
   std::vector<SsdVolume::File> files() const {
     std::vector<SsdVolume::File> files;
     for (const auto& [fd, disk] : disks_) {
