@@ -68,9 +68,9 @@ void SsdTier::begin_staging(const Wish& wish, uint64_t now_ms) {
   const RegionIndex region = below.place.region;
   if (region >= coming_by_region_.size()) coming_by_region_.resize(region + 1);
   ++coming_by_region_[region];
-  coming_hashes_.insert(wish.hash);
   coming_bytes_ += below.size;
   const uint64_t tag = next_tag_++;
+  coming_hashes_[wish.hash] = tag;
   coming_[tag] = {page, below.place, below.checksum, below.size, wish.hash};
   log_->read(below, std::move(parts), tag, now_ms);
 }
@@ -82,7 +82,9 @@ void SsdTier::after_read(uint64_t tag, int error) {
   --coming_by_region_[coming.place.region];
   coming_bytes_ -= coming.size;
   // Taken out meanwhile: the page was removed.
-  const bool is_wanted = coming_hashes_.erase(coming.hash) != 0;
+  const auto wanted = coming_hashes_.find(coming.hash);
+  const bool is_wanted = wanted != coming_hashes_.end() && wanted->second == tag;
+  if (is_wanted) coming_hashes_.erase(wanted);
   if (error == SsdVolume::kAbandoned) return;  // Its room in the pool is lost, not reused.
   if (error != 0) {
     store_->drop_from_below(coming.page);
