@@ -147,6 +147,7 @@ class SsdTier : public LowerTier {
   void take_free_space(uint64_t now_ms);
   // Down (ssd_tier_down.cc)
   uint64_t wanted_free_bytes() const;
+  uint64_t writing_max_bytes() const;
   void write_out_ahead(uint64_t now_ms);
   void write_through(uint64_t now_ms);
   void write_flush();
@@ -188,7 +189,8 @@ class SsdTier : public LowerTier {
   std::deque<Wish> agains_;              // By due_ms.
   std::unordered_set<uint64_t> wished_;  // Hashes; one that was taken out is not brought up.
   std::unordered_map<uint64_t, Coming> coming_;  // By tag.
-  std::unordered_set<uint64_t> coming_hashes_;
+  // The tag by hash, of those still wanted: a later page of that name may be on its way as well.
+  std::unordered_map<uint64_t, uint64_t> coming_hashes_;
   uint64_t coming_bytes_ = 0;
   std::vector<SsdPlace> failed_places_;
 

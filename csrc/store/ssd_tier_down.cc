@@ -10,6 +10,7 @@ namespace {
 constexpr uint64_t kFreeShare = 8;  // One part in that many of the pool is kept free for puts.
 constexpr uint64_t kFreeMax = 4 * kGiB;
 constexpr uint64_t kWritingMax = 128 * kMiB;  // Queued for the disks beyond what must leave.
+constexpr uint64_t kWritingShare = 4;         // One part in that many of the pool at most.
 constexpr int kPagesPerStep = 256;            // Then others have their turn.
 constexpr size_t kUnwrittenMax = 1 << 20;
 constexpr size_t kPartsMax = 512;  // A page in more extents is gathered first.
@@ -22,6 +23,11 @@ uint64_t whole_sectors(uint64_t size) {
 
 uint64_t SsdTier::wanted_free_bytes() const {
   return std::min(store_->reachable_bytes() / kFreeShare, kFreeMax);
+}
+
+uint64_t SsdTier::writing_max_bytes() const {
+  // What is being written cannot be evicted: puts must find enough that can.
+  return std::min(store_->reachable_bytes() / kWritingShare, kWritingMax);
 }
 
 void SsdTier::write_out_ahead(uint64_t now_ms) {
@@ -55,7 +61,7 @@ bool SsdTier::is_admitted(const PageRecord& record, uint64_t now_ms) {
 
 void SsdTier::write_through(uint64_t now_ms) {
   while (unwritten_.size() > kUnwrittenMax) unwritten_.pop_front();
-  while (!unwritten_.empty() && log_->can_write() && log_->writing_bytes() < kWritingMax) {
+  while (!unwritten_.empty() && log_->can_write() && log_->writing_bytes() < writing_max_bytes()) {
     const PageRef ref = unwritten_.front();
     unwritten_.pop_front();
     if (!store_->is_present(ref) || !is_admitted(store_->record(ref.page), now_ms)) continue;
@@ -89,7 +95,7 @@ void SsdTier::write_flush() {
     flushing_sizes_.clear();
     flushing_bytes_ = 0;
   }
-  while (!flushing_.empty() && log_->writing_bytes() < kWritingMax) {
+  while (!flushing_.empty() && log_->writing_bytes() < writing_max_bytes()) {
     const PageRef ref = flushing_.front();
     flushing_.pop_front();
     flushing_bytes_ -= flushing_sizes_.front();
