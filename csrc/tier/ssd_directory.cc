@@ -19,6 +19,8 @@ namespace hicache {
 namespace {
 
 constexpr int kFileFlags = O_RDWR | O_DIRECT | O_CLOEXEC | O_NOFOLLOW;
+// A process that was killed keeps the lock until the kernel has ended its requests.
+constexpr uint64_t kLockPatienceMs = 2000;
 constexpr const char* kChooseAnother = "; move it away or choose another folder";
 
 Status failed(const std::string& tried, const std::string& path, int error) {
@@ -67,6 +69,17 @@ Status check_kind(const struct stat& stat, const std::string& path) {
                  S_ISLNK(stat.st_mode) ? "it is a symbolic link" : "it is not a regular file");
 }
 
+/// False with errno set, after a moment of patience if somebody else has it.
+bool lock(const Fd& fd) {
+  const Deadline until = Deadline::after_ms(kLockPatienceMs);
+  while (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EINTR && (errno != EWOULDBLOCK || until.expired())) return false;
+    const timespec pause{0, 5'000'000};
+    nanosleep(&pause, nullptr);
+  }
+  return true;
+}
+
 /// Opens or makes the file, and locks it. `stat`: of the file, once it is ours.
 Result<Fd> open_locked(const Fd& folder, const std::string& path, struct stat& stat) {
   // Again when somebody removes the file between opening and locking it.
@@ -85,7 +98,7 @@ Result<Fd> open_locked(const Fd& folder, const std::string& path, struct stat& s
       return refused(Code::kInvalidArgument, path,
                      "it belongs to user " + std::to_string(stat.st_uid));
     }
-    if (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (!lock(fd)) {
       if (errno != EWOULDBLOCK) return failed("locking the SSD log", path, errno);
       return Status(Code::kBusy, "opening the SSD log " + path +
                                      ": another node has it open; stop that one or give this one "
