@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 from bench import __main__ as bench
+from bench import ssd, ssd_fio
 from bench.demo import last_line
 
 
@@ -33,3 +35,21 @@ def test_the_list_names_every_bench(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_demo_ends_with_the_number_of_near_ties(wrong: int, ties: int, told: str) -> None:
     verdict: dict[str, object] = {"requests": 72, "wrong_outputs": wrong, "near_ties": ties}
     assert told in last_line(verdict, 0.15)
+
+
+def test_the_bench_of_ssds_says_how_to_get_fio(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ssd_fio, "program", lambda: None)
+    assert ssd.main(["--only", "read"]) == 2
+    assert "apt install fio" in capsys.readouterr().err
+
+
+def test_the_bench_of_ssds_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without fio: what it makes by itself is a log that a node recovers, and requests."""
+    arguments = ["--quick", "--only", "recovery,loop", "--directory", str(tmp_path)]
+    assert ssd.main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "recovery: 64 regions" in told
+    assert "Hits by round of conversations" in told
+    assert list(tmp_path.iterdir()) == []
