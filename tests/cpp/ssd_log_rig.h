@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <xxhash.h>
 
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <set>
@@ -21,6 +22,12 @@ namespace hicache::testing {
 
 inline uint64_t checksum_of(std::span<const uint8_t> bytes) {
   return XXH3_64bits(bytes.data(), bytes.size());
+}
+
+/// HICACHE_SOAK of the environment: how many times as long random tests run.
+inline uint64_t soak_rounds() {
+  const char* soak = std::getenv("HICACHE_SOAK");
+  return soak != nullptr ? std::max<uint64_t>(1, std::strtoull(soak, nullptr, 0)) : 1;
 }
 
 class LogRig {

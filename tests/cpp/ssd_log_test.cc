@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "ssd_log_rig.h"
 
 namespace hicache {
@@ -12,11 +10,7 @@ namespace {
 
 using testing::LogRig;
 using testing::Random;
-
-uint64_t rounds() {
-  const char* soak = std::getenv("HICACHE_SOAK");
-  return soak != nullptr ? std::max<uint64_t>(1, std::strtoull(soak, nullptr, 0)) : 1;
-}
+using testing::soak_rounds;
 
 void do_anything(LogRig& rig) {
   Random& random = rig.random();
@@ -83,7 +77,7 @@ void live(LogRig& rig, int life_count, uint64_t steps_max) {
 
 TEST(SsdLog, WhatItHoldsIsRightThroughARandomLifeWithRestarts) {
   HICACHE_TRACE_SEED();
-  for (uint64_t stream = 0; stream < 12 * rounds() && !HasFailure(); ++stream) {
+  for (uint64_t stream = 0; stream < 12 * soak_rounds() && !HasFailure(); ++stream) {
     SCOPED_TRACE("stream " + std::to_string(stream));
     LogRig rig({.volume_count = 1 + static_cast<uint32_t>(stream % 3)}, stream);
     live(rig, 12, 600);
@@ -92,7 +86,7 @@ TEST(SsdLog, WhatItHoldsIsRightThroughARandomLifeWithRestarts) {
 
 TEST(SsdLog, LargerRegionsTakeGroupsOfManyPages) {
   HICACHE_TRACE_SEED();
-  for (uint64_t stream = 0; stream < 3 * rounds() && !HasFailure(); ++stream) {
+  for (uint64_t stream = 0; stream < 3 * soak_rounds() && !HasFailure(); ++stream) {
     SCOPED_TRACE("stream " + std::to_string(stream));
     LogRig rig({.region_size = 512 * kKiB, .key_count = 400}, 100 + stream);
     live(rig, 5, 2000);

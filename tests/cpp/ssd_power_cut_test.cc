@@ -1,8 +1,6 @@
 // The log after power cuts at any write: torn writes, and writes that the disk's cache lost.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "ssd_log_rig.h"
 #include "tier/ssd_log.h"
 
@@ -11,11 +9,7 @@ namespace {
 
 using testing::LogRig;
 using testing::Random;
-
-uint64_t rounds() {
-  const char* soak = std::getenv("HICACHE_SOAK");
-  return soak != nullptr ? std::max<uint64_t>(1, std::strtoull(soak, nullptr, 0)) : 1;
-}
+using testing::soak_rounds;
 
 /// Starts on what a power cut left, and cuts the power once more while recovery writes footers.
 class Survivor {
@@ -98,7 +92,7 @@ void run_with_cuts(const LogRig::Shape& shape, uint64_t stream, uint64_t step_co
 
 TEST(SsdPowerCut, EveryStepOfAWrite) {
   HICACHE_TRACE_SEED();
-  for (uint64_t stream = 0; stream < 2 * rounds() && !HasFailure(); ++stream) {
+  for (uint64_t stream = 0; stream < 2 * soak_rounds() && !HasFailure(); ++stream) {
     run_with_cuts({.volume_count = 1, .region_count_max = 6, .key_count = 20}, 500 + stream, 500,
                   1);
   }
@@ -106,7 +100,7 @@ TEST(SsdPowerCut, EveryStepOfAWrite) {
 
 TEST(SsdPowerCut, NowAndThenInManyRuns) {
   HICACHE_TRACE_SEED();
-  for (uint64_t stream = 0; stream < 30 * rounds() && !HasFailure(); ++stream) {
+  for (uint64_t stream = 0; stream < 16 * soak_rounds() && !HasFailure(); ++stream) {
     run_with_cuts({.volume_count = 1 + static_cast<uint32_t>(stream % 2),
                    .region_count_max = 8,
                    .key_count = 30},
