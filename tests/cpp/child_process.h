@@ -9,6 +9,7 @@ namespace hicache::testing {
 
 /// What `--role=NAME ARGUMENTS` does; called by main().
 ///   node PATH POOL_SIZE       a node; says "ready" and waits to be killed
+///   ssd_node PATH FOLDER HOW  one with that SSD directory, HOW: written "through" or "back"
 ///   reserve PATH COUNT SIZE   a client that reserves pages, writes half of them, and waits
 ///   lease PATH COUNT          a client that leases pages for reading, and waits
 int run_role(const std::string& role, const std::vector<std::string>& arguments);

@@ -9,6 +9,7 @@
 
 #include "node_bench.h"
 #include "raw_client.h"
+#include "ssd_bench.h"
 #include "store/node.h"
 
 namespace hicache::testing {
@@ -22,6 +23,14 @@ int say_ready_and_wait() {
 int run_node(const std::vector<std::string>& arguments) {
   auto node = Node::start(node_options(arguments.at(0), std::stoull(arguments.at(1))));
   return node.ok() ? say_ready_and_wait() : 1;
+}
+
+int run_ssd_node(const std::vector<std::string>& arguments) {
+  const SsdSetup setup{.write_through = arguments.at(2) == "through"};
+  auto node = Node::start(ssd_node_options(arguments.at(0), {arguments.at(1)}, setup));
+  if (node.ok()) return say_ready_and_wait();
+  std::fprintf(stderr, "%s\n", node.status().message().c_str());
+  return 1;
 }
 
 int run_reserve(const std::vector<std::string>& arguments) {
@@ -55,6 +64,7 @@ int run_lease(const std::vector<std::string>& arguments) {
 int run_role(const std::string& role, const std::vector<std::string>& arguments) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);  // A test that crashes leaves nobody behind.
   if (role == "node") return run_node(arguments);
+  if (role == "ssd_node") return run_ssd_node(arguments);
   if (role == "reserve") return run_reserve(arguments);
   if (role == "lease") return run_lease(arguments);
   return 2;
