@@ -24,9 +24,9 @@ class Turns:
     at_once: int
 
 
-# 162,000 tokens in the first round, 23.9 GB: four times an L2 of 6 GB.
+# 217,000 tokens in the first round, 32 GB: four times an L2 of 8 GB.
 TURNS = Turns(
-    clients=20, rounds=4, first_tokens=8100, turn_tokens=1000, answer_tokens=16, at_once=2
+    clients=24, rounds=4, first_tokens=9040, turn_tokens=1000, answer_tokens=16, at_once=2
 )
 
 

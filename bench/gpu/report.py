@@ -2,12 +2,14 @@
 
     python3 -m bench.gpu.report OUT FILE…     writes OUT.json, OUT.md and OUT.png
 
-Where several files measured the same, the last one counts.
+Name the files in the order in which they were measured: where several measured the same, the last
+counts. Ratios are those of one run: where it has nothing to compare with, there is none.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -15,6 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.cases import COMPLETE
+from bench.gpu.holds import (
+    COLD_SERVERS,
+    L2_SERVERS,
+    Figures,
+    base,
+    holds_table,
+    latest,
+    p50_ms,
+)
 
 PLACES = [
     ("none", "cold", "recompute, no HiCache"),
@@ -22,12 +33,18 @@ PLACES = [
     ("ours", "cold", "recompute, our tier attached and empty"),
     ("ours", "L1", "L1 (GPU)"),
     ("l2", "L2", "L2 (host pool)"),
+    ("ours", "L2", "L2 (host pool), our tier attached"),
     ("ours", "L3", "our tier, after a flush"),
     ("restart", "L3 first", "our tier, first hits of a restarted engine"),
     ("restart", "L3", "our tier, restarted engine after a flush"),
+    ("ssd", "L3 SSD", "our tier, pages on SSD only, node and engine restarted"),
+    ("ssd", "L3", "our tier, the second hits after that"),
     ("file", "L3", "`file` on tmpfs, after a flush"),
+    ("turns-l2", "cold", "recompute, HiCache without storage, small L2"),
+    ("turns-ours", "cold", "recompute, our tier attached and empty, small L2"),
 ]
-Figures = dict[tuple[str, str, int], list[dict[str, Any]]]
+LOCAL_OPTIONS = re.compile(r" --(?:out|carry|site|commit) \S+")
+SECTIONS = ("legs", "levers", "turns", "ssd_legs")
 
 
 def is_good(row: dict[str, Any]) -> bool:
@@ -41,53 +58,65 @@ def is_good(row: dict[str, Any]) -> bool:
 
 def merge(files: Sequence[Path]) -> dict[str, Any]:
     """Return one result of several."""
-    merged: dict[str, Any] = {"runs": [], "samples": []}
-    for file in files:
+    merged: dict[str, Any] = {"runs": [], "samples": [], "from_run": {}}
+    for number, file in enumerate(files, 1):
         result = json.loads(file.read_text(encoding="utf-8"))
-        rows = [row for row in result.pop("samples", []) if is_good(row)]
-        measured = {(row["server"], row["wanted"], row["length"]) for row in rows}
-        kept = [
-            row
-            for row in merged["samples"]
-            if (row["server"], row["wanted"], row["length"]) not in measured
-        ]
-        for row in rows:
-            for name in ("tokens", "sent_s"):
-                row.pop(name, None)
-        merged["samples"] = kept + rows
-        for name in ("legs", "levers", "turns"):
+        for row in result.pop("samples", []):
+            if is_good(row):
+                for name in ("tokens", "sent_s"):
+                    row.pop(name, None)
+                merged["samples"].append({**row, "run": number})
+        for name in SECTIONS:
             if name in result:
                 merged[name] = result.pop(name)
-        merged["runs"].append(result)
+                merged["from_run"][name] = number
+        result["command"] = LOCAL_OPTIONS.sub("", result["command"])
+        merged["runs"].append(without_places(result))
+        merged.get("ssd_legs", {}).pop("facts", None)
     return merged
 
 
+def without_places(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result without the folders of its machine; the disk that was used stays."""
+    folder = Path(result.pop("ssd_folder", "off"))
+    for place in result.pop("disk", {}).get("places", []):
+        if Path(place["path"]) == folder.parent:
+            result["disk"] = {name: place[name] for name in ("kind", "source", "free")}
+    return result
+
+
+def text_of(merged: dict[str, Any]) -> str:
+    """Return the whole result as JSON, a sample in each line."""
+    rest = {name: value for name, value in merged.items() if name != "samples"}
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in merged["samples"])
+    head = json.dumps(rest, indent=1).removesuffix("\n}")
+    return f'{head},\n "samples": [\n{rows}\n ]\n}}\n'
+
+
 def grouped(merged: dict[str, Any]) -> Figures:
-    """Return the samples by server, place and length."""
+    """Return the samples by run, server, place and length."""
     found: Figures = {}
     for row in merged["samples"]:
-        found.setdefault((row["server"], row["wanted"], row["length"]), []).append(row)
+        key = (row["run"], row["server"], row["wanted"], row["length"])
+        found.setdefault(key, []).append(row)
     return found
-
-
-def p50_ms(rows: Sequence[dict[str, Any]]) -> float:
-    """Return the median time to first token."""
-    return float(statistics.median(row["ttft_s"] for row in rows)) * 1e3
 
 
 def ttft_table(figures: Figures) -> list[str]:
     """Return the table of times to first token."""
     lines = [
         "| tokens | found in | samples | p50 ms | p99 ms | input tokens/s | × recompute "
-        "| × L2 | same tokens |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| × L2 | same tokens | run |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for length in sorted({key[2] for key in figures}):
-        cold, l2 = figures.get(("none", "cold", length)), figures.get(("l2", "L2", length))
+    for length in sorted({key[3] for key in figures}):
         for server, wanted, name in PLACES:
-            rows = figures.get((server, wanted, length))
-            if not rows:
+            run = latest(figures, server, wanted, length)
+            if not run:
                 continue
+            rows = figures[run, server, wanted, length]
+            cold = base(figures, run, (*COLD_SERVERS, "turns-l2"), "cold", length)
+            l2 = base(figures, run, L2_SERVERS, "L2", length)
             p50 = p50_ms(rows)
             times = sorted(row["ttft_s"] * 1e3 for row in rows)
             p99 = times[min(len(times) - 1, int(0.99 * len(times)))]
@@ -95,25 +124,27 @@ def ttft_table(figures: Figures) -> list[str]:
             lines.append(
                 f"| {length} | {name} | {len(rows)} | {p50:.0f} | {p99:.0f} | "
                 f"{length / p50 * 1e3:,.0f} | "
-                f"{f'{p50 / p50_ms(cold):.2f}' if cold else ''} | "
-                f"{f'{p50 / p50_ms(l2):.2f}' if l2 else ''} | "
-                f"{f'{sum(same)} of {len(same)}' if same else ''} |"
+                f"{f'{p50 / cold[1]:.2f}' if cold else ''} | "
+                f"{f'{p50 / l2[1]:.2f}' if l2 else ''} | "
+                f"{f'{sum(same)} of {len(same)}' if same else ''} | {run} |"
             )
     return lines
 
 
 def parts_table(figures: Figures) -> list[str]:
     """Return where the time of hits from storage went, median milliseconds."""
-    columns = [
-        (key, [row["parts_ms"] for row in rows if row.get("parts_ms")])
-        for key, rows in sorted(figures.items(), key=lambda item: item[0][2])
-        if key[0] in ("ours", "restart", "file") and key[1] in ("L3", "L3 first")
-    ]
-    columns = [(key, rows) for key, rows in columns if rows]
+    columns = []
+    for length in sorted({key[3] for key in figures}):
+        for server, wanted, _ in PLACES:
+            run = latest(figures, server, wanted, length)
+            rows = figures.get((run, server, wanted, length), [])
+            parts = [row["parts_ms"] for row in rows if row.get("parts_ms")]
+            if parts:
+                columns.append((f"{server}, {wanted}, {length}", parts))
     if not columns:
         return []
-    heads = [f"{server}, {wanted}, {length}" for (server, wanted, length), _ in columns]
-    lines = ["| step | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines = ["| step | " + " | ".join(head for head, _ in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
     for step in columns[0][1][0]:
         cells = [f"{statistics.median(row[step] for row in rows):.1f}" for _, rows in columns]
         lines.append(f"| {step} | " + " | ".join(cells) + " |")
@@ -134,6 +165,26 @@ def rates_table(values: dict[str, Any]) -> list[str]:
         rates = value if isinstance(value, list) else [value]
         if all(isinstance(rate, float) and rate > 1e8 for rate in rates):
             lines.append(f"| {name} | {', '.join(f'{rate / 1e9:.1f}' for rate in rates)} |")
+    return lines
+
+
+def disk_table(merged: dict[str, Any]) -> list[str]:
+    """Return what the disk gave to fio and to us."""
+    lines = ["| what | GB/s | run |", "|---|---|---|"]
+    found = [(number, run["ssd"]) for number, run in enumerate(merged["runs"], 1) if "ssd" in run]
+    if "ssd_legs" in merged:
+        found.append((merged["from_run"]["ssd_legs"], merged["ssd_legs"]))
+    for run, values in found:
+        who = values.get("limit is by", "fio")
+        kind = "store, 4 MiB pages" if values is merged.get("ssd_legs") else "beside the hits"
+        for name, value in flat(values):
+            if isinstance(value, float) and value > 1e8:
+                said = name.replace("limit:", "" if "plain threads" in name else who).strip()
+                lines.append(f"| {kind}: {said} | {value / 1e9:.2f} | {run} |")
+        flush = values.get("flush", {})
+        if flush.get("file_bytes"):
+            rate = flush["file_bytes"] / flush["seconds"] / 1e9
+            lines.append(f"| {kind}: the whole `mooncake-hicache stop` | {rate:.2f} | {run} |")
     return lines
 
 
@@ -165,16 +216,25 @@ def write_markdown(path: Path, merged: dict[str, Any], figures: Figures) -> None
         "4.8 GB), pages of 64 tokens. Fewer than 100 samples: p99 is the greatest.",
         "",
     ]
-    lines += [f"    {run['command']}" for run in merged["runs"]] + [""]
-    for run in merged["runs"]:
-        lines += [f"{run['note']}", ""] if run.get("note") else []
-    lines += [*ttft_table(figures), ""]
+    lines += ["Each line says which run it is of; ratios are those of one run.", ""]
+    for number, one in enumerate(merged["runs"], 1):
+        commit = f" (commit {one['commit']})" if one.get("commit") else ""
+        lines += [f"{number}. `{one['command']}`{commit}. {one.get('note', '')}".rstrip()]
+    lines += ["", "× recompute: of the same run, without HiCache, else without storage, else with "]
+    lines[-1] += "our tier attached and empty."
+    lines += ["", "## What must hold", "", *holds_table(figures, merged), ""]
+    lines += ["## All times", "", *ttft_table(figures), ""]
     lines += ["## Where the time of a hit goes (median ms)", "", *parts_table(figures), ""]
-    for name, title in (("legs", "Bandwidth"), ("levers", "What could make it faster")):
+    if any("ssd" in run for run in merged["runs"]):
+        lines += ["## The disk, GB/s", "", *disk_table(merged), ""]
+    for name, title, table in (
+        ("legs", "Bandwidth", rates_table),
+        ("levers", "What could make it faster", rates_table),
+        ("turns", "Conversations", turns_table),
+    ):
         if name in merged:
-            lines += [f"## {title}", "", *rates_table(merged[name]), ""]
-    if "turns" in merged:
-        lines += ["## Conversations", "", *turns_table(merged["turns"]), ""]
+            run = merged["from_run"][name]
+            lines += [f"## {title} (run {run})", "", *table(merged[name]), ""]
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
@@ -185,12 +245,13 @@ def plot(path: Path, figures: Figures) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    places = [p for p in PLACES if any(key[:2] == p[:2] for key in figures)]
-    lengths = sorted({key[2] for key in figures})
+    places = [p for p in PLACES if any(key[1:3] == p[:2] for key in figures)]
+    lengths = sorted({key[3] for key in figures})
     figure, axes = plt.subplots(1, len(lengths), figsize=(4.2 * len(lengths), 4.4), squeeze=False)
     for axis, length in zip(axes[0], lengths, strict=True):
         for at, (server, wanted, _) in enumerate(places):
-            rows = figures.get((server, wanted, length))
+            run = latest(figures, server, wanted, length)
+            rows = figures.get((run, server, wanted, length))
             if rows:
                 bar = axis.barh(at, p50_ms(rows), color=f"C{at}")
                 axis.bar_label(bar, fmt="%.0f", padding=2, fontsize=8)
@@ -214,7 +275,7 @@ def main(argv: Sequence[str]) -> int:
     merged = merge([Path(name) for name in argv[1:]])
     figures = grouped(merged)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".json").write_text(text_of(merged), encoding="utf-8")
     write_markdown(out.with_suffix(".md"), merged, figures)
     plot(out.with_suffix(".png"), figures)
     return 0

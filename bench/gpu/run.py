@@ -177,5 +177,5 @@ def node_stats(run: Run) -> dict[str, Any]:
     """Return what our node counts; empty if it does not answer."""
     with contextlib.suppress(ValueError):
         stats = json.loads(_own_command(run, "status", "--json").stdout)["stats"] or {}
-        return {name: value for name, value in stats.items() if isinstance(value, (int, dict))}
+        return {name: value for name, value in stats.items() if isinstance(value, int)}
     return {}

@@ -53,7 +53,6 @@ def hits(
             after = node_stats(run)
             counted[f"{name}, {length}"] = {**difference(before, after), "flush_s": flushed}
             before = after
-    counted["ssd_seconds"] = before.get("ssd_seconds")
     return counted
 
 

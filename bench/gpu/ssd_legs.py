@@ -8,6 +8,7 @@ its own in the same folder, before and after. Needs 12 GiB of memory and as much
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import sys
@@ -28,7 +29,7 @@ PAGE_SIZE = 4 * MIB
 PAGES_PER_CALL = 128
 STATS = (
     *("ssd_hit_bytes", "ssd_staged_bytes", "ssd_written_bytes", "get_hit_bytes", "get_miss_pages"),
-    *("ssd_recovery_ms", "ssd_pages", "ssd_seconds"),
+    *("ssd_recovery_ms", "ssd_pages"),
 )
 
 
@@ -41,9 +42,11 @@ def size_to_try(free: int, write_rate: float) -> int:
 class Pages:
     """So many pages in memory, and the calls that move them."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, huge: bool) -> None:
         self.count = size // PAGE_SIZE
-        self.area = Area(size)
+        self.area = Area(size, cold=True)
+        if not huge:
+            self.area.memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.area.fill(7)
         self.ranges = self.area.addresses(PAGE_SIZE, 0, self.count).reshape(-1, 1)
         self.sizes = np.array([PAGE_SIZE], dtype=np.uint64)
@@ -68,10 +71,11 @@ class Pages:
         return np.array(self.area.bytes[:: 4096 + 64], dtype=np.uint8)
 
 
-def our_gets(pages: Pages, found: dict[str, Any], expected: npt.NDArray[np.uint8]) -> None:
+def our_gets(pages: Pages, found: dict[str, Any], memory: str) -> None:
     """Note the rates of gets from a node that has the pages on SSD only."""
     from mooncake_hicache import Store
 
+    expected = pages.some()
     for staging in (True, False):
         os.environ[PREFIX + "SSD_STAGING"] = str(int(staging))
         begun = time.perf_counter()
@@ -80,7 +84,7 @@ def our_gets(pages: Pages, found: dict[str, Any], expected: npt.NDArray[np.uint8
             deadline = time.monotonic() + 20
             while store.stats()["node"].get("ssd_recovering") and time.monotonic() < deadline:
                 time.sleep(0.02)
-            name = "staging" if staging else "no staging"
+            name = f"{'staging' if staging else 'no staging'}, {memory}"
             found[f"{name}: open and recover, seconds"] = time.perf_counter() - begun
             for number in range(2):
                 pages.area.bytes[:] = 0
@@ -106,17 +110,18 @@ def measure(folder: Path, fio: Fio) -> dict[str, Any]:
     size = size_to_try(shutil.disk_usage(folder).free, first)
     found["limit: write"] = fio.write(size)
     found["limit: read"] = fio.reads(seconds=2)
-    pages = Pages(size)
+    pages = Pages(size, huge=False)
     with private_node("8GiB", ssd=str(folder / "store"), ssd_write_budget="0"):
         with Store.open() as store:
             space = store.namespace("ssd legs")
             found["put"] = pages.move(space.put_from, parent=None, chained=True)
-        expected = pages.some()
         begun = time.perf_counter()
         command_line("stop")
         seconds = time.perf_counter() - begun
         found["flush, by the whole stop"] = size / seconds
-        our_gets(pages, found, expected)
+        our_gets(pages, found, "4 KiB OS pages")
+        del pages
+        our_gets(Pages(size, huge=True), found, "huge pages")
         found["limit: read, again"] = fio.reads(seconds=2)
         log = folder / "store" / "pages.log"
         if log.exists():
