@@ -15,6 +15,11 @@ bool LeaseTable::holds(LeaseKind kind, SessionIndex session, LeaseIndex head) co
   return find(kind, session, head) != kNoLease;
 }
 
+bool LeaseTable::has(LeaseKind kind, LeaseIndex head) const {
+  while (head != kNoLease && leases_[head].kind != kind) head = leases_[head].page_next;
+  return head != kNoLease;
+}
+
 void LeaseTable::grant(LeaseKind kind, SessionIndex session, PageIndex page, LeaseIndex* head,
                        uint64_t now_ms) {
   List& expiry_order = by_kind_[static_cast<size_t>(kind)];

@@ -43,6 +43,9 @@ class LeaseTable {
   /// True if the session holds such a lease.
   bool holds(LeaseKind kind, SessionIndex session, LeaseIndex head) const;
 
+  /// True if any session holds such a lease.
+  bool has(LeaseKind kind, LeaseIndex head) const;
+
   /// Gives back one count of a lease; the lease ends when its count is 0. Unknown leases are
   /// ignored: they may have expired. Returns true if the page has fewer leases than before.
   bool release(LeaseKind kind, SessionIndex session, LeaseIndex* head);

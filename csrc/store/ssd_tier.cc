@@ -77,6 +77,9 @@ SsdLog::Options SsdTier::log_options() {
     return index.ok() ? store_->space_of(index.value()) : kAnySpace;
   };
   options.is_leased = [this](RegionIndex region) { return is_leased(region); };
+  options.is_promised = [this](RegionIndex region) {
+    return has_lease(LeaseKind::kLookup, region);
+  };
   options.is_in_dram = [this](uint64_t hash) { return store_->has_hash(hash); };
   options.on_written = [this](uint64_t tag, bool ok) { after_write(tag, ok); };
   options.on_read = [this](uint64_t tag, int error) { after_read(tag, error); };
@@ -115,7 +118,7 @@ bool SsdTier::lookup(SessionIndex session, const PageName& name, bool leases, ui
   if (leases) {
     const RegionIndex region = log_->index()[page].place.region;
     region_leases_.grant(LeaseKind::kLookup, session, region, &leases_of(region), now_ms);
-    if (options_.staging) wish(name);
+    if (options_.staging) wish(name, log_->index()[page].size);
   }
   return true;
 }
@@ -139,7 +142,7 @@ bool SsdTier::lease(SessionIndex session, const PageName& name, bool read_now, u
   location.device = static_cast<uint8_t>(log_->volume_of(region) + 1);
   location.in_file = {log_->file_offset(page), page.size};
   location.extents = std::span(&location.in_file, 1);
-  if (page.reads != 0 && options_.staging) again(name, now_ms);
+  if (page.reads != 0 && options_.staging) again(name, page.size, now_ms);
   log_->index().note_read(found);
   ++hit_pages_;
   hit_bytes_ += page.size;
@@ -195,9 +198,13 @@ LeaseIndex& SsdTier::leases_of(RegionIndex region) {
   return leases_by_region_[region];
 }
 
+bool SsdTier::has_lease(LeaseKind kind, RegionIndex region) const {
+  return region < leases_by_region_.size() && region_leases_.has(kind, leases_by_region_[region]);
+}
+
 bool SsdTier::is_leased(RegionIndex region) const {
-  const bool is_read = region < leases_by_region_.size() && leases_by_region_[region] != kNoLease;
-  return is_read || (region < coming_by_region_.size() && coming_by_region_[region] != 0);
+  const bool is_coming = region < coming_by_region_.size() && coming_by_region_[region] != 0;
+  return is_coming || has_lease(LeaseKind::kRead, region);
 }
 
 void SsdTier::release(SessionIndex session, PageRef ref) {

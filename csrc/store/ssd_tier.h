@@ -1,16 +1,21 @@
 // The tier below the pool: which pages go down to the SSDs, which come up, and who may read there.
 //
-//   write-out  While the pool has little free room, the pages that would be evicted next are
-//   written
-//              out ahead of need and leave the pool once they are on their disk, so that puts find
-//              room at once. With write-through every page is written when it is stored.
-//   admission  A page that is on an SSD already is just dropped. Others must pass the write budget:
-//              ample, everything is written; scarce, what was read again; spent, nothing, and the
-//              pool evicts as if there were no SSD.
-//   staging    A look-up with intent starts reading what it found on the SSDs into the pool, in the
-//              order of the chain; so does a second read of a page by clients.
-//   leases     Of places in files, on whole regions: a region is not reused while one points into
-//   it. flush      Before the node stops, everything worth it is written, what was read first.
+// Write-out. While the pool has little free room, the pages that would be evicted next are written
+// ahead of need and leave the pool once they are on their disk, so that puts find room at once.
+// With write-through every page is written when it is stored.
+//
+// Admission. A page that is on an SSD already is just dropped. Others must pass the write budget:
+// ample, everything is written; scarce, what was read again; spent, nothing, and the pool evicts as
+// if there were no SSD.
+//
+// Staging. A look-up with intent starts reading what it found on the SSDs into the pool, in the
+// order of the chain; so does a second read of a page by clients. A client that asks for a page
+// before its turn has come reads it itself.
+//
+// Leases. Of places in files, on whole regions: one that a reader's lease points into is not
+// reused, one that look-ups promised only when no other is left.
+//
+// Flush. Before the node stops, everything worth it is written, what was read first.
 //
 // Threads: the node's alone. Nothing blocks. Time is an argument.
 #pragma once
@@ -129,6 +134,7 @@ class SsdTier : public LowerTier {
     SpaceIndex space;
     Key key;
     uint64_t hash;
+    uint64_t size;
     uint64_t due_ms;
   };
 
@@ -136,6 +142,7 @@ class SsdTier : public LowerTier {
           std::vector<std::unique_ptr<SsdDirectory>> directories, uint64_t now_ms);
 
   SsdLog::Options log_options();
+  bool has_lease(LeaseKind kind, RegionIndex region) const;
   bool is_leased(RegionIndex region) const;
   LeaseIndex& leases_of(RegionIndex region);
   void expire_leases(uint64_t now_ms);
@@ -156,9 +163,10 @@ class SsdTier : public LowerTier {
   bool begin_write(PageRef ref, bool is_leaving);
   void after_write(uint64_t tag, bool ok);
   // Up (ssd_tier_up.cc)
-  void wish(const PageName& name);
+  void wish(const PageName& name, uint64_t size);
   /// A page was read from a file for the second time: it comes up, once its reader is done.
-  void again(const PageName& name, uint64_t now_ms);
+  void again(const PageName& name, uint64_t size, uint64_t now_ms);
+  uint64_t staging_max_bytes() const;
   void stage(uint64_t now_ms);
   void begin_staging(const Wish& wish, uint64_t now_ms);
   void after_read(uint64_t tag, int error);
@@ -186,6 +194,7 @@ class SsdTier : public LowerTier {
   bool is_flushing_ = false;
 
   std::deque<Wish> wishes_;
+  uint64_t wishes_bytes_ = 0;
   std::deque<Wish> agains_;              // By due_ms.
   std::unordered_set<uint64_t> wished_;  // Hashes; one that was taken out is not brought up.
   std::unordered_map<uint64_t, Coming> coming_;  // By tag.

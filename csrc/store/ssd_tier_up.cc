@@ -7,25 +7,37 @@ namespace hicache {
 namespace {
 
 constexpr size_t kWishesMax = 65536;
-constexpr size_t kComingMax = 16;         // Reads in flight.
+// In flight: enough to keep a disk busy. What is on its way when its reader comes, the reader has
+// to wait for.
+constexpr size_t kComingMax = 16;
+constexpr uint64_t kComingBytesMax = 8 * kMiB;
 constexpr uint64_t kAgainDelayMs = 1000;  // After a second read: its reader is done by then.
 
 }  // namespace
 
-void SsdTier::wish(const PageName& name) {
-  if (wishes_.size() >= kWishesMax || !wished_.insert(name.hash).second) return;
-  wishes_.push_back({name.space, name.key, name.hash, 0});
+uint64_t SsdTier::staging_max_bytes() const {
+  return static_cast<uint64_t>(options_.staging_share *
+                               static_cast<double>(store_->reachable_bytes()));
 }
 
-void SsdTier::again(const PageName& name, uint64_t now_ms) {
+void SsdTier::wish(const PageName& name, uint64_t size) {
+  // More than that would push out of the pool what has just come.
+  if (wishes_.size() >= kWishesMax || wishes_bytes_ + size > staging_max_bytes()) return;
+  if (!wished_.insert(name.hash).second) return;
+  wishes_.push_back({name.space, name.key, name.hash, size, 0});
+  wishes_bytes_ += size;
+}
+
+void SsdTier::again(const PageName& name, uint64_t size, uint64_t now_ms) {
   if (agains_.size() >= kWishesMax) return;
-  agains_.push_back({name.space, name.key, name.hash, now_ms + kAgainDelayMs});
+  agains_.push_back({name.space, name.key, name.hash, size, now_ms + kAgainDelayMs});
 }
 
 bool SsdTier::fetch(SpaceIndex space, const Key& key) {
   const PageName name{space, key, page_hash(space, key)};
-  if (!contains(name)) return false;
-  wish(name);
+  const SsdPageIndex page = find(name);
+  if (page == kNoSsdPage) return false;
+  wish(name, log_->index()[page].size);
   return true;
 }
 
@@ -33,13 +45,12 @@ void SsdTier::stage(uint64_t now_ms) {
   while (wishes_.empty() && !agains_.empty() && agains_.front().due_ms <= now_ms) {
     const Wish due = agains_.front();
     agains_.pop_front();
-    wish({due.space, due.key, due.hash});
+    wish({due.space, due.key, due.hash}, due.size);
   }
-  const auto coming_max = static_cast<uint64_t>(options_.staging_share *
-                                                static_cast<double>(store_->reachable_bytes()));
-  while (!wishes_.empty() && coming_.size() < kComingMax && coming_bytes_ < coming_max) {
+  while (!wishes_.empty() && coming_.size() < kComingMax && coming_bytes_ < kComingBytesMax) {
     const Wish next = wishes_.front();
     wishes_.pop_front();
+    wishes_bytes_ -= next.size;
     if (wished_.erase(next.hash) != 0) begin_staging(next, now_ms);
   }
 }

@@ -41,6 +41,8 @@ class SsdLog : private SsdVolume::Listener {
     std::function<SpaceIndex(const NamespaceDigest&)> space_of;
     /// Somebody may be reading this region.
     std::function<bool(RegionIndex)> is_leased;
+    /// Look-ups have promised pages of this region: it is spared while another one will do.
+    std::function<bool(RegionIndex)> is_promised;
     /// A page that is not in the index is in DRAM.
     std::function<bool(uint64_t page_hash)> is_in_dram;
     /// What became of a page given to write(). `ok`: it is in the index.

@@ -6,7 +6,8 @@
 namespace hicache {
 namespace {
 
-constexpr uint32_t kFreeRegionsMin = 3;  // Below this a region is reclaimed.
+constexpr uint32_t kFreeRegionsMin = 3;     // Below this a region is reclaimed.
+constexpr uint32_t kFreeRegionsUrgent = 2;  // Below this also one that look-ups have promised.
 // Of a region, rewritten at most: with r of it kept, 1 / (1 - r) bytes are written per byte stored.
 constexpr double kRewriteShareMax = 0.2;
 constexpr uint32_t kReadsInFlightMax = 4;
@@ -63,8 +64,10 @@ RegionIndex SsdLog::choose_victim(size_t volume) {
       });
   // No removal of the oldest one is about another region of this volume: it goes without room.
   if (state.reclaim.is_forced) return options_.is_leased(oldest) ? kNoRegion : oldest;
+  const bool spares_promised = state.volume->free_region_count() >= kFreeRegionsUrgent;
   const auto is_eligible = [&](RegionIndex region) {
-    return std::binary_search(sealed.begin(), sealed.end(), region) && !options_.is_leased(region);
+    return std::binary_search(sealed.begin(), sealed.end(), region) &&
+           !options_.is_leased(region) && !(spares_promised && options_.is_promised(region));
   };
   // One of removals alone takes as much room as it gives, unless it is the oldest.
   const RegionIndex victim = index_.choose_victim([&](RegionIndex region) {

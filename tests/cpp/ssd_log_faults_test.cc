@@ -397,6 +397,7 @@ TEST(SsdLogOnAFile, LivesThroughRestarts) {
     options.page_checksum = testing::checksum_of;
     options.space_of = [](const NamespaceDigest&) { return SpaceIndex{1}; };
     options.is_leased = [](RegionIndex) { return false; };
+    options.is_promised = [](RegionIndex) { return false; };
     options.is_in_dram = [](uint64_t) { return false; };
     options.on_written = [&](uint64_t tag, bool ok) { written[tag] = ok; };
     options.on_read = [](uint64_t, int) {};
