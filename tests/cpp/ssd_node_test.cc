@@ -1,0 +1,331 @@
+// Nodes whose SSD directories are slow, full, taken, gone or lent to others; what outlives a node;
+// and how a node ends.
+#include <gtest/gtest.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+
+#include <thread>
+
+#include "child_process.h"
+#include "raw_client.h"
+#include "ssd_bench.h"
+
+namespace hicache {
+namespace {
+
+using testing::bytes_of;
+using testing::ChildProcess;
+using testing::eventually;
+using testing::key_of;
+using testing::RawClient;
+using testing::SimpleClient;
+using testing::SsdSetup;
+
+constexpr uint64_t kPageSize = 256 * kKiB;
+
+/// An ext4 of its own in a file, to be filled and frozen. Not valid: not root, or no tools.
+class SmallDisk {
+ public:
+  SmallDisk(const std::string& folder, uint64_t size) : path_(folder + "/disk") {
+    const std::string image = folder + "/image";
+    const std::string command = "truncate -s " + std::to_string(size) + " " + image +
+                                " && mkfs.ext4 -q -m 0 " + image + " && mkdir " + path_ +
+                                " && mount -o loop " + image + " " + path_;
+    is_valid_ = geteuid() == 0 && std::system(("{ " + command + "; } 2>/dev/null").c_str()) == 0;
+  }
+  ~SmallDisk() {
+    if (!is_valid_) return;
+    thaw();
+    // What the node's process had open is let go a moment after it.
+    const bool is_gone = eventually(5000, [this] { return umount(path_.c_str()) == 0; });
+    if (!is_gone) umount2(path_.c_str(), MNT_DETACH);
+  }
+  bool valid() const { return is_valid_; }
+  const std::string& path() const { return path_; }
+  /// Whatever writes there waits until it thaws.
+  bool freeze() { return control(FIFREEZE); }
+  bool thaw() { return control(FITHAW); }
+
+ private:
+  bool control(unsigned long request) const {
+    const Fd fd(open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    return fd.valid() && ioctl(fd.get(), request, 0) == 0;
+  }
+
+  const std::string path_;
+  bool is_valid_ = false;
+};
+
+class SsdNodeFaultsTest : public testing::SsdNodeTest {
+ protected:
+  void put_pages(SimpleClient& client, uint64_t first, uint64_t count) {
+    for (uint64_t n = first; n < first + count; ++n) {
+      ASSERT_EQ(client.put(key_of(n), bytes_of(n, kPageSize)), Code::kOk) << n;
+    }
+  }
+  static uint64_t found(SimpleClient& client, uint64_t first, uint64_t count) {
+    uint64_t hits = 0;
+    for (uint64_t n = first; n < first + count; ++n) {
+      std::vector<uint8_t> bytes;
+      if (client.get(key_of(n), bytes) != Code::kOk) continue;
+      EXPECT_EQ(bytes, bytes_of(n, kPageSize)) << n;
+      ++hits;
+    }
+    return hits;
+  }
+  static Code remove(SimpleClient& client, uint64_t n) {
+    std::vector<Code> codes;
+    const Key key = key_of(n);
+    client.client.remove(client.space, {&key, 1}, codes);
+    return codes.at(0);
+  }
+  uint64_t notices_with(const std::string& part) const {
+    const std::vector<std::string> all = node_->notices();
+    return static_cast<uint64_t>(std::count_if(all.begin(), all.end(), [&](const auto& notice) {
+      return notice.find(part) != std::string::npos;
+    }));
+  }
+};
+
+// ---------------------------------------------------------------- what outlives a node
+
+TEST_F(SsdNodeFaultsTest, WhatWasAcknowledgedOutlivesAKillRightAfterIt) {
+  for (int round = 0; round < 10; ++round) {
+    const std::string path = testing::socket_name();
+    ChildProcess child("ssd_node", {path, kv(), "through"});
+    ASSERT_TRUE(child.is_ready());
+    SimpleClient one(path, 5000);
+    const size_t other = one.client.open_namespace(key_of(99), "other");
+    for (uint64_t n = 0; n < 8; ++n) {
+      one.put(key_of(n), bytes_of(n, kPageSize), {.replace = true});
+    }
+    // Until all are on the disk.
+    ASSERT_TRUE(eventually(10'000, [&] {
+      return one.client.node_stats_json().value().find("\"ssd_writing_bytes\":0,") !=
+             std::string::npos;
+    }));
+    switch (round % 3) {
+      case 0:
+        EXPECT_EQ(remove(one, 3), Code::kOk);
+        break;
+      case 1:
+        ASSERT_TRUE(one.client.clear(one.space).ok());
+        break;
+      default:
+        EXPECT_EQ(one.put(key_of(3), bytes_of(1003, kPageSize), {.replace = true}), Code::kOk);
+    }
+    child.end();
+    start();
+    const auto reader = client();
+    std::vector<uint8_t> bytes;
+    const Code code = reader->get(key_of(3), bytes);
+    if (round % 3 == 2) {
+      EXPECT_TRUE(code == Code::kNotFound || bytes == bytes_of(1003, kPageSize));
+    } else {
+      EXPECT_EQ(code, Code::kNotFound);
+    }
+    EXPECT_EQ(found(*reader, 0, 3), round % 3 == 1 ? 0U : 3U);
+    EXPECT_EQ(other, 1U);
+    node_.reset();
+  }
+}
+
+TEST_F(SsdNodeFaultsTest, AnAnswerWaitsForASlowDiskAndTheNodeForNobody) {
+  SmallDisk disk(folder_.path(), 128 * kMiB);
+  if (!disk.valid()) GTEST_SKIP() << "no file system can be mounted here";
+  start_on({disk.path() + "/kv"}, {.size_limit = 48 * kMiB, .write_through = true});
+  const auto one = client();
+  const auto other = client();
+  put_pages(*one, 0, 8);
+  ASSERT_TRUE(settles("ssd_pages", 8));
+  ASSERT_TRUE(disk.freeze());
+  std::atomic<bool> is_answered{false};
+  std::thread remover([&] {
+    EXPECT_EQ(remove(*one, 3), Code::kOk);
+    is_answered = true;
+  });
+  // One that leaves, and one that talks on, while their answers wait.
+  {
+    const auto leaving = RawClient::greeted(node_->socket_path());
+    const NamespaceIndex index = leaving->open_namespace(testing::kTestNamespace);
+    const Key key = key_of(4);
+    leaving->send(RawClient::keys_frame(Op::kRemove, index, 0, {&key, 1}));
+  }
+  const auto babbling = RawClient::greeted(node_->socket_path());
+  const NamespaceIndex index = babbling->open_namespace(testing::kTestNamespace);
+  const Key key = key_of(5);
+  std::vector<uint8_t> frames = RawClient::keys_frame(Op::kRemove, index, 0, {&key, 1});
+  frames.resize(frames.size() + 4096, 0xEE);
+  babbling->send(frames);
+  for (const uint64_t n : {3, 4, 5}) {
+    EXPECT_TRUE(eventually(2000, [&] { return other->lookup(key_of(n)) == Code::kNotFound; })) << n;
+  }
+  // The others are served meanwhile.
+  const uint64_t took_ms = testing::duration_ms([&] {
+    for (int i = 0; i < 50; ++i) {
+      EXPECT_EQ(found(*other, 6, 2), 2U);
+    }
+  });
+  EXPECT_LT(took_ms, 1000U);
+  EXPECT_FALSE(is_answered);
+  ASSERT_TRUE(disk.thaw());
+  remover.join();
+  EXPECT_TRUE(babbling->receive());
+  EXPECT_TRUE(babbling->is_closed());
+  EXPECT_EQ(found(*other, 0, 8), 5U);
+  node_.reset();
+}
+
+// ---------------------------------------------------------------- directories that go wrong
+
+TEST_F(SsdNodeFaultsTest, AnotherNodeOnTheDirectoryIsRefused) {
+  start();
+  const auto second = Node::start(testing::ssd_node_options(testing::socket_name(), {kv()}, {}));
+  ASSERT_FALSE(second.ok());
+  EXPECT_EQ(second.status().code(), Code::kBusy);
+  EXPECT_NE(second.status().message().find(kv()), std::string::npos);
+}
+
+TEST_F(SsdNodeFaultsTest, ANodeWhoseDirectoryIsRemovedGoesOn) {
+  start({.write_through = true});
+  const auto one = client();
+  put_pages(*one, 0, 8);
+  ASSERT_TRUE(settles("ssd_pages", 8));
+  std::filesystem::remove_all(kv());
+  EXPECT_TRUE(settles("ssd_failed_directories", 1));
+  EXPECT_GE(notices_with("removed from its directory"), 1U);
+  EXPECT_EQ(found(*one, 0, 8), 8U) << "they are in the pool too";
+  put_pages(*one, 100, 100);
+  EXPECT_GT(found(*one, 100, 100), 30U);
+  EXPECT_EQ(remove(*one, 0), Code::kNotFound);
+  EXPECT_TRUE(one->client.clear(one->space).ok());
+  const uint64_t took_ms = testing::duration_ms([&] { node_->flush(5000); });
+  EXPECT_LT(took_ms, 2000U) << "a flush has nothing to wait for";
+}
+
+TEST_F(SsdNodeFaultsTest, WithTwoDirectoriesOneMayFail) {
+  start_on({kv("one"), kv("two")}, {.write_through = true});
+  const auto one = client();
+  put_pages(*one, 0, 24);
+  ASSERT_TRUE(settles("ssd_pages", 24));
+  std::filesystem::remove_all(kv("one"));
+  ASSERT_TRUE(settles("ssd_failed_directories", 1));
+  const uint64_t left = stat("ssd_pages");
+  put_pages(*one, 100, 24);
+  EXPECT_TRUE(eventually(10'000, [&] { return stat("ssd_pages") >= left + 12; }));
+  EXPECT_EQ(found(*one, 100, 24), 24U);
+  EXPECT_TRUE(node_->flush(10'000));
+  start_on({kv("two")});
+  EXPECT_EQ(found(*client(), 100, 24), 24U);
+}
+
+TEST_F(SsdNodeFaultsTest, AFullDiskIsGoneWithout) {
+  const SmallDisk disk(folder_.path(), 40 * kMiB);
+  if (!disk.valid()) GTEST_SKIP() << "no file system can be mounted here";
+  // More than the disk has; nothing is left to others.
+  start_on({disk.path() + "/kv"}, {.size_limit = 256 * kMiB, .write_through = true});
+  const auto one = client();
+  for (uint64_t n = 0; n < 300; ++n) {
+    ASSERT_EQ(one->put(key_of(n), bytes_of(n, kPageSize)), Code::kOk);
+    if (n % 16 != 0) continue;
+    ASSERT_TRUE(eventually(10'000, [&] { return stat("ssd_writing_bytes") == 0; })) << n;
+  }
+  EXPECT_GT(stat("ssd_pages"), 40U);
+  EXPECT_GT(found(*one, 0, 300), 50U);
+  EXPECT_EQ(stat("ssd_failed_directories"), 0U);
+  put_pages(*one, 1000, 20);
+  EXPECT_TRUE(node_->flush(10'000));
+  node_.reset();
+}
+
+TEST_F(SsdNodeFaultsTest, TheLogShrinksWhenOthersNeedTheSpace) {
+  SsdSetup setup;
+  setup.write_through = true;
+  start(setup);
+  {
+    const auto one = client();
+    for (uint64_t n = 0; n < 160; ++n) {
+      put_pages(*one, n, 1);
+      ASSERT_TRUE(eventually(10'000, [&] { return stat("ssd_writing_bytes") < 4 * kMiB; }));
+    }
+  }
+  ASSERT_TRUE(node_->flush(10'000));
+  struct stat before{};
+  ASSERT_EQ(::stat(log_path().c_str(), &before), 0);
+  ASSERT_GT(before.st_blocks, 36 * 2048);
+  setup.free_min = UINT64_MAX / 4;  // More than there is.
+  start(setup);
+  const auto one = client();
+  EXPECT_TRUE(eventually(20'000, [&] {
+    struct stat now{};
+    return ::stat(log_path().c_str(), &now) == 0 && now.st_blocks < before.st_blocks / 2;
+  }));
+  EXPECT_EQ(notices_with("ssd_free_min"), 1U);
+  put_pages(*one, 1000, 40);
+  EXPECT_EQ(found(*one, 1000, 40), 40U);
+  struct stat after{};
+  ASSERT_EQ(::stat(log_path().c_str(), &after), 0);
+  EXPECT_LE(after.st_size, before.st_size);
+}
+
+// ---------------------------------------------------------------- the end
+
+TEST_F(SsdNodeFaultsTest, AFlushWithNothingToDoIsOverAtOnce) {
+  start();
+  const uint64_t took_ms = testing::duration_ms([&] { EXPECT_TRUE(node_->flush(5000)); });
+  EXPECT_LT(took_ms, 2000U);
+  EXPECT_TRUE(node_->flush(5000)) << "and once more";
+}
+
+TEST_F(SsdNodeFaultsTest, ClientsAreServedWhileANodeFlushesAndAfterwards) {
+  start();
+  const auto one = client();
+  put_pages(*one, 0, 48);
+  std::thread writer([&] {
+    const auto other = client();
+    put_pages(*other, 1000, 100);
+  });
+  EXPECT_TRUE(node_->flush(10'000));
+  writer.join();
+  EXPECT_EQ(stat("ssd_flush_left_bytes"), 0U);
+  put_pages(*one, 2000, 10);
+  EXPECT_EQ(remove(*one, 2000), Code::kOk);
+  start();
+  EXPECT_EQ(found(*client(), 0, 48), 48U);
+}
+
+TEST_F(SsdNodeFaultsTest, AFlushEndsWithItsTimeAlsoOnADiskThatHangs) {
+  SmallDisk disk(folder_.path(), 128 * kMiB);
+  if (!disk.valid()) GTEST_SKIP() << "no file system can be mounted here";
+  start_on({disk.path() + "/kv"}, {.size_limit = 48 * kMiB});
+  put_pages(*client(), 0, 20);
+  ASSERT_TRUE(disk.freeze());
+  const uint64_t took_ms = testing::duration_ms([&] { EXPECT_FALSE(node_->flush(300)); });
+  EXPECT_LT(took_ms, 1000U);
+  EXPECT_GT(stat("ssd_flush_left_bytes"), 0U);
+  ASSERT_TRUE(disk.thaw());
+  EXPECT_TRUE(node_->flush(10'000)) << "it goes on where it was";
+  node_.reset();
+}
+
+TEST_F(SsdNodeFaultsTest, ANodeWithoutTrafficRests) {
+  start();
+  const auto one = client();
+  put_pages(*one, 0, 100);
+  ASSERT_TRUE(eventually(10'000, [&] { return stat("ssd_writing_bytes") == 0; }));
+  const auto used_ms = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
+           (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000;
+  };
+  timespec while_idle{3, 0};
+  const long before = used_ms();
+  nanosleep(&while_idle, nullptr);
+  EXPECT_LE(used_ms() - before, 30) << "a hundredth of a core";
+}
+
+}  // namespace
+}  // namespace hicache
