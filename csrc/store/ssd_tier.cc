@@ -14,6 +14,7 @@ constexpr uint64_t kIoTimeoutMs = 10'000;  // A disk that takes longer is broken
 constexpr uint64_t kRegionsPerVolumeMin = 8;
 constexpr uint64_t kLooksIntervalMs = 500;  // At what the watch has seen.
 constexpr uint32_t kPollMaxMs = 1000;
+constexpr uint64_t kReadersTurnMs = 100;  // The disks are a reader's for so long after each page.
 
 uint64_t region_size_for(const SsdTier::Options& options, uint64_t limit_bytes) {
   const uint64_t largest = limit_bytes / kRegionsPerVolumeMin / kRegionSizeMin * kRegionSizeMin;
@@ -142,7 +143,8 @@ bool SsdTier::lease(SessionIndex session, const PageName& name, bool read_now, u
   location.device = static_cast<uint8_t>(log_->volume_of(region) + 1);
   location.in_file = {log_->file_offset(page), page.size};
   location.extents = std::span(&location.in_file, 1);
-  if (page.reads != 0 && options_.staging) again(name, page.size, now_ms);
+  if (options_.staging) again(name, page.size, now_ms);
+  staging_from_ms_ = now_ms + kReadersTurnMs;
   log_->index().note_read(found);
   ++hit_pages_;
   hit_bytes_ += page.size;
@@ -239,7 +241,7 @@ uint64_t SsdTier::advance(uint64_t now_ms) {
     write_through(now_ms);
     write_out_ahead(now_ms);
   }
-  stage(now_ms);
+  next_ms = std::min(next_ms, stage(now_ms));
   next_ms = std::min(next_ms, log_->advance(now_ms, unix_time_s()));
   uint64_t written = 0;
   for (size_t i = 0; i < log_->volume_count(); ++i) {

@@ -11,7 +11,7 @@ constexpr size_t kWishesMax = 65536;
 // to wait for.
 constexpr size_t kComingMax = 16;
 constexpr uint64_t kComingBytesMax = 8 * kMiB;
-constexpr uint64_t kAgainDelayMs = 1000;  // After a second read: its reader is done by then.
+constexpr uint64_t kAgainDelayMs = 1000;  // Its reader is done by then.
 
 }  // namespace
 
@@ -41,7 +41,9 @@ bool SsdTier::fetch(SpaceIndex space, const Key& key) {
   return true;
 }
 
-void SsdTier::stage(uint64_t now_ms) {
+uint64_t SsdTier::stage(uint64_t now_ms) {
+  const bool is_idle = wishes_.empty() && agains_.empty();
+  if (is_idle || now_ms < staging_from_ms_) return is_idle ? UINT64_MAX : staging_from_ms_;
   while (wishes_.empty() && !agains_.empty() && agains_.front().due_ms <= now_ms) {
     const Wish due = agains_.front();
     agains_.pop_front();
@@ -53,6 +55,8 @@ void SsdTier::stage(uint64_t now_ms) {
     wishes_bytes_ -= next.size;
     if (wished_.erase(next.hash) != 0) begin_staging(next, now_ms);
   }
+  // What is left waits for a read to complete, which calls.
+  return wishes_.empty() && !agains_.empty() ? agains_.front().due_ms : UINT64_MAX;
 }
 
 void SsdTier::begin_staging(const Wish& wish, uint64_t now_ms) {

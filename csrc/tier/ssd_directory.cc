@@ -1,6 +1,7 @@
 #include "tier/ssd_directory.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -21,6 +22,7 @@ namespace {
 constexpr int kFileFlags = O_RDWR | O_DIRECT | O_CLOEXEC | O_NOFOLLOW;
 // A process that was killed keeps the lock until the kernel has ended its requests.
 constexpr uint64_t kLockPatienceMs = 2000;
+constexpr int kLockRetryMs = 5;
 constexpr const char* kChooseAnother = "; move it away or choose another folder";
 
 Status failed(const std::string& tried, const std::string& path, int error) {
@@ -74,8 +76,7 @@ bool lock(const Fd& fd) {
   const Deadline until = Deadline::after_ms(kLockPatienceMs);
   while (flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EINTR && (errno != EWOULDBLOCK || until.expired())) return false;
-    const timespec pause{0, 5'000'000};
-    nanosleep(&pause, nullptr);
+    poll(nullptr, 0, kLockRetryMs);
   }
   return true;
 }

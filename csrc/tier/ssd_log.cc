@@ -175,7 +175,9 @@ uint64_t SsdLog::remove(SpaceIndex space, const NamespaceDigest& name_space, con
   std::sort(holders.begin(), holders.end());
   holders.erase(std::unique(holders.begin(), holders.end()), holders.end());
   for (const size_t volume : holders) queue_removal(volume, entry);
-  return holders.empty() ? 0 : entry.sequence;
+  if (!holders.empty()) return entry.sequence;
+  // An earlier removal of the same page may still be on its way.
+  return removing_.empty() ? 0 : *removing_.rbegin();
 }
 
 uint64_t SsdLog::clear(SpaceIndex ended, const NamespaceDigest& name_space) {

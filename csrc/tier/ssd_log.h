@@ -207,6 +207,7 @@ class SsdLog : private SsdVolume::Listener {
   void set_sequence_base(uint64_t base);
   void take_region(RecoveredRegion region, uint64_t now_ms);
   void take_removals(const RecoveredRegion& region);
+  void settle_copies(const SsdEntry& entry, const SsdPage& page, size_t volume);
   bool is_removed(const SsdEntry& entry) const;
   static uint64_t removal_hash(const SsdEntry& entry);
 

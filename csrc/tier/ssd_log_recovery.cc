@@ -92,6 +92,7 @@ void SsdLog::take_region(RecoveredRegion region, uint64_t now_ms) {
     page.size = static_cast<uint32_t>(entry.size);
     page.place = {index, entry.first_sector};
     page.written_s = static_cast<uint32_t>(now_ms / 1000);
+    settle_copies(entry, page, region.volume);
     counts_.recovered_pages += index_.insert(page) != SsdIndex::Inserted::kOlder;
   }
   if (region.kind == RecoveredRegion::Kind::kUnsealed) {
@@ -102,6 +103,27 @@ void SsdLog::take_region(RecoveredRegion region, uint64_t now_ms) {
                   [](const SsdEntry& entry) { return entry.kind == SsdEntryKind::kPage; });
     state.volume->recovered_sealed(region.region, region.sequence, std::move(region.entries));
   }
+}
+
+/// Of a page that lies on the disks twice only the newest copy is known from now on. The other one
+/// must not come back once that has been forgotten.
+void SsdLog::settle_copies(const SsdEntry& entry, const SsdPage& page, size_t volume) {
+  const uint64_t hash = page_hash(page.space, page.key);
+  const SsdPageIndex known = index_.find(page.space, page.key, hash);
+  if (known == kNoSsdPage) return;
+  const uint64_t known_sequence = index_[known].sequence;
+  if (known_sequence == page.sequence) {  // Written anew, and its old region not erased yet.
+    volumes_[volume].forgotten[hash] = page.place.region;
+    return;
+  }
+  // Its removal had not reached the disk.
+  SsdEntry removal;
+  removal.kind = SsdEntryKind::kRemoved;
+  removal.name_space = entry.name_space;
+  removal.key = entry.key;
+  removal.sequence = std::max(known_sequence, page.sequence);
+  const bool is_older = page.sequence < known_sequence;
+  queue_removal(is_older ? volume : volume_of(index_[known].place.region), removal);
 }
 
 void SsdLog::take_removals(const RecoveredRegion& region) {

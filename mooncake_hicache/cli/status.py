@@ -103,11 +103,9 @@ def _rows(view: NodeView, stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     yield from ssd_rows(state, stats)
     for one in sorted(stats["namespace_use"], key=lambda one: -one["size_bytes"]):
-        yield (
-            "namespace",
-            f"{one['pages']:,} pages, {format_size(one['size_bytes'])}, {one['ssd_pages']:,} on SSD: "
-            f"{one['description'] or '(not opened yet)'}",
-        )
+        memory = f"{one['pages']:,} pages, {format_size(one['size_bytes'])}"
+        name = one["description"] or "(not opened yet)"
+        yield "namespace", f"{memory}, {one['ssd_pages']:,} on SSD: {name}"
     trouble = {name: stats[name] for name in ("corrupt_pages", "bad_frames", "rejected_clients")}
     trouble |= ssd_trouble(stats)
     yield (

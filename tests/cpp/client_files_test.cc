@@ -5,8 +5,8 @@
 #include <cstring>
 #include <thread>
 
-#include "direct_file.h"
 #include "fake_node.h"
+#include "sample_file.h"
 #include "store/client.h"
 #include "support.h"
 #include "transfer/checksum_copy.h"
@@ -15,12 +15,12 @@ namespace hicache {
 namespace {
 
 using testing::bytes_of;
-using testing::DirectFile;
 using testing::eventually;
 using testing::FakeNode;
 using testing::key_of;
 using testing::location_of;
 using testing::Random;
+using testing::SampleFile;
 
 /// Pages of odd sizes, some in a pool and the others in two files, and how a node hands them out.
 class Shelf {
@@ -45,7 +45,7 @@ class Shelf {
       content.resize(round_up(content.size(), kSectorSize));
     }
     for (size_t i = 0; i < 2; ++i) {
-      files[i] = std::make_unique<DirectFile>(contents[i + 1]);
+      files[i] = std::make_unique<SampleFile>(contents[i + 1]);
       opened[i] = files[i]->open();
     }
     node = std::make_unique<FakeNode>(std::vector<int>{opened[0].get(), opened[1].get()}, 2);
@@ -74,7 +74,7 @@ class Shelf {
   }
 
   std::vector<Page> pages;
-  std::unique_ptr<DirectFile> files[2];
+  std::unique_ptr<SampleFile> files[2];
   Fd opened[2];
   std::unique_ptr<FakeNode> node;  // Goes first.
 };
@@ -281,8 +281,8 @@ Status status_of_hello(std::vector<int> files, uint8_t announced) {
   return client.connect(node.path, 2000);
 }
 
-TEST_F(ClientFiles, DescriptorsThatAreNoDirectFilesEndTheConnection) {
-  const DirectFile file{std::vector<uint8_t>(kSectorSize)};
+TEST_F(ClientFiles, DescriptorsThatAreNoSampleFilesEndTheConnection) {
+  const SampleFile file{std::vector<uint8_t>(kSectorSize)};
   const Fd good = file.open();
   const Fd cached = file.open(O_RDONLY);
   const Fd write_only = file.open(O_WRONLY | O_DIRECT);

@@ -9,7 +9,7 @@
 #include <mutex>
 #include <thread>
 
-#include "direct_file.h"
+#include "sample_file.h"
 #include "scripted_device.h"
 #include "support.h"
 #include "transfer/checksum_copy.h"
@@ -18,10 +18,10 @@ namespace hicache {
 namespace {
 
 using testing::DeviceScript;
-using testing::DirectFile;
 using testing::duration_ms;
 using testing::eventually;
 using testing::Random;
+using testing::SampleFile;
 using testing::ScriptedDevice;
 
 constexpr ReadLimits kPatient{20'000'000'000, 20'000'000'000};
@@ -79,12 +79,12 @@ TEST_P(FileReaderOn, BringsEachStripeOnceAndWhole) {
   Random random(500);
   constexpr uint64_t kFileSize = 24 * kMiB;
   std::vector<std::vector<uint8_t>> contents;
-  std::vector<std::unique_ptr<DirectFile>> folder;
+  std::vector<std::unique_ptr<SampleFile>> folder;
   std::vector<std::unique_ptr<ReadableFile>> opened;
   std::vector<ReadableFile*> files;
   for (uint64_t i = 0; i < 3; ++i) {
     contents.push_back(testing::bytes_of(i, kFileSize));
-    folder.push_back(std::make_unique<DirectFile>(contents.back()));
+    folder.push_back(std::make_unique<SampleFile>(contents.back()));
     opened.push_back(folder.back()->readable());
     files.push_back(opened.back().get());
   }
@@ -116,7 +116,7 @@ TEST_P(FileReaderOn, BringsEachStripeOnceAndWhole) {
 
 TEST_P(FileReaderOn, WhatIsBehindTheEndOfTheFileFailsAlone) {
   const std::vector<uint8_t> content = testing::bytes_of(1, 4 * kMiB);
-  const DirectFile on_disk(content);
+  const SampleFile on_disk(content);
   on_disk.truncate(2 * kMiB + 100);
   const auto file = on_disk.readable();
   ReadableFile* const files[] = {file.get()};
@@ -161,7 +161,7 @@ TEST_P(FileReaderOn, AReadThatHangsEndsInTimeAndReachesNobodyLater) {
   const std::vector<uint8_t> late(16 * kKiB, 0xAA);
   ASSERT_EQ(write(writer.get(), late.data(), late.size()), static_cast<ssize_t>(late.size()));
   const std::vector<uint8_t> content = testing::bytes_of(1, kStripeSize);
-  const DirectFile on_disk(content);
+  const SampleFile on_disk(content);
   const auto file = on_disk.readable();
   ReadableFile* const healthy[] = {file.get()};
   Targets later({{0, 0, kStripeSize}});
@@ -179,7 +179,7 @@ TEST_P(FileReaderOn, AReadThatHangsEndsInTimeAndReachesNobodyLater) {
 TEST_P(FileReaderOn, ManyCallersShareAFewReaders) {
   constexpr uint64_t kFileSize = 8 * kMiB;
   const std::vector<uint8_t> content = testing::bytes_of(9, kFileSize);
-  const DirectFile on_disk(content);
+  const SampleFile on_disk(content);
   const auto file = on_disk.readable();
   FileReaders readers({GetParam(), 8, kMiB});
   CopyThreads threads(3);
@@ -231,7 +231,7 @@ class ScriptedReader : public ::testing::Test {
                       [&](const IoRequest& sent) { return sent.fd == files[number]->fd.get(); }));
   }
 
-  const DirectFile on_disk{std::vector<uint8_t>(64 * kMiB)};
+  const SampleFile on_disk{std::vector<uint8_t>(64 * kMiB)};
   ReadableFile a{on_disk.open(O_RDONLY)};
   ReadableFile b{on_disk.open(O_RDONLY)};
   ReadableFile* const files[2] = {&a, &b};
@@ -350,7 +350,7 @@ TEST_F(ScriptedReader, StopsWhenTold) {
 }
 
 TEST(FileReader, WithoutADeviceNothingIsRead) {
-  const DirectFile on_disk{std::vector<uint8_t>(kMiB)};
+  const SampleFile on_disk{std::vector<uint8_t>(kMiB)};
   ReadableFile file{on_disk.open(O_RDONLY)};
   ReadableFile* const files[] = {&file};
   FileReader reader({IoEngine::kAuto, 4, kMiB}, [](const BlockDevice::Options&) {

@@ -305,7 +305,8 @@ RegionIndex plain_victim(const SsdIndex& index, const std::set<RegionIndex>& eli
   for (const RegionIndex region : by_age) {
     if (index.region(region).page_count == 0) return region;
   }
-  by_age.resize(std::max<size_t>(1, by_age.size() / 2));
+  const auto half = static_cast<ptrdiff_t>(std::max<size_t>(1, by_age.size() / 2));
+  by_age.erase(by_age.begin() + half, by_age.end());
   RegionIndex best = by_age[0];
   for (const RegionIndex region : by_age) {
     if (index.region(region).reused_bytes < index.region(best).reused_bytes) best = region;
