@@ -110,6 +110,9 @@ void SsdTier::write_flush() {
 bool SsdTier::begin_write(PageRef ref, bool is_leaving) {
   const PageRecord& record = store_->record(ref.page);
   const uint64_t hash = store_->hash_of(ref.page);
+  // Of a namespace that was cleared: written now it would be newer than its clearing, and a restart
+  // would bring it back.
+  if (!store_->is_current(record.space)) return false;
   if (record.has_expiry || record.size > log_->page_size_max() || !log_->can_write() ||
       is_below(record, hash) || !writing_hashes_.insert(hash).second) {
     return false;

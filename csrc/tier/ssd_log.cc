@@ -196,7 +196,6 @@ void SsdLog::drop_damaged(SsdPlace place) {
   if (page == kNoSsdPage) return;
   ++counts_.corrupt_pages;
   forget(page);
-  volumes_[volume_of(place.region)].volume->note_bad_read("a page did not match its checksum");
 }
 
 // ---------------------------------------------------------------- reading

@@ -113,6 +113,22 @@ TEST_F(SsdTierTest, WriteThroughWritesEverythingAtOnce) {
   EXPECT_EQ(stat("pages"), 20U) << "they stay in the pool";
 }
 
+TEST_F(SsdTierTest, PagesThatWaitedToBeWrittenWhenTheyWereClearedStayCleared) {
+  const testing::SsdSetup setup{
+      .pool_size = 768 * kMiB, .size_limit = 2048 * kMiB, .region_size = 16 * kMiB};
+  start(setup);
+  {
+    const auto one = client();
+    put_pages(*one, 0, 2000);
+    std::thread flusher([this] { node_->flush(30'000); });
+    EXPECT_TRUE(testing::eventually(10'000, [&] { return stat("ssd_writing_bytes") != 0; }));
+    EXPECT_TRUE(one->client.clear(one->space).ok());
+    flusher.join();
+  }
+  start(setup);
+  EXPECT_EQ(found(*client(), 0, 2000), 0U);
+}
+
 TEST_F(SsdTierTest, PagesWithATimeToLiveAreNotWritten) {
   start({.write_through = true});
   const auto one = client();
