@@ -188,6 +188,7 @@ class SsdLog : private SsdVolume::Listener {
   /// Forgets pages that nobody can reach any more, a few at a time; true: there are more.
   bool drop_lost_pages();
   // Writing (ssd_log_write.cc)
+  static SsdVolume::PageWrite page_write(Page page, uint64_t sequence);
   bool write_groups(VolumeState& state, uint64_t now_ms);
   bool write_group(VolumeState& state, std::deque<SsdVolume::PageWrite>& from, bool is_rewrite,
                    uint64_t now_ms);

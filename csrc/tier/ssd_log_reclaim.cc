@@ -146,18 +146,17 @@ void SsdLog::finish_rewrite(Rewrite rewrite, int error) {
     --state.reclaim.outstanding;
     return;
   }
-  SsdVolume::PageWrite write;
-  write.entry.key = page.key;
-  write.entry.name_space = rewrite.name_space;
-  write.entry.sequence = page.sequence;
-  write.entry.size = page.size;
-  write.entry.checksum = page.checksum;
-  write.entry.parent_key_hash =
-      page.parent_hash == 0 ? 0 : key_hash_of(page.space, page.parent_hash);
-  write.space = page.space;
-  write.parent_hash = page.parent_hash;
-  write.parts = {{rewrite.memory.address(), rewrite.memory.size()}};
-  write.memory = std::move(rewrite.memory);
+  const std::vector<iovec> parts{{rewrite.memory.address(), rewrite.memory.size()}};
+  SsdVolume::PageWrite write = page_write({.space = page.space,
+                                           .name_space = rewrite.name_space,
+                                           .key = page.key,
+                                           .size = page.size,
+                                           .checksum = page.checksum,
+                                           .parent_hash = page.parent_hash,
+                                           .parts = parts,
+                                           .memory = std::move(rewrite.memory),
+                                           .tag = 0},
+                                          page.sequence);
   write.is_rewrite = true;
   state.rewrites.push_back(std::move(write));
 }

@@ -12,11 +12,11 @@ constexpr size_t kPartsMax = 1000;  // Of one request: the kernel takes 1024.
 
 }  // namespace
 
-void SsdLog::write(Page page) {
+SsdVolume::PageWrite SsdLog::page_write(Page page, uint64_t sequence) {
   SsdVolume::PageWrite write;
   write.entry.key = page.key;
   write.entry.name_space = page.name_space;
-  write.entry.sequence = next_sequence_++;
+  write.entry.sequence = sequence;
   write.entry.size = page.size;
   write.entry.checksum = page.checksum;
   write.entry.parent_key_hash =
@@ -26,9 +26,13 @@ void SsdLog::write(Page page) {
   write.parts = std::move(page.parts);
   write.memory = std::move(page.memory);
   write.tag = page.tag;
+  return write;
+}
+
+void SsdLog::write(Page page) {
   writing_bytes_ += page.size;
   name_spaces_.try_emplace(page.space, page.name_space);
-  queue_.push_back(std::move(write));
+  queue_.push_back(page_write(std::move(page), next_sequence_++));
 }
 
 /// Takes queued pages back: of one key, or of the whole space. True if there were any.

@@ -69,8 +69,7 @@ class SsdVolume {
     bool is_rewrite = false;
   };
 
-  /// What the volume tells its owner, from inside poll(), note_bad_read() and fail(). It must not
-  /// call back.
+  /// What the volume tells its owner, from inside poll() and fail(). It must not call back.
   class Listener {
    public:
     virtual ~Listener() = default;
@@ -162,8 +161,6 @@ class SsdVolume {
   void read(uint32_t region, uint32_t first_sector, std::vector<iovec> parts, uint64_t tag,
             uint64_t now_ms);
   size_t reads_in_flight() const { return reads_in_flight_; }
-  /// A page that was read did not match its checksum, or could not be read by a client.
-  void note_bad_read(const std::string& what);
 
   /// Handles completions and deadlines. Returns when it wants to be called at the latest.
   uint64_t poll(uint64_t now_ms);
@@ -213,6 +210,8 @@ class SsdVolume {
   void write_footer(uint32_t region, uint64_t now_ms);
   void seal_if_written(uint32_t region, uint64_t now_ms);
   void stop_writing(const std::string& reason);
+  /// Too many in a row end the file.
+  void note_bad_read(const std::string& what);
   static void abandon_memory(Request& request);
   void fail_request(Request& request);
 
