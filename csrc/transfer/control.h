@@ -1,8 +1,10 @@
 // The control connection between two engines: descriptors, transports' handshakes, notices, life.
 //
-// One TCP connection per pair and direction, authenticated (net/secure_channel.h), kept open: when
+// One TCP connection per pair and direction, authenticated (net/greeting.h), kept open: when
 // it breaks the peer is gone, which is noticed at once; nothing large ever travels on it, so a
 // probe never waits behind payload. Requests are frames (net/frame.h), one reply each.
+//
+// With TLS configured, a control connection that comes in the clear is closed.
 //
 //   op          request                          reply
 //   kDescribe   -                                segment descriptor
@@ -21,12 +23,17 @@
 #include <vector>
 
 #include "io/tcp_socket.h"
-#include "net/secure_channel.h"
+#include "net/frame.h"
+#include "net/greeting.h"
+#include "net/stream.h"
 #include "transfer/segment.h"
 
 namespace hicache {
 
 enum class ControlOp : uint16_t { kDescribe = 1, kTransport = 2, kNotify = 3, kProbe = 4 };
+
+inline constexpr size_t kControlRequestSizeMax = 64 * 1024;
+inline constexpr size_t kControlReplySizeMax = kPayloadSizeMax;
 
 /// Answers peers. Owns the listener and its threads; lanes of the TCP transport arrive at the same
 /// port and are handed over.
@@ -44,7 +51,8 @@ class ControlServer {
     uint16_t port_max;
     Secret secret;
     uint64_t epoch;
-    size_t connections_max;  // More are closed at once, and counted.
+    std::shared_ptr<TlsContext> tls;  // Null: control connections are in the clear.
+    size_t connections_max;           // More are closed at once, and counted.
   };
 
   static Result<std::unique_ptr<ControlServer>> start(const Options& options, Answers answers);
@@ -61,8 +69,9 @@ class ControlClient {
  public:
   /// Connects and authenticates. kUnavailable names host, port and cause. `epoch` 0: any.
   static Result<std::unique_ptr<ControlClient>> connect(const HostPort& address,
-                                                        const Secret& secret, uint64_t epoch,
-                                                        Deadline deadline);
+                                                        const Secret& secret,
+                                                        std::shared_ptr<TlsContext> tls,
+                                                        uint64_t epoch, Deadline deadline);
   virtual ~ControlClient() = default;
 
   virtual uint64_t peer_epoch() const = 0;
