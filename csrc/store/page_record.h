@@ -62,7 +62,8 @@ struct alignas(64) PageRecord {
   Pin pin = Pin::kNone;
   bool is_held = false;  // Counted as not evictable.
   bool has_expiry = false;
-  uint8_t reads = 0;  // Since it came into the pool; saturates.
+  bool is_kept = false;  // Until it was given to an SSD: the node is about to end.
+  uint8_t reads = 0;     // Since it came into the pool; saturates.
 
   alignas(64) uint64_t checksum = 0;
   uint64_t parent_hash = 0;  // 0: chain root, or unknown.

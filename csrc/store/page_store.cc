@@ -223,7 +223,7 @@ void PageStore::after_lease_end(PageIndex page, LeaseKind kind) {
 
 void PageStore::update_held(PageRecord& record) {
   const bool held = record.state == PageState::kReserved || record.state == PageState::kCondemned ||
-                    record.leases != kNoLease || record.pin == Pin::kHard;
+                    record.leases != kNoLease || record.pin == Pin::kHard || record.is_kept;
   if (held == record.is_held) return;
   record.is_held = held;
   if (held) {

@@ -160,6 +160,8 @@ class PageStore {
   /// Keeps a page where it is while it is written to an SSD, even when it leaves the store.
   void begin_write_out(PageIndex page);
   void end_write_out(PageIndex page);
+  /// Keeps a page from being evicted; still it may be removed.
+  void set_kept(PageIndex page, bool is_kept);
   /// All pages that are present and have no expiry: those that were read first, then by age.
   std::vector<PageRef> pages_to_keep() const;
   /// Room for a page that comes up from below, or kNoPage. It does not expire: commit or drop it.

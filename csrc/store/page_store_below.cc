@@ -37,6 +37,11 @@ void PageStore::end_write_out(PageIndex page) {
   after_lease_end(page, LeaseKind::kWriteOut);
 }
 
+void PageStore::set_kept(PageIndex page, bool is_kept) {
+  records_[page].is_kept = is_kept;
+  update_held(records_[page]);
+}
+
 std::vector<PageRef> PageStore::pages_to_keep() const {
   std::vector<PageRef> pages;
   for (const Namespace& name_space : namespaces_) {

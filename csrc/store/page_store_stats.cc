@@ -59,7 +59,7 @@ std::string PageStore::check_invariants() const {
     for (const Extent& extent : record.extents.span()) extents += extent.size;
     if (extents != record.size) return "the extents of a page do not add up to its size";
     const bool must_hold = record.state != PageState::kPresent || record.leases != kNoLease ||
-                           record.pin == Pin::kHard;
+                           record.pin == Pin::kHard || record.is_kept;
     if (must_hold != record.is_held) return "a page's held flag is wrong";
     if (record.state == PageState::kCondemned && record.leases == kNoLease) {
       return "a condemned page without leases was kept";

@@ -236,11 +236,10 @@ uint64_t SsdTier::advance(uint64_t now_ms) {
   uint64_t next_ms = log_->advance(now_ms, unix_time_s());
   for (const SsdPlace& place : std::exchange(failed_places_, {})) log_->drop_damaged(place);
   write_flush();
-  // The last thing that a node does is to write what it has; then its disks come to rest.
-  if (!is_flushing_ || !flushing_.empty()) {
-    write_through(now_ms);
-    write_out_ahead(now_ms);
-  }
+  // The last thing that a node does is to write what it has; then its disks come to rest. What was
+  // written makes room for puts meanwhile.
+  if (!is_flushing_ || !flushing_.empty()) write_through(now_ms);
+  if (!is_flushing_) write_out_ahead(now_ms);
   next_ms = std::min(next_ms, stage(now_ms));
   next_ms = std::min(next_ms, log_->advance(now_ms, unix_time_s()));
   uint64_t written = 0;

@@ -158,6 +158,7 @@ class SsdTier : public LowerTier {
   void write_out_ahead(uint64_t now_ms);
   void write_through(uint64_t now_ms);
   void write_flush();
+  PageRef take_flushing();
   bool is_admitted(const PageRecord& record, uint64_t now_ms);
   /// Begins to write a page, unless it lies below already or cannot be written.
   bool begin_write(PageRef ref, bool is_leaving);

@@ -75,6 +75,8 @@ void SsdTier::begin_flush() {
   if (is_flushing_) return;
   is_flushing_ = true;
   for (const PageRef& ref : store_->pages_to_keep()) {
+    // What is put meanwhile must not push it out before it is written.
+    store_->set_kept(ref.page, true);
     flushing_.push_back(ref);
     flushing_bytes_ += store_->record(ref.page).size;
     flushing_sizes_.push_back(store_->record(ref.page).size);
@@ -91,18 +93,22 @@ void SsdTier::write_flush() {
   if (!is_flushing_) return;
   if (!log_->can_write()) {
     if (log_->is_recovering()) return;  // Soon.
-    flushing_.clear();
-    flushing_sizes_.clear();
-    flushing_bytes_ = 0;
+    while (!flushing_.empty()) take_flushing();
   }
   while (!flushing_.empty() && log_->writing_bytes() < writing_max_bytes()) {
-    const PageRef ref = flushing_.front();
-    flushing_.pop_front();
-    flushing_bytes_ -= flushing_sizes_.front();
-    flushing_sizes_.pop_front();
+    const PageRef ref = take_flushing();
     if (store_->is_present(ref)) begin_write(ref, false);
   }
   if (flushing_.empty() && !log_->is_quiet()) log_->seal_all();
+}
+
+PageRef SsdTier::take_flushing() {
+  const PageRef ref = flushing_.front();
+  flushing_.pop_front();
+  flushing_bytes_ -= flushing_sizes_.front();
+  flushing_sizes_.pop_front();
+  if (store_->is_present(ref)) store_->set_kept(ref.page, false);
+  return ref;
 }
 
 // ---------------------------------------------------------------- one page

@@ -14,6 +14,9 @@
 
 namespace hicache::testing {
 
+/// For what comes soon on any machine, however loaded.
+inline constexpr uint64_t kPatienceMs = 60'000;
+
 struct SsdSetup {
   uint64_t pool_size = 16 * kMiB;
   uint64_t size_limit = 64 * kMiB;
@@ -58,13 +61,13 @@ class SsdNodeTest : public ::testing::Test {
     auto started = Node::start(ssd_node_options(socket_name(), folders, setup));
     ASSERT_TRUE(started.ok()) << started.status().message();
     node_ = std::move(started.value());
-    ASSERT_TRUE(eventually(10'000, [&] { return stat("ssd_recovering") == 0; }));
+    ASSERT_TRUE(eventually(kPatienceMs, [&] { return stat("ssd_recovering") == 0; }));
   }
   uint64_t stat(const std::string& name) { return stat_of(*node_, name); }
   bool settles(const std::string& name, uint64_t value) {
-    return eventually(10'000, [&] { return stat(name) == value; });
+    return eventually(kPatienceMs, [&] { return stat(name) == value; });
   }
-  std::unique_ptr<SimpleClient> client(uint64_t call_timeout_ms = 5000) {
+  std::unique_ptr<SimpleClient> client(uint64_t call_timeout_ms = kPatienceMs) {
     return std::make_unique<SimpleClient>(node_->socket_path(), call_timeout_ms);
   }
   /// Flips a byte of each copy of what page `n` of this size begins with. Returns how many.

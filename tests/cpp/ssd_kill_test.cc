@@ -2,6 +2,7 @@
 // the same directory: what comes back is whole and never older than what was acknowledged.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <thread>
 
 #include "child_process.h"
@@ -39,16 +40,18 @@ class SsdKillTest : public testing::SsdNodeTest {
     ChildProcess node("ssd_node", {path, kv(), write_through ? "through" : "back"});
     ASSERT_TRUE(node.is_ready());
     const bool read_first = random.one_in(4);
+    std::atomic<uint64_t> steps{0};
     std::vector<std::thread> threads;
     for (const auto& customer : customers_) {
       ASSERT_TRUE(customer->connect(path));
-      threads.emplace_back([&customer, read_first] {
+      threads.emplace_back([&customer, &steps, read_first] {
         if (read_first) customer->get_all();
-        while (customer->is_connected()) customer->step();
+        for (; customer->is_connected(); ++steps) customer->step();
       });
     }
-    timespec life{0, static_cast<long>(random.between(5, 150)) * 1'000'000};
-    nanosleep(&life, nullptr);
+    // Not by the clock: on a slow machine as much happens in a life as on a fast one.
+    const uint64_t life = random.between(20, 1000);
+    EXPECT_TRUE(testing::eventually(testing::kPatienceMs, [&] { return steps >= life; }));
     node.end();
     for (std::thread& thread : threads) thread.join();
   }

@@ -11,6 +11,7 @@ namespace {
 
 using testing::bytes_of;
 using testing::key_of;
+using testing::kPatienceMs;
 using testing::SimpleClient;
 
 class SsdTierTest : public testing::SsdNodeTest {
@@ -41,7 +42,7 @@ class SsdTierTest : public testing::SsdNodeTest {
       const auto writer = client();
       put_pages(*writer, 0, count);
     }
-    ASSERT_TRUE(node_->flush(10'000));
+    ASSERT_TRUE(node_->flush(kPatienceMs));
     start(setup);
     ASSERT_EQ(stat("ssd_pages"), count);
     ASSERT_EQ(stat("pages"), 0U);
@@ -61,7 +62,8 @@ TEST_F(SsdTierTest, PagesBeyondThePoolAreReadBackFromTheDisk) {
   const auto one = client();
   for (uint64_t n = 0; n < 160; ++n) {  // 40 MiB through 16, no faster than the disk takes it.
     ASSERT_EQ(one->put(key_of(n), bytes_of(n, kPageSize)), Code::kOk);
-    ASSERT_TRUE(testing::eventually(10'000, [&] { return stat("pool_used_bytes") < 15 * kMiB; }));
+    ASSERT_TRUE(
+        testing::eventually(kPatienceMs, [&] { return stat("pool_used_bytes") < 15 * kMiB; }));
   }
   EXPECT_EQ(found(*one, 0, 160), 160U);
   EXPECT_EQ(stat("ssd_overrun_pages"), 0U);
@@ -79,7 +81,7 @@ TEST_F(SsdTierTest, PagesOfEverySizeSurviveARestart) {
       ASSERT_EQ(writer->put(key_of(n), bytes_of(n, size)), Code::kOk);
     }
   }
-  ASSERT_TRUE(node_->flush(10'000));
+  ASSERT_TRUE(node_->flush(kPatienceMs));
   start();
   const auto reader = client();
   EXPECT_EQ(stat("pages"), 0U);
@@ -99,7 +101,7 @@ TEST_F(SsdTierTest, ScatteredPagesAreWrittenWhole) {
   }
   for (uint64_t n = 0; n < 200; n += 2) remove(*one, n);
   put_pages(*one, 1000, 8, 1 * kMiB + 4096);
-  ASSERT_TRUE(node_->flush(10'000));
+  ASSERT_TRUE(node_->flush(kPatienceMs));
   start();
   const auto reader = client();
   EXPECT_EQ(found(*reader, 1000, 8, 1 * kMiB + 4096), 8U);
@@ -120,8 +122,10 @@ TEST_F(SsdTierTest, PagesThatWaitedToBeWrittenWhenTheyWereClearedStayCleared) {
   {
     const auto one = client();
     put_pages(*one, 0, 2000);
-    std::thread flusher([this] { node_->flush(30'000); });
-    EXPECT_TRUE(testing::eventually(10'000, [&] { return stat("ssd_writing_bytes") != 0; }));
+    std::atomic<bool> is_flushed{false};
+    std::thread flusher([&] { is_flushed = node_->flush(kPatienceMs); });
+    EXPECT_TRUE(testing::eventually(kPatienceMs,
+                                    [&] { return is_flushed || stat("ssd_writing_bytes") != 0; }));
     EXPECT_TRUE(one->client.clear(one->space).ok());
     flusher.join();
   }
@@ -135,7 +139,7 @@ TEST_F(SsdTierTest, PagesWithATimeToLiveAreNotWritten) {
   ASSERT_EQ(one->put(key_of(1), bytes_of(1, kPageSize), {.ttl_ms = 60'000}), Code::kOk);
   put_pages(*one, 2, 1);
   ASSERT_TRUE(settles("ssd_pages", 1));
-  ASSERT_TRUE(node_->flush(10'000));
+  ASSERT_TRUE(node_->flush(kPatienceMs));
   start();
   EXPECT_EQ(client()->lookup(key_of(1)), Code::kNotFound);
   EXPECT_EQ(stat("ssd_pages"), 1U);
@@ -157,13 +161,13 @@ TEST_F(SsdTierTest, AScarceBudgetTakesOnlyWhatWasReadAndASpentOneNothing) {
   const auto one = client();
   put_pages(*one, 0, 20);
   // How many were admitted before it was scarce depends on the disk.
-  ASSERT_TRUE(testing::eventually(10'000, [&] {
+  ASSERT_TRUE(testing::eventually(kPatienceMs, [&] {
     return stat("ssd_writing_bytes") == 0 && stat("ssd_pages") + stat("ssd_refused_pages") == 20;
   }));
   EXPECT_GE(stat("ssd_pages"), 14U);
   ASSERT_LT(stat("ssd_budget_left_bytes"), 9 * kMiB / 2);
   put_pages(*one, 100, 4);
-  EXPECT_TRUE(testing::eventually(10'000, [&] {
+  EXPECT_TRUE(testing::eventually(kPatienceMs, [&] {
     return stat("ssd_pages") + stat("ssd_refused_pages") == 24 && stat("ssd_refused_pages") >= 2;
   }));
   // Beyond the pool everything is dropped that was not read.
@@ -266,8 +270,9 @@ TEST_F(SsdTierTest, ARegionIsNotReusedWhileSomebodyReadsThere) {
   testing::SsdSetup setup;
   setup.size_limit = 24 * kMiB;
   setup.write_through = true;
+  setup.read_lease_ttl_ms = 600'000;  // Longer than any machine takes to write all that.
   start_with_pages_below(4, setup);
-  const auto reader = client(30'000);
+  const auto reader = client();
   const auto writer = client();
   std::vector<uint8_t> bytes;
   const Code code = reader->get(key_of(1), bytes, [&] {
@@ -275,7 +280,8 @@ TEST_F(SsdTierTest, ARegionIsNotReusedWhileSomebodyReadsThere) {
     for (uint64_t n = 1000; n < 1300; ++n) {
       ASSERT_EQ(writer->put(key_of(n), bytes_of(n, kPageSize)), Code::kOk);
       if (n % 16 == 0) {
-        ASSERT_TRUE(testing::eventually(10'000, [&] { return stat("ssd_writing_bytes") == 0; }));
+        ASSERT_TRUE(
+            testing::eventually(kPatienceMs, [&] { return stat("ssd_writing_bytes") == 0; }));
       }
     }
   });
