@@ -45,7 +45,7 @@ std::string peer_name(const Fd& socket);
 bool is_same_machine(const Fd& socket);
 
 /// Sets what a connection of ours needs: no delay, keep-alive that notices a dead peer within
-/// about ten seconds, a bound on unacknowledged bytes.
+/// about ten seconds, and a bound on how long bytes stay unacknowledged.
 Status tune(const Fd& socket);
 
 }  // namespace hicache
