@@ -90,7 +90,7 @@ def build(carry: Path, site: Path) -> None:
         str(REPOSITORY),
         CXX=str(compiler),
         CMAKE_ARGS=f"-DXXHASH_INCLUDE_DIR={carry.resolve() / 'include'} "
-        f"-DLIBURING_ROOT={carry.resolve()}",
+        f"-DLIBURING_ROOT={carry.resolve()} -DOPENSSL_ROOT_DIR={carry.resolve()}",
         CMAKE_BUILD_PARALLEL_LEVEL=str(os.cpu_count() or 1),
     )
 

@@ -6,7 +6,7 @@ The machine has torch and CUDA but no network, and at most 64 MiB travel to it. 
     whl/*.whl       what SGLang and we import and the machine does not have (wheels.txt)
     sglang.tar.xz   SGLang without its image and video part, with stand-ins for two packages
     kernel.tar.xz   its CUDA kernels, for Hopper only (18 MB of 383)
-    include/, lib/  xxhash.h and liburing, for the build of our core
+    include/, lib/  xxhash.h, liburing and OpenSSL, for the build of our core
 
 Takes about 2 minutes and 1 GB of disk. Raises CalledProcessError when a download fails.
 """
@@ -27,8 +27,9 @@ KERNEL = "sglang-kernel==0.4.5"
 WHEELS = Path(__file__).with_name("wheels.txt")
 # What our core is built with: from this machine's packages, under the same names below `include`.
 HEADERS = Path("/usr/include")
-HEADER_NAMES = ("xxhash.h", "liburing.h", "liburing")
-LIBURING_ARCHIVES = ("lib/x86_64-linux-gnu/liburing.a", "lib64/liburing.a", "lib/liburing.a")
+HEADER_NAMES = ("xxhash.h", "liburing.h", "liburing", "openssl", "x86_64-linux-gnu/openssl")
+ARCHIVE_NAMES = ("liburing.a", "libssl.a", "libcrypto.a")
+ARCHIVE_FOLDERS = ("lib/x86_64-linux-gnu", "lib64", "lib")
 PLATFORMS = [
     *(f"--platform=manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17)),
     "--platform=manylinux2014_x86_64",
@@ -108,12 +109,14 @@ def copy_libraries(out: Path) -> None:
     for folder in (out / "include", out / "lib"):
         folder.mkdir(parents=True, exist_ok=True)
     for name in HEADER_NAMES:
-        if (HEADERS / name).is_dir():
-            shutil.copytree(HEADERS / name, out / "include" / name, dirs_exist_ok=True)
-        else:
-            shutil.copy(HEADERS / name, out / "include")
-    archives = [HEADERS.parent / name for name in LIBURING_ARCHIVES]
-    shutil.copy(next((path for path in archives if path.exists()), archives[0]), out / "lib")
+        source = HEADERS / name
+        if source.is_dir():  # Debian keeps some of OpenSSL's headers apart, by architecture.
+            shutil.copytree(source, out / "include" / source.name, dirs_exist_ok=True)
+        elif source.exists() or "/" not in name:
+            shutil.copy(source, out / "include")
+    for name in ARCHIVE_NAMES:
+        archives = [HEADERS.parent / folder / name for folder in ARCHIVE_FOLDERS]
+        shutil.copy(next((path for path in archives if path.exists()), archives[0]), out / "lib")
 
 
 def prepare(out: Path) -> None:
