@@ -107,6 +107,7 @@ void EpollControlServer::stop() {
   stopping_ = true;
   wake_.signal();
   if (thread_.joinable()) thread_.join();
+  listening_.fd.reset();
   arrivals_.clear();
   connections_.clear();
   open_ = 0;
