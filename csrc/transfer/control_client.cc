@@ -1,6 +1,8 @@
 #include <poll.h>
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <mutex>
 #include <utility>
 
@@ -26,12 +28,16 @@ class SocketControlClient final : public ControlClient {
   bool is_broken() const override;
 
  private:
+  Result<std::vector<uint8_t>> ask(ControlOp op, std::span<const uint8_t> request,
+                                   Deadline deadline);
   Result<std::vector<uint8_t>> exchange(ControlOp op, std::span<const uint8_t> request,
                                         Deadline deadline);
   Result<std::vector<uint8_t>> decode_reply(std::span<const uint8_t> reply) const;
 
   const std::string name_;
-  std::timed_mutex mutex_;  // Around a whole exchange.
+  std::mutex mutex_;
+  std::condition_variable free_;
+  bool is_asking_ = false;  // Somebody has the stream; guarded by mutex_.
   Stream stream_;
   const uint64_t peer_epoch_;
   uint64_t next_request_id_ = 1;
@@ -41,10 +47,24 @@ class SocketControlClient final : public ControlClient {
 Result<std::vector<uint8_t>> SocketControlClient::call(ControlOp op,
                                                        std::span<const uint8_t> request,
                                                        Deadline deadline) {
-  std::unique_lock lock(mutex_, std::defer_lock);
-  if (!lock.try_lock_for(std::chrono::nanoseconds(deadline.remaining_ns()))) {
-    return Status(Code::kTimeout, "asking " + name_ + ": earlier questions were not answered");
+  {
+    std::unique_lock lock(mutex_);
+    if (!free_.wait_for(lock, std::chrono::nanoseconds(deadline.remaining_ns()),
+                        [this] { return !is_asking_; })) {
+      return Status(Code::kTimeout, "asking " + name_ + ": earlier questions were not answered");
+    }
+    is_asking_ = true;
   }
+  Result<std::vector<uint8_t>> reply = ask(op, request, deadline);
+  const std::lock_guard lock(mutex_);
+  is_asking_ = false;
+  free_.notify_one();
+  return reply;
+}
+
+Result<std::vector<uint8_t>> SocketControlClient::ask(ControlOp op,
+                                                      std::span<const uint8_t> request,
+                                                      Deadline deadline) {
   if (is_broken_) return Status(Code::kUnavailable, "the connection to " + name_ + " is broken");
   Result<std::vector<uint8_t>> reply = exchange(op, request, deadline);
   return reply.ok() ? std::move(reply) : named(reply.status(), "asking " + name_);
