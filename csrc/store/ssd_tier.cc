@@ -119,7 +119,7 @@ bool SsdTier::lookup(SessionIndex session, const PageName& name, bool leases, ui
   if (leases) {
     const RegionIndex region = log_->index()[page].place.region;
     region_leases_.grant(LeaseKind::kLookup, session, region, &leases_of(region), now_ms);
-    if (options_.staging) wish(name, log_->index()[page].size);
+    if (options_.staging) wish(name, log_->index()[page].size, now_ms);
   }
   return true;
 }

@@ -10,7 +10,7 @@
 //
 // Staging. A look-up with intent starts reading what it found on the SSDs into the pool, in the
 // order of the chain. A client that asks for a page before its turn has come reads it itself, with
-// the disks to itself; the page comes up after that.
+// the disks to itself for a while; the page comes up after that.
 //
 // Leases. Of places in files, on whole regions: one that a reader's lease points into is not
 // reused, one that look-ups promised only when no other is left.
@@ -164,7 +164,8 @@ class SsdTier : public LowerTier {
   bool begin_write(PageRef ref, bool is_leaving);
   void after_write(uint64_t tag, bool ok);
   // Up (ssd_tier_up.cc)
-  void wish(const PageName& name, uint64_t size);
+  void wish(const PageName& name, uint64_t size, uint64_t due_ms);
+  Wish take_wish();
   /// A client reads a page from its file: it comes up, once its reader is done.
   void again(const PageName& name, uint64_t size, uint64_t now_ms);
   uint64_t staging_max_bytes() const;
@@ -197,7 +198,7 @@ class SsdTier : public LowerTier {
 
   std::deque<Wish> wishes_;
   uint64_t wishes_bytes_ = 0;
-  uint64_t staging_from_ms_ = 0;         // Not before: clients read the disks themselves.
+  uint64_t staging_from_ms_ = 0;         // Until then clients read the disks themselves.
   std::deque<Wish> agains_;              // By due_ms.
   std::unordered_set<uint64_t> wished_;  // Hashes; one that was taken out is not brought up.
   std::unordered_map<uint64_t, Coming> coming_;  // By tag.

@@ -11,6 +11,10 @@ constexpr size_t kWishesMax = 65536;
 // to wait for.
 constexpr size_t kComingMax = 16;
 constexpr uint64_t kComingBytesMax = 8 * kMiB;
+// Readers come first, but where there are some all the time, not for ever: then few come up at
+// once, beside the 32 reads that one reader has in flight.
+constexpr uint64_t kPatienceMs = 400;
+constexpr size_t kComingBesideMax = 4;
 constexpr uint64_t kAgainDelayMs = 1000;  // Its reader is done by then.
 
 }  // namespace
@@ -20,11 +24,11 @@ uint64_t SsdTier::staging_max_bytes() const {
                                static_cast<double>(store_->reachable_bytes()));
 }
 
-void SsdTier::wish(const PageName& name, uint64_t size) {
+void SsdTier::wish(const PageName& name, uint64_t size, uint64_t due_ms) {
   // More than that would push out of the pool what has just come.
   if (wishes_.size() >= kWishesMax || wishes_bytes_ + size > staging_max_bytes()) return;
   if (!wished_.insert(name.hash).second) return;
-  wishes_.push_back({name.space, name.key, name.hash, size, 0});
+  wishes_.push_back({name.space, name.key, name.hash, size, due_ms});
   wishes_bytes_ += size;
 }
 
@@ -37,26 +41,38 @@ bool SsdTier::fetch(SpaceIndex space, const Key& key) {
   const PageName name{space, key, page_hash(space, key)};
   const SsdPageIndex page = find(name);
   if (page == kNoSsdPage) return false;
-  wish(name, log_->index()[page].size);
+  wish(name, log_->index()[page].size, now_ms_);
   return true;
 }
 
 uint64_t SsdTier::stage(uint64_t now_ms) {
-  const bool is_idle = wishes_.empty() && agains_.empty();
-  if (is_idle || now_ms < staging_from_ms_) return is_idle ? UINT64_MAX : staging_from_ms_;
-  while (wishes_.empty() && !agains_.empty() && agains_.front().due_ms <= now_ms) {
-    const Wish due = agains_.front();
-    agains_.pop_front();
-    wish({due.space, due.key, due.hash}, due.size);
+  const bool is_beside = now_ms < staging_from_ms_;
+  const size_t coming_max = is_beside ? kComingBesideMax : kComingMax;
+  for (;;) {
+    while (!wishes_.empty() && !wished_.contains(wishes_.front().hash)) take_wish();
+    if (wishes_.empty()) {
+      if (agains_.empty()) return UINT64_MAX;
+      const Wish due = agains_.front();
+      if (due.due_ms > now_ms) return due.due_ms;
+      agains_.pop_front();
+      wish({due.space, due.key, due.hash}, due.size, due.due_ms);
+      continue;
+    }
+    const uint64_t patient_until_ms = wishes_.front().due_ms + kPatienceMs;
+    if (is_beside && now_ms < patient_until_ms) return std::min(staging_from_ms_, patient_until_ms);
+    // What is left waits for a read to complete, which calls.
+    if (coming_.size() >= coming_max || coming_bytes_ >= kComingBytesMax) return UINT64_MAX;
+    const Wish next = take_wish();
+    wished_.erase(next.hash);
+    begin_staging(next, now_ms);
   }
-  while (!wishes_.empty() && coming_.size() < kComingMax && coming_bytes_ < kComingBytesMax) {
-    const Wish next = wishes_.front();
-    wishes_.pop_front();
-    wishes_bytes_ -= next.size;
-    if (wished_.erase(next.hash) != 0) begin_staging(next, now_ms);
-  }
-  // What is left waits for a read to complete, which calls.
-  return wishes_.empty() && !agains_.empty() ? agains_.front().due_ms : UINT64_MAX;
+}
+
+SsdTier::Wish SsdTier::take_wish() {
+  const Wish next = wishes_.front();
+  wishes_.pop_front();
+  wishes_bytes_ -= next.size;
+  return next;
 }
 
 void SsdTier::begin_staging(const Wish& wish, uint64_t now_ms) {

@@ -189,6 +189,35 @@ TEST_F(SsdTierTest, ALookUpBringsItsPagesUp) {
   EXPECT_EQ(one->client.stats().ssd_hit_pages, 0U);
 }
 
+TEST_F(SsdTierTest, PagesComeUpAlsoWhereClientsReadTheDisksAllTheTime) {
+  testing::SsdSetup setup;
+  setup.size_limit = 256 * kMiB;
+  start(setup);
+  {
+    const auto writer = client();
+    for (uint64_t n = 0; n < 300; ++n) {
+      put_pages(*writer, n, 1);
+      ASSERT_TRUE(
+          testing::eventually(kPatienceMs, [&] { return stat("pool_used_bytes") < 15 * kMiB; }));
+    }
+  }
+  ASSERT_TRUE(node_->flush(kPatienceMs));
+  start(setup);
+  ASSERT_EQ(stat("ssd_pages"), 300U);
+  std::atomic<bool> is_over{false};
+  std::thread reading([&] {
+    const auto reader = client();
+    while (!is_over) EXPECT_EQ(found(*reader, 20, 280), 280U);
+  });
+  EXPECT_TRUE(testing::eventually(kPatienceMs, [&] { return stat("ssd_hit_pages") > 20; }));
+  const auto one = client();
+  std::vector<Code> codes;
+  one->client.lookup(one->space, testing::keys_of(0, 12), {.lease = true, .prefix = true}, codes);
+  EXPECT_TRUE(testing::eventually(kPatienceMs, [&] { return stat("ssd_staged_pages") >= 12; }));
+  is_over = true;
+  reading.join();
+}
+
 TEST_F(SsdTierTest, GetsBesideStagingReadTheRightBytes) {
   start_with_pages_below(40);
   const auto one = client();
