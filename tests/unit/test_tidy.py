@@ -44,6 +44,7 @@ CPP_PURE = (
     "tier/ssd_index",
     "tier/write_budget",
     "store/lease_table",
+    "transfer/topology",
 )
 CPP_IMPURE_HEADERS = re.compile(
     r"<(sys/|linux/|unistd|fcntl|poll|thread|mutex|atomic|condition_variable|chrono|ctime|random"
@@ -64,6 +65,8 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "buffers": BOTTOM,
     "pages": BOTTOM | {"_core"},
     "ssd": BOTTOM,
+    "topology": BOTTOM,
+    "metadata": BOTTOM,
     "arguments": BOTTOM | {"pages"},
     "metrics": CORE,
     "node": CORE | {"metrics"},
@@ -71,7 +74,8 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "supervisor": CORE | {"node"},
     "store": CORE | {"arguments", "pages", "buffers", "namespace", "metrics", "node", "supervisor"},
     "sglang": CORE | {"pages", "buffers", "namespace", "metrics", "node", "store"},
-    "cli": CORE | {"pages", "ssd", "metrics", "node", "namespace", "store", "sglang"},
+    "cli": CORE
+    | {"pages", "ssd", "topology", "metadata", "metrics", "node", "namespace", "store", "sglang"},
     "__main__": {"cli"},
     "__init__": CORE | {"namespace", "store"},
 }
