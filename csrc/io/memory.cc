@@ -91,7 +91,13 @@ SharedMemory::SharedMemory(Fd fd, uint8_t* address, uint64_t size_bytes, uint64_
       mapped_size_bytes_(mapped_size_bytes) {}
 
 SharedMemory::~SharedMemory() {
-  munmap(address_, mapped_size_bytes_);
+  if (!is_abandoned_) {
+    munmap(address_, mapped_size_bytes_);
+    return;
+  }
+  // In place of the mapping, in one step. Without memory for that it stays as it is.
+  (void)mmap(address_, mapped_size_bytes_, PROT_NONE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
 }
 
 Result<std::unique_ptr<SharedMemory>> SharedMemory::make(const Options& options, bool huge) {

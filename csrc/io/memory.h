@@ -43,6 +43,10 @@ class SharedMemory {
   SharedMemory(const SharedMemory&) = delete;
   SharedMemory& operator=(const SharedMemory&) = delete;
 
+  /// At its end a disk may still be asked to read into it or write out of it: nothing else will
+  /// ever lie at its addresses.
+  void abandon_at_end() { is_abandoned_ = true; }
+
   uint8_t* address() const { return address_; }
   uint64_t size_bytes() const { return size_bytes_; }
   const Fd& fd() const { return fd_; }
@@ -62,6 +66,7 @@ class SharedMemory {
   static Result<std::unique_ptr<SharedMemory>> make(const Options& options, bool huge);
 
   Fd fd_;
+  bool is_abandoned_ = false;
   uint8_t* address_;
   uint64_t size_bytes_;
   bool is_huge_ = false;

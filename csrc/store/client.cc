@@ -19,6 +19,16 @@ constexpr uint64_t kPutRangeSize = 64 * kMiB;
 // buffers that outgrow the CPU's cache make the copy out of them slower.
 constexpr FileReader::Options kFileReaderOptions{IoEngine::kAuto, 32, 512 * kKiB};
 
+/// How long a node may wait for a disk before it answers: it must do so in time, or the connection
+/// would have to be broken.
+uint32_t patience_ms(Deadline deadline) {
+  return static_cast<uint32_t>(std::max(1, deadline.remaining_ms() / 2));
+}
+
+bool has_timeout(std::span<const Code> codes) {
+  return std::find(codes.begin(), codes.end(), Code::kTimeout) != codes.end();
+}
+
 WriteOutcome outcome_of(CopyOutcome outcome) {
   switch (outcome) {
     case CopyOutcome::kCopied:
@@ -203,11 +213,13 @@ void Client::call_for_codes(Op op, size_t name_space, std::span<const Key> keys,
   if (!begun.ok()) return fail(begun.status(), codes, keys.size());
   auto& [connection, index] = begun.value();
   const Status status = connection->ask(
-      op, until, [&](WireWriter& writer) { encode_keys(writer, index, flags, keys); },
+      op, until,
+      [&](WireWriter& writer) { encode_keys(writer, index, flags, keys, patience_ms(until)); },
       [&](WireReader reader) {
         return decode_codes(reader, codes) && codes.size() == keys.size();
       });
-  if (!status.ok()) fail(status, codes, keys.size());
+  if (!status.ok()) return fail(status, codes, keys.size());
+  stats_.timeouts += has_timeout(codes);
 }
 
 Result<uint64_t> Client::clear(size_t name_space) {
@@ -215,14 +227,16 @@ Result<uint64_t> Client::clear(size_t name_space) {
   auto begun = begin(name_space, until);
   if (!begun.ok()) return begun.status();
   auto& [connection, index] = begun.value();
-  uint64_t count = 0;
+  ClearReply reply{};
   HICACHE_RETURN_IF_ERROR(connection->ask(
-      Op::kClear, until, [&](WireWriter& writer) { encode_keys(writer, index, 0, {}); },
-      [&](WireReader reader) {
-        count = reader.get<uint64_t>();
-        return reader.finished();
-      }));
-  return count;
+      Op::kClear, until,
+      [&](WireWriter& writer) { encode_keys(writer, index, 0, {}, patience_ms(until)); },
+      [&](WireReader reader) { return decode(reader, reply); }));
+  if (reply.code == Code::kOk) return reply.page_count;
+  stats_.timeouts += reply.code == Code::kTimeout;
+  return Status(reply.code,
+                "the pages are gone, but an SSD did not say in time that it knows: a restart of "
+                "the node may bring them back; clear again, and look at the disk");
 }
 
 Result<std::string> Client::node_stats_json() {
@@ -280,10 +294,14 @@ Status Client::reserve(ClientConnection& connection, NamespaceIndex index,
       });
 }
 
-Status Client::commit(ClientConnection& connection, const CommitRequest& request, Deadline deadline,
+Status Client::commit(ClientConnection& connection, CommitRequest& request, Deadline deadline,
                       std::vector<Code>& codes) {
   return connection.ask(
-      Op::kCommit, deadline, [&](WireWriter& writer) { encode(writer, request); },
+      Op::kCommit, deadline,
+      [&](WireWriter& writer) {
+        request.patience_ms = patience_ms(deadline);
+        encode(writer, request);
+      },
       [&](WireReader reader) {
         return decode_codes(reader, codes) && codes.size() == request.items.size();
       });
@@ -328,6 +346,10 @@ Status Client::put_range(const PutRange& range, PutOptions* options, Deadline* u
   for (size_t n = 0; n < written.size(); ++n) {
     range.codes[written[n]] = committed[n];
     if (committed[n] == Code::kOk) stats_.put_bytes += range.sizes[written[n]];
+  }
+  // An SSD hangs: what is left of the call's time would go the same way.
+  if (status.ok() && has_timeout(committed)) {
+    return Status(Code::kTimeout, "an SSD did not say in time that older pages are forgotten");
   }
   return status;
 }

@@ -151,7 +151,7 @@ class Client {
   /// `until` moves on by the time that copying took.
   /// `options->space` becomes the namespace's life that the first range found.
   Status put_range(const PutRange& range, PutOptions* options, Deadline* until);
-  Status commit(ClientConnection& connection, const CommitRequest& request, Deadline deadline,
+  Status commit(ClientConnection& connection, CommitRequest& request, Deadline deadline,
                 std::vector<Code>& codes);
   Status reserve(ClientConnection& connection, NamespaceIndex index, std::span<const Key> keys,
                  std::span<const uint64_t> sizes, const PutOptions& options, Deadline deadline,

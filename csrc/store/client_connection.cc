@@ -120,16 +120,8 @@ std::vector<ReadableFile*> ClientConnection::files() const {
   return files;
 }
 
-Status ClientConnection::exchange(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
-                                  Deadline deadline) {
-  if (broken_) return Status(Code::kUnavailable, "the connection to the node is broken");
-  HICACHE_RETURN_IF_ERROR(take_turn(deadline));
-  Status status = exchange_in_turn(op, frame, reply, deadline);
-  end_turn();
-  return status;
-}
-
 Status ClientConnection::take_turn(Deadline deadline) {
+  if (broken_) return Status(Code::kUnavailable, "the connection to the node is broken");
   std::unique_lock lock(turn_mutex_);
   if (!turn_free_.wait_for(lock, std::chrono::nanoseconds(deadline.remaining_ns()),
                            [this] { return !turn_taken_; })) {

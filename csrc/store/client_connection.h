@@ -36,9 +36,8 @@ class ClientConnection {
   /// not believed again.
   template <typename Encode, typename Decode>
   Status ask(Op op, Deadline deadline, Encode encode, Decode decode) {
-    std::vector<uint8_t> frame = framed(encode);
     std::vector<uint8_t> reply;
-    HICACHE_RETURN_IF_ERROR(exchange(op, frame, &reply, deadline));
+    HICACHE_RETURN_IF_ERROR(exchange(op, encode, &reply, deadline));
     if (decode(WireReader(reply))) return Status();
     break_off();
     return Status(Code::kCorrupt,
@@ -48,8 +47,7 @@ class ClientConnection {
   /// Sends a request that has no reply.
   template <typename Encode>
   Status tell(Op op, Deadline deadline, Encode encode) {
-    std::vector<uint8_t> frame = framed(encode);
-    return exchange(op, frame, nullptr, deadline);
+    return exchange(op, encode, nullptr, deadline);
   }
 
   bool is_broken() const { return broken_; }
@@ -87,8 +85,15 @@ class ClientConnection {
   }
   Status take_turn(Deadline deadline);
   void end_turn();
-  Status exchange(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
-                  Deadline deadline);
+  template <typename Encode>
+  Status exchange(Op op, Encode encode, std::vector<uint8_t>* reply, Deadline deadline) {
+    HICACHE_RETURN_IF_ERROR(take_turn(deadline));
+    // Not before: it may say how much time is left.
+    std::vector<uint8_t> frame = framed(encode);
+    Status status = exchange_in_turn(op, frame, reply, deadline);
+    end_turn();
+    return status;
+  }
   Status exchange_in_turn(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
                           Deadline deadline);
   Status say_hello(const std::string& client_name, Deadline deadline);

@@ -98,17 +98,19 @@ bool decode(WireReader reader, OpenNamespaceReply& message) {
   return reader.finished() && is_code(code);
 }
 
-void encode_keys(WireWriter& writer, NamespaceIndex index, uint8_t flags,
-                 std::span<const Key> keys) {
+void encode_keys(WireWriter& writer, NamespaceIndex index, uint8_t flags, std::span<const Key> keys,
+                 uint32_t patience_ms) {
   writer.put(index);
   writer.put(flags);
   writer.put_array(keys);
+  writer.put(patience_ms);
 }
 
 bool decode(WireReader reader, KeysRequest& message) {
   message.index = reader.get<NamespaceIndex>();
   message.flags = reader.get<uint8_t>();
   reader.get_array(message.keys, kBatchCountMax);
+  message.patience_ms = reader.get<uint32_t>();
   return reader.finished();
 }
 
@@ -148,6 +150,7 @@ bool decode(WireReader reader, ReserveRequest& message) {
 void encode(WireWriter& writer, const CommitRequest& message) {
   writer.put(message.ttl_ms);
   writer.put(message.replace);
+  writer.put(message.patience_ms);
   writer.put(static_cast<uint32_t>(message.items.size()));
   for (const CommitItem& item : message.items) {
     writer.put(RawCommitItem{item.ref.page, item.ref.generation, item.checksum,
@@ -158,6 +161,7 @@ void encode(WireWriter& writer, const CommitRequest& message) {
 bool decode(WireReader reader, CommitRequest& message) {
   message.ttl_ms = reader.get<uint64_t>();
   message.replace = reader.get<uint8_t>();
+  message.patience_ms = reader.get<uint32_t>();
   std::vector<RawCommitItem> items;
   reader.get_array(items, kBatchCountMax);
   message.items.clear();
@@ -167,6 +171,18 @@ bool decode(WireReader reader, CommitRequest& message) {
         {{item.page, item.generation}, item.checksum, static_cast<WriteOutcome>(item.outcome)});
   }
   return reader.finished();
+}
+
+void encode(WireWriter& writer, const ClearReply& message) {
+  writer.put(message.code);
+  writer.put(message.page_count);
+}
+
+bool decode(WireReader reader, ClearReply& message) {
+  const auto code = reader.get<uint8_t>();
+  message.code = static_cast<Code>(code);
+  message.page_count = reader.get<uint64_t>();
+  return reader.finished() && is_code(code);
 }
 
 namespace {

@@ -66,12 +66,18 @@ struct OpenNamespaceReply {
   std::string message;
 };
 
+/// `patience_ms` of what must be on a disk before it is answered: answered kTimeout after that
+/// time, where the disk hangs. It is done then, but a restart may undo it. 0: answered when it is
+/// there.
+inline constexpr uint32_t kPatient = 0;
+
 /// Of Lookup, Lease, Remove, Clear (no keys) and SetPin.
 struct KeysRequest {
   NamespaceIndex index = 0;
   uint8_t flags =
       0;  // Lookup: kLookupLease | kLookupPrefix. Lease: kLeaseReadNow. SetPin: the Pin.
   std::vector<Key> keys;
+  uint32_t patience_ms = kPatient;
 };
 inline constexpr uint8_t kLookupLease = 1;
 inline constexpr uint8_t kLookupPrefix = 2;
@@ -132,17 +138,23 @@ struct CommitRequest {
   uint64_t ttl_ms = 0;
   uint8_t replace = 0;
   std::vector<CommitItem> items;
+  uint32_t patience_ms = kPatient;
+};
+struct ClearReply {
+  Code code;
+  uint64_t page_count;
 };
 
 void encode(WireWriter& writer, const HelloRequest& message);
 void encode(WireWriter& writer, const HelloReply& message);
 void encode(WireWriter& writer, const OpenNamespaceRequest& message);
 void encode(WireWriter& writer, const OpenNamespaceReply& message);
-void encode_keys(WireWriter& writer, NamespaceIndex index, uint8_t flags,
-                 std::span<const Key> keys);
+void encode_keys(WireWriter& writer, NamespaceIndex index, uint8_t flags, std::span<const Key> keys,
+                 uint32_t patience_ms = kPatient);
 void encode(WireWriter& writer, const RefsRequest& message);
 void encode(WireWriter& writer, const ReserveRequest& message);
 void encode(WireWriter& writer, const CommitRequest& message);
+void encode(WireWriter& writer, const ClearReply& message);
 void encode_locations(WireWriter& writer, std::span<const PageStore::Location> locations);
 void encode_placements(WireWriter& writer, SpaceIndex space,
                        std::span<const PageStore::Placement> placements);
@@ -156,6 +168,7 @@ bool decode(WireReader reader, KeysRequest& message);
 bool decode(WireReader reader, RefsRequest& message);
 bool decode(WireReader reader, ReserveRequest& message);
 bool decode(WireReader reader, CommitRequest& message);
+bool decode(WireReader reader, ClearReply& message);
 
 /// What a client may be pointed to.
 struct PlaceBounds {

@@ -150,7 +150,18 @@ void Node::stop() {
   }
   changed_.notify_all();
   wake();
-  if (thread_.joinable() && thread_.get_id() != std::this_thread::get_id()) thread_.join();
+  if (!thread_.joinable() || thread_.get_id() == std::this_thread::get_id()) return;
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return has_ended_; });
+  lock.unlock();
+  if (is_disk_busy_) {
+    // The kernel ends a thread that gave a disk something to do only once that is done, and may
+    // look for the pool until then.
+    memory_->abandon_at_end();
+    thread_.detach();
+  } else {
+    thread_.join();
+  }
 }
 
 bool Node::wait_stopped(uint64_t timeout_ms) {
@@ -246,6 +257,10 @@ void Node::run() {
   }
   close_listener();
   while (!connections_.empty()) close_connection(connections_.begin()->first);
+  const std::lock_guard lock(mutex_);  // The last that it touches.
+  is_disk_busy_ = ssd_ && !ssd_->is_idle();
+  has_ended_ = true;
+  changed_.notify_all();
 }
 
 uint64_t Node::advance_ssd(uint64_t now_ms) {
@@ -258,7 +273,9 @@ uint64_t Node::advance_ssd(uint64_t now_ms) {
   }
   for (const int fd : std::exchange(deferred_, {})) {
     const auto found = connections_.find(fd);
-    if (found != connections_.end() && !answer_deferred(*found->second)) close_connection(fd);
+    if (found != connections_.end() && !answer_deferred(*found->second, now_ms, &next_ms)) {
+      close_connection(fd);
+    }
   }
   return next_ms;
 }

@@ -46,7 +46,8 @@ class Node {
 
   ~Node();
 
-  /// Stops listening, closes every connection and ends the thread. May be called again.
+  /// Stops listening, closes every connection and ends the thread. May be called again. Waits for
+  /// no disk.
   void stop();
 
   /// True once a client asked the node to stop, or stop() was called.
@@ -122,8 +123,10 @@ class Node {
               uint64_t now_ms);
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms);
   /// Sends reply_, or keeps it until what it says will outlive a restart.
-  bool answer(Connection& connection);
-  bool answer_deferred(Connection& connection);
+  bool answer(Connection& connection, Op op, uint64_t request_id);
+  bool answer_deferred(Connection& connection, uint64_t now_ms, uint64_t* next_ms);
+  /// What is said when that takes too long: done, but a restart may undo it.
+  std::vector<uint8_t> late_reply(Op op, uint64_t request_id) const;
   bool send(Connection& connection, std::span<const uint8_t> bytes);
   bool flush(Connection& connection);
   void close_connection(int fd);
@@ -145,6 +148,7 @@ class Node {
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;
   std::vector<uint8_t> reply_;
   uint64_t ticket_ = 0;        // Of the request in hand: its reply waits for it.
+  uint32_t patience_ms_ = 0;   // Likewise: for so long.
   std::vector<int> deferred_;  // Connections whose reply waits.
   std::vector<Code> codes_;
   std::vector<PageStore::Location> locations_;
@@ -169,6 +173,8 @@ class Node {
   uint64_t stats_asked_ = 0;
   uint64_t stats_answered_ = 0;
   bool stop_asked_ = false;
+  bool has_ended_ = false;     // The thread.
+  bool is_disk_busy_ = false;  // Then.
   std::atomic<bool> stopping_{false};
   std::atomic<bool> flush_asked_{false};
   std::atomic<uint64_t> flush_left_bytes_{UINT64_MAX};

@@ -66,6 +66,7 @@ bool Node::handle(Connection& connection, Op op, uint64_t request_id, Payload pa
   if (op == Op::kHello) return handle_hello(connection, request_id, payload);
   begin_frame(reply_);
   ticket_ = 0;
+  patience_ms_ = kPatient;
   bool valid = false;
   switch (op) {
     case Op::kOpenNamespace:
@@ -112,25 +113,50 @@ bool Node::handle(Connection& connection, Op op, uint64_t request_id, Payload pa
   if (op == Op::kStop) changed_.notify_all();
   if (!has_reply(op)) return true;
   end_frame(reply_, static_cast<uint16_t>(op) | kReplyBit, request_id);
-  return answer(connection);
+  return answer(connection, op, request_id);
 }
 
-bool Node::answer(Connection& connection) {
+bool Node::answer(Connection& connection, Op op, uint64_t request_id) {
   if (ticket_ == 0 || ssd_->is_done(ticket_)) return send(connection, reply_);
   connection.ticket = ticket_;
   connection.deferred = reply_;
+  connection.late = late_reply(op, request_id);
+  connection.patient_until_ms =
+      patience_ms_ == kPatient ? UINT64_MAX : monotonic_ms() + patience_ms_;
   deferred_.push_back(connection.socket.get());
   return true;
 }
 
-bool Node::answer_deferred(Connection& connection) {
+std::vector<uint8_t> Node::late_reply(Op op, uint64_t request_id) const {
+  std::vector<uint8_t> reply;
+  begin_frame(reply);
+  WireWriter writer(reply);
+  if (op == Op::kClear) {
+    encode(writer, ClearReply{Code::kTimeout, 0});
+  } else {
+    std::vector<Code> codes = codes_;
+    for (Code& code : codes) {
+      // Not found is what an earlier removal made of it, which may not be on its disk either.
+      if (code == Code::kOk || code == Code::kNotFound) code = Code::kTimeout;
+    }
+    writer.put_array(std::span<const Code>(codes));
+  }
+  end_frame(reply, static_cast<uint16_t>(op) | kReplyBit, request_id);
+  return reply;
+}
+
+bool Node::answer_deferred(Connection& connection, uint64_t now_ms, uint64_t* next_ms) {
   if (connection.ticket == 0) return true;
-  if (!ssd_->is_done(connection.ticket)) {
+  const bool is_done = ssd_->is_done(connection.ticket);
+  if (!is_done && now_ms < connection.patient_until_ms) {
+    *next_ms = std::min(*next_ms, connection.patient_until_ms);
     deferred_.push_back(connection.socket.get());
     return true;
   }
   connection.ticket = 0;
-  if (!send(connection, std::exchange(connection.deferred, {}))) return false;
+  if (!send(connection, is_done ? connection.deferred : connection.late)) return false;
+  connection.deferred = {};
+  connection.late = {};
   unfinished_.push_back(connection.socket.get());  // It may have sent more meanwhile.
   return true;
 }
@@ -244,6 +270,7 @@ bool Node::handle_commit(Connection& connection, Payload payload) {
   CommitRequest request;
   if (!decode(WireReader(payload), request)) return false;
   const PageStore::CommitOptions options{request.ttl_ms, request.replace != 0};
+  patience_ms_ = request.patience_ms;
   const uint64_t now_ms = monotonic_ms();
   codes_.clear();
   for (const CommitItem& item : request.items) {
@@ -300,8 +327,10 @@ uint64_t Node::clear(NamespaceIndex index) {
 bool Node::handle_keys(Op op, Payload payload) {
   KeysRequest& request = keys_request_;
   if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
+  patience_ms_ = request.patience_ms;
   if (op == Op::kClear) {
-    WireWriter(reply_).put(clear(request.index));
+    WireWriter writer(reply_);
+    encode(writer, ClearReply{Code::kOk, clear(request.index)});
     return true;
   }
   if (op == Op::kSetPin && request.flags >= kPinCount) return false;

@@ -25,7 +25,7 @@ uint64_t region_size_for(const SsdTier::Options& options, uint64_t limit_bytes) 
 
 Result<std::unique_ptr<SsdTier>> SsdTier::open(Options options, Surroundings surroundings,
                                                uint64_t now_ms) {
-  std::vector<std::unique_ptr<SsdDirectory>> directories;
+  std::vector<std::shared_ptr<const SsdDirectory>> directories;
   for (const Directory& directory : options.directories) {
     auto opened = SsdDirectory::open(
         {.path = directory.path,
@@ -41,7 +41,7 @@ Result<std::unique_ptr<SsdTier>> SsdTier::open(Options options, Surroundings sur
 }
 
 SsdTier::SsdTier(Options options, Surroundings surroundings,
-                 std::vector<std::unique_ptr<SsdDirectory>> directories, uint64_t now_ms)
+                 std::vector<std::shared_ptr<const SsdDirectory>> directories, uint64_t now_ms)
     : options_(std::move(options)),
       surroundings_(std::move(surroundings)),
       directories_(std::move(directories)),
@@ -50,9 +50,7 @@ SsdTier::SsdTier(Options options, Surroundings surroundings,
       region_leases_(
           LeaseTable::Options{{options_.lookup_lease_ttl_ms, options_.read_lease_ttl_ms}}) {
   log_ = std::make_unique<SsdLog>(log_options(), now_ms);
-  std::vector<const SsdDirectory*> watched;
-  for (const auto& directory : directories_) watched.push_back(directory.get());
-  watch_ = std::make_unique<SsdWatch>(std::move(watched), surroundings_.wake);
+  watch_ = std::make_unique<SsdWatch>(directories_, surroundings_.wake);
 }
 
 SsdLog::Options SsdTier::log_options() {
@@ -249,6 +247,15 @@ uint64_t SsdTier::advance(uint64_t now_ms) {
   budget_.spend(written - std::exchange(spent_bytes_, written), now_ms);
   next_ms = std::min(next_ms, region_leases_.next_expiry_ms());
   return std::min(next_ms, now_ms + kPollMaxMs);
+}
+
+bool SsdTier::is_idle() const {
+  for (size_t i = 0; i < log_->volume_count(); ++i) {
+    const SsdVolume& volume = log_->volume(i);
+    // One that failed was given up with what was on its way.
+    if (volume.health() == SsdVolume::Health::kFailed || !volume.is_idle()) return false;
+  }
+  return true;
 }
 
 void SsdTier::take_free_space(uint64_t now_ms) {

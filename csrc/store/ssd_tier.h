@@ -106,6 +106,9 @@ class SsdTier : public LowerTier {
   /// UINT64_MAX: no flush was begun.
   uint64_t flush_left_bytes() const;
 
+  /// No disk reads into the pool or writes out of it any more.
+  bool is_idle() const;
+
   /// Does what is due. Returns when it wants to be called at the latest.
   uint64_t advance(uint64_t now_ms);
 
@@ -139,7 +142,7 @@ class SsdTier : public LowerTier {
   };
 
   SsdTier(Options options, Surroundings surroundings,
-          std::vector<std::unique_ptr<SsdDirectory>> directories, uint64_t now_ms);
+          std::vector<std::shared_ptr<const SsdDirectory>> directories, uint64_t now_ms);
 
   SsdLog::Options log_options();
   bool has_lease(LeaseKind kind, RegionIndex region) const;
@@ -176,7 +179,7 @@ class SsdTier : public LowerTier {
 
   const Options options_;
   const Surroundings surroundings_;
-  const std::vector<std::unique_ptr<SsdDirectory>> directories_;
+  const std::vector<std::shared_ptr<const SsdDirectory>> directories_;
   PageStore* store_ = nullptr;
   WriteBudget budget_;
   uint64_t now_ms_;

@@ -8,6 +8,7 @@ namespace hicache {
 namespace {
 
 constexpr auto kInterval = std::chrono::seconds(2);
+constexpr auto kEndPatience = std::chrono::seconds(1);  // Then a disk hangs.
 constexpr size_t kNamesMax = 65536;
 constexpr size_t kLineSizeMax = 8192;
 constexpr const char* kNamesFile = "namespaces.tsv";
@@ -18,32 +19,39 @@ std::filesystem::path names_file(const SsdDirectory& directory) {
 
 }  // namespace
 
-SsdWatch::SsdWatch(std::vector<const SsdDirectory*> directories, std::function<void()> on_change)
-    : directories_(std::move(directories)),
-      on_change_(std::move(on_change)),
-      states_(directories_.size(), State{UINT64_MAX, false}) {
-  for (const SsdDirectory* directory : directories_) read_names(*directory, names_);
-  thread_ = std::thread([this] { run(); });
+SsdWatch::SsdWatch(std::vector<std::shared_ptr<const SsdDirectory>> directories,
+                   std::function<void()> on_change)
+    : shared_(std::make_shared<Shared>()) {
+  shared_->states.assign(directories.size(), State{UINT64_MAX, false});
+  for (const auto& directory : directories) read_names(*directory, shared_->names);
+  shared_->directories = std::move(directories);
+  shared_->on_change = std::move(on_change);
+  thread_ = std::thread([shared = shared_] { run(*shared); });
 }
 
 SsdWatch::~SsdWatch() {
-  {
-    std::lock_guard lock(mutex_);
-    closing_ = true;
+  std::unique_lock lock(shared_->mutex);
+  shared_->closing = true;
+  shared_->changed.notify_all();
+  const bool is_stuck =
+      !shared_->changed.wait_for(lock, kEndPatience, [this] { return shared_->ended; });
+  lock.unlock();
+  if (is_stuck) {
+    thread_.detach();
+  } else {
+    thread_.join();
   }
-  wake_.notify_all();
-  thread_.join();
 }
 
 std::vector<SsdWatch::State> SsdWatch::states() const {
-  std::lock_guard lock(mutex_);
-  return states_;
+  std::lock_guard lock(shared_->mutex);
+  return shared_->states;
 }
 
 std::string SsdWatch::description_of(const NamespaceDigest& digest) const {
-  std::lock_guard lock(mutex_);
-  const auto found = names_.find(hex(digest));
-  return found == names_.end() ? "" : found->second;
+  std::lock_guard lock(shared_->mutex);
+  const auto found = shared_->names.find(hex(digest));
+  return found == shared_->names.end() ? "" : found->second;
 }
 
 void SsdWatch::remember(const NamespaceDigest& digest, const std::string& description) {
@@ -51,43 +59,45 @@ void SsdWatch::remember(const NamespaceDigest& digest, const std::string& descri
   for (char& c : text) {
     if (static_cast<unsigned char>(c) < 0x20) c = ' ';  // A line is a line.
   }
-  {
-    std::lock_guard lock(mutex_);
-    const auto [found, is_new] = names_.try_emplace(hex(digest), text);
-    if (!is_new || names_.size() > kNamesMax) return;
-    unwritten_.push_back(found->first + "\t" + text + "\n");
-  }
-  wake_.notify_all();
+  std::lock_guard lock(shared_->mutex);
+  const auto [found, is_new] = shared_->names.try_emplace(hex(digest), text);
+  if (!is_new || shared_->names.size() > kNamesMax) return;
+  shared_->unwritten.push_back(found->first + "\t" + text + "\n");
+  shared_->changed.notify_all();
 }
 
-void SsdWatch::run() {
+void SsdWatch::run(Shared& shared) {
   for (;;) {
-    look();
-    write_names();
-    on_change_();
-    std::unique_lock lock(mutex_);
-    wake_.wait_for(lock, kInterval, [this] { return closing_ || !unwritten_.empty(); });
-    if (closing_ && unwritten_.empty()) return;
+    look(shared);
+    write_names(shared);
+    std::unique_lock lock(shared.mutex);
+    if (!shared.closing) shared.on_change();
+    shared.changed.wait_for(lock, kInterval,
+                            [&shared] { return shared.closing || !shared.unwritten.empty(); });
+    if (!shared.closing || !shared.unwritten.empty()) continue;
+    shared.ended = true;
+    shared.changed.notify_all();
+    return;
   }
 }
 
-void SsdWatch::look() {
+void SsdWatch::look(Shared& shared) {
   std::vector<State> states;
-  for (const SsdDirectory* directory : directories_) {
+  for (const auto& directory : shared.directories) {
     states.push_back({directory->file_system_free_bytes(), directory->is_gone()});
   }
-  std::lock_guard lock(mutex_);
-  states_ = std::move(states);
+  std::lock_guard lock(shared.mutex);
+  shared.states = std::move(states);
 }
 
-void SsdWatch::write_names() {
+void SsdWatch::write_names(Shared& shared) {
   std::vector<std::string> lines;
   {
-    std::lock_guard lock(mutex_);
-    lines = std::exchange(unwritten_, {});
+    std::lock_guard lock(shared.mutex);
+    lines = std::exchange(shared.unwritten, {});
   }
   for (const std::string& line : lines) {
-    for (const SsdDirectory* directory : directories_) {
+    for (const auto& directory : shared.directories) {
       // It only names what is there: a disk that does not take it changes nothing.
       std::ofstream(names_file(*directory), std::ios::app) << line;
     }

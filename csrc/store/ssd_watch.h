@@ -4,7 +4,8 @@
 // `namespaces.tsv` in each directory is for people and tools: a line for each namespace whose pages
 // were written there, its digest in hexadecimal, a tab, its description.
 //
-// Threads: one of its own; every method may be called from any thread.
+// Threads: one of its own; every method may be called from any thread. Where a disk hangs the
+// thread outlives the object, with what it needs, and ends when the disk lets it go.
 #pragma once
 
 #include <condition_variable>
@@ -30,7 +31,8 @@ class SsdWatch {
   };
 
   /// Reads the names that are there. `on_change` is called on the thread after each look.
-  SsdWatch(std::vector<const SsdDirectory*> directories, std::function<void()> on_change);
+  SsdWatch(std::vector<std::shared_ptr<const SsdDirectory>> directories,
+           std::function<void()> on_change);
   ~SsdWatch();
 
   std::vector<State> states() const;
@@ -41,20 +43,25 @@ class SsdWatch {
   void remember(const NamespaceDigest& digest, const std::string& description);
 
  private:
-  void run();
-  void look();
-  void write_names();
+  struct Shared {
+    std::vector<std::shared_ptr<const SsdDirectory>> directories;
+    std::function<void()> on_change;  // Not called any more once `closing`.
+    std::mutex mutex;                 // Guards what follows.
+    std::condition_variable changed;
+    std::vector<State> states;
+    std::map<std::string, std::string> names;
+    std::vector<std::string> unwritten;  // Lines.
+    bool closing = false;
+    bool ended = false;
+  };
+
+  static void run(Shared& shared);
+  static void look(Shared& shared);
+  static void write_names(Shared& shared);
   static std::string hex(const NamespaceDigest& digest);
   static void read_names(const SsdDirectory& directory, std::map<std::string, std::string>& names);
 
-  const std::vector<const SsdDirectory*> directories_;
-  const std::function<void()> on_change_;
-  mutable std::mutex mutex_;  // Guards what follows.
-  std::condition_variable wake_;
-  std::vector<State> states_;
-  std::map<std::string, std::string> names_;
-  std::vector<std::string> unwritten_;  // Lines.
-  bool closing_ = false;
+  const std::shared_ptr<Shared> shared_;
   std::thread thread_;
 };
 

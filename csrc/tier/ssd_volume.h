@@ -40,7 +40,7 @@ class SsdVolume {
     LogId log_id;
     uint64_t region_size_bytes;
     uint32_t region_count;      // In the file now.
-    uint32_t region_count_max;  // By its size limit.
+    uint32_t region_count_max;  // By its size limit; `region_count` may be more.
   };
 
   enum class RegionState : uint8_t {
@@ -113,11 +113,14 @@ class SsdVolume {
   /// Regions that are free or that the file may still grow by.
   uint32_t free_region_count() const;
   uint32_t used_region_count() const;
+  /// Beyond the size limit, which was higher once: they are read, and given back when they are free.
+  bool is_excess(uint32_t region) const { return region >= file_.region_count_max; }
+  bool has_excess() const;
 
   // --- recovery tells what the file holds
 
   /// It is free, or a sealed region with these removals.
-  void recovered_free(uint32_t region);
+  void recovered_free(uint32_t region, uint64_t now_ms);
   void recovered_sealed(uint32_t region, uint64_t sequence, std::vector<SsdEntry> removals);
   /// Its groups were found, its footer was not: writes one. Requires: `entries` as decoded.
   void seal_recovered(uint32_t region, uint64_t sequence, uint32_t sector_count,
@@ -161,6 +164,8 @@ class SsdVolume {
   void read(uint32_t region, uint32_t first_sector, std::vector<iovec> parts, uint64_t tag,
             uint64_t now_ms);
   size_t reads_in_flight() const { return reads_in_flight_; }
+  /// Nothing is on its way to the disk or from it.
+  bool is_idle() const { return requests_.empty(); }
 
   /// Handles completions and deadlines. Returns when it wants to be called at the latest.
   uint64_t poll(uint64_t now_ms);
@@ -179,9 +184,12 @@ class SsdVolume {
     uint64_t size_bytes;
     bool is_done = false;
   };
+  /// Whether the file system has set a region's space aside. It does not say so cheaply, and a
+  /// region that is free after a start may be a hole.
+  enum class Space : uint8_t { kNone, kUnsure, kAllocated };
   struct Region {
     RegionState state = RegionState::kUnknown;
-    bool is_allocated = false;  // The file system has set its space aside.
+    Space space = Space::kNone;
     uint64_t sequence = 0;
     uint32_t used_sectors = 0;
     uint32_t group_count = 0;
@@ -203,6 +211,8 @@ class SsdVolume {
 
   bool fits(const Region& region, size_t entry_count, uint64_t sector_count) const;
   bool open_region(uint64_t sequence, uint64_t now_ms);
+  void add_free(uint32_t region, uint64_t now_ms);
+  void discard(uint32_t region, uint64_t now_ms);
   void submit(Request request, IoRequest io);
   void submit_waiting();
   void complete(const IoCompletion& completion);

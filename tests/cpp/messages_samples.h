@@ -43,14 +43,14 @@ inline Sample keys_sample() {
   const std::vector<Key> keys = keys_of(0, 3);
   std::vector<uint8_t> bytes;
   WireWriter writer(bytes);
-  encode_keys(writer, 4, kLookupLease, keys);
+  encode_keys(writer, 4, kLookupLease, keys, 500);
   return {"keys", bytes,
           [](const std::vector<uint8_t>& given) -> std::optional<std::vector<uint8_t>> {
             KeysRequest read;
             if (!decode(WireReader(given), read)) return std::nullopt;
             std::vector<uint8_t> again;
             WireWriter again_writer(again);
-            encode_keys(again_writer, read.index, read.flags, read.keys);
+            encode_keys(again_writer, read.index, read.flags, read.keys, read.patience_ms);
             return again;
           }};
 }
@@ -129,7 +129,9 @@ inline std::vector<Sample> samples() {
       sample_of("commit", CommitRequest{60'000,
                                         1,
                                         {{{1, 2}, 99, WriteOutcome::kWritten},
-                                         {{3, 4}, 0, WriteOutcome::kUnbacked}}}),
+                                         {{3, 4}, 0, WriteOutcome::kUnbacked}},
+                                        500}),
+      sample_of("clear_reply", ClearReply{Code::kTimeout, 12}),
       keys_sample(),
       places_sample(),
       codes_sample(),

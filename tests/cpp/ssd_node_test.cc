@@ -178,6 +178,46 @@ TEST_F(SsdNodeFaultsTest, AnAnswerWaitsForASlowDiskAndTheNodeForNobody) {
   node_.reset();
 }
 
+TEST_F(SsdNodeFaultsTest, ADiskThatHangsKeepsNeitherCallsNorTheEndWaiting) {
+  SmallDisk disk(folder_.path(), 128 * kMiB);
+  if (!disk.valid()) GTEST_SKIP() << "no file system can be mounted here";
+  start_on({disk.path() + "/kv"}, {.size_limit = 48 * kMiB, .write_through = true});
+  const auto one = client(2000);
+  put_pages(*one, 0, 8);
+  ASSERT_TRUE(settles("ssd_pages", 8));
+  ASSERT_TRUE(disk.freeze());
+  // Answered in time, as what it is: done, but not for certain.
+  EXPECT_EQ(remove(*one, 3), Code::kTimeout);
+  EXPECT_EQ(one->put(key_of(4), bytes_of(1004, kPageSize), {.replace = true}), Code::kTimeout);
+  EXPECT_EQ(one->lookup(key_of(3)), Code::kNotFound);
+  std::vector<uint8_t> bytes;
+  EXPECT_EQ(one->get(key_of(4), bytes), Code::kOk);
+  EXPECT_EQ(bytes, bytes_of(1004, kPageSize));
+  // A name that is new, for the names file.
+  const size_t other = one->client.open_namespace(key_of(99), "other");
+  std::vector<Code> codes;
+  const Key key = key_of(5);
+  one->client.put(
+      other, {&key, 1},
+      [&](size_t, std::vector<MemorySegment>& segments) {
+        segments.push_back({bytes.data(), bytes.size()});
+      },
+      {}, codes);
+  EXPECT_EQ(codes.at(0), Code::kOk);
+  EXPECT_EQ(one->client.clear(one->space).status().code(), Code::kTimeout);
+  EXPECT_EQ(one->lookup(key_of(6)), Code::kNotFound);
+  EXPECT_EQ(one->client.stats().connects, 1U);
+  EXPECT_EQ(one->client.stats().timeouts, 3U);
+  std::atomic<bool> is_gone{false};
+  std::thread stopper([&] {
+    node_.reset();
+    is_gone = true;
+  });
+  EXPECT_TRUE(eventually(kPatienceMs, [&] { return is_gone.load(); }));
+  ASSERT_TRUE(disk.thaw());
+  stopper.join();
+}
+
 // ---------------------------------------------------------------- directories that go wrong
 
 TEST_F(SsdNodeFaultsTest, AnotherNodeOnTheDirectoryIsRefused) {
