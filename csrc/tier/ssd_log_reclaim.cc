@@ -19,7 +19,8 @@ void SsdLog::reclaim(size_t volume, uint64_t now_ms) {
   VolumeState& state = volumes_[volume];
   if (!may_write_ || !state.volume->can_write()) return;
   if (state.reclaim.region == kNoRegion) {
-    const bool is_wanted = state.volume->free_region_count() < kFreeRegionsMin;
+    const bool is_wanted =
+        state.volume->free_region_count() < kFreeRegionsMin || state.volume->has_excess();
     if (is_wanted && state.unrecovered_count == 0) begin_reclaim(volume, now_ms);
   }
   if (state.reclaim.region == kNoRegion) return;
@@ -64,6 +65,17 @@ RegionIndex SsdLog::choose_victim(size_t volume) {
       });
   // No removal of the oldest one is about another region of this volume: it goes without room.
   if (state.reclaim.is_forced) return options_.is_leased(oldest) ? kNoRegion : oldest;
+  const bool has_room = state.volume->free_region_count() >= kFreeRegionsMin;
+  if (has_room) {  // Then it is for those beyond the size limit, oldest first.
+    std::erase_if(sealed, [&](RegionIndex region) {
+      return !state.volume->is_excess(regions_[region].number) || options_.is_leased(region);
+    });
+    const auto first =
+        std::min_element(sealed.begin(), sealed.end(), [this](RegionIndex left, RegionIndex right) {
+          return index_.region(left).sequence < index_.region(right).sequence;
+        });
+    return first == sealed.end() ? kNoRegion : *first;
+  }
   const bool spares_promised = state.volume->free_region_count() >= kFreeRegionsUrgent;
   const auto is_eligible = [&](RegionIndex region) {
     return std::binary_search(sealed.begin(), sealed.end(), region) &&

@@ -63,7 +63,7 @@ void SsdLog::take_region(RecoveredRegion region, uint64_t now_ms) {
   }
   const RegionIndex index = region_index(region.volume, region.region);
   if (region.kind == RecoveredRegion::Kind::kFree) {
-    state.volume->recovered_free(region.region);
+    state.volume->recovered_free(region.region, now_ms);
     return;
   }
   const uint64_t sectors = region.sector_count + footer_sectors(region.entries.size());

@@ -93,7 +93,7 @@ void SsdRecovery::run() {
 std::vector<SsdRecovery::Head> SsdRecovery::read_heads(uint32_t volume) {
   const SsdVolume::File& file = options_.files[volume];
   std::vector<Head> heads;
-  for (uint32_t region = 0; region < std::min(file.region_count, file.region_count_max); ++region) {
+  for (uint32_t region = 0; region < file.region_count; ++region) {
     heads.push_back(Head{.volume = volume, .region = region, .footer = {}});
   }
   for (size_t first = 0; first < heads.size() && !stopping_; first += kHeadsPerBatch) {

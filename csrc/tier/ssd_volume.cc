@@ -24,8 +24,8 @@ SsdVolume::SsdVolume(File file, Options options, std::unique_ptr<BlockDevice> de
       options_(options),
       listener_(listener),
       device_(std::move(device)),
-      regions_(std::min(file_.region_count, file_.region_count_max)) {
-  for (Region& region : regions_) region.is_allocated = true;
+      regions_(file_.region_count) {
+  for (Region& region : regions_) region.space = Space::kUnsure;
 }
 
 SsdVolume::~SsdVolume() {
@@ -36,9 +36,10 @@ SsdVolume::~SsdVolume() {
 uint32_t SsdVolume::free_region_count() const {
   if (!can_write()) return 0;
   const auto usable = std::count_if(free_.begin(), free_.end(), [this](uint32_t region) {
-    return regions_[region].is_allocated || may_grow_;
+    return regions_[region].space != Space::kNone || may_grow_;
   });
-  return static_cast<uint32_t>(usable) + (may_grow_ ? file_.region_count_max - region_count() : 0);
+  const uint32_t beyond = file_.region_count_max - std::min(file_.region_count_max, region_count());
+  return static_cast<uint32_t>(usable) + (may_grow_ ? beyond : 0);
 }
 
 uint32_t SsdVolume::used_region_count() const {
@@ -48,14 +49,26 @@ uint32_t SsdVolume::used_region_count() const {
       }));
 }
 
+bool SsdVolume::has_excess() const {
+  for (uint32_t region = file_.region_count_max; region < region_count(); ++region) {
+    if (regions_[region].state == RegionState::kSealed) return true;
+  }
+  return false;
+}
+
 uint64_t SsdVolume::page_size_max() const {
   return file_.region_size_bytes - (1 + footer_sectors(kGroupEntryCountMax)) * kSectorSize;
 }
 
 // ---------------------------------------------------------------- recovery
 
-void SsdVolume::recovered_free(uint32_t region) {
+void SsdVolume::recovered_free(uint32_t region, uint64_t now_ms) {
   regions_[region].state = RegionState::kFree;
+  add_free(region, now_ms);
+}
+
+void SsdVolume::add_free(uint32_t region, uint64_t now_ms) {
+  if (is_excess(region)) return discard(region, now_ms);
   free_.push_back(region);
 }
 
@@ -103,8 +116,12 @@ bool SsdVolume::make_ready(size_t entry_count, uint64_t sector_count, uint64_t n
 
 bool SsdVolume::open_region(uint64_t sequence, uint64_t now_ms) {
   uint32_t number = kNoRegionNumber;
-  auto found = std::find_if(free_.begin(), free_.end(),
-                            [this](uint32_t region) { return regions_[region].is_allocated; });
+  const auto find = [this](Space space) {
+    return std::find_if(free_.begin(), free_.end(),
+                        [this, space](uint32_t region) { return regions_[region].space == space; });
+  };
+  auto found = find(Space::kAllocated);
+  if (found == free_.end()) found = find(Space::kUnsure);
   if (found == free_.end() && may_grow_) found = free_.begin();
   if (found != free_.end()) {
     number = *found;
@@ -116,11 +133,11 @@ bool SsdVolume::open_region(uint64_t sequence, uint64_t now_ms) {
     return false;
   }
   Region& region = regions_[number];
-  const bool is_allocated = region.is_allocated;
+  const Space space = region.space;
   region = Region{};
   region.sequence = sequence;
-  region.is_allocated = is_allocated;
-  if (is_allocated) {
+  region.space = space;
+  if (space == Space::kAllocated) {
     region.state = RegionState::kOpen;
     open_ = number;
     return true;
@@ -240,15 +257,20 @@ void SsdVolume::shrink(uint64_t now_ms) {
   may_grow_ = false;
   // Until that is done nothing may be written there.
   for (const uint32_t number : std::exchange(free_, {})) {
-    if (!std::exchange(regions_[number].is_allocated, false)) {
+    if (regions_[number].space == Space::kNone) {
       free_.push_back(number);
-      continue;
+    } else {
+      discard(number, now_ms);
     }
-    submit({.purpose = Purpose::kDiscard, .region = number, .begun_ms = now_ms},
-           {.kind = IoKind::kDiscard,
-            .offset = offset_of(number, 0),
-            .size = file_.region_size_bytes});
   }
+}
+
+/// Of a free region, which is in nobody's list meanwhile.
+void SsdVolume::discard(uint32_t number, uint64_t now_ms) {
+  regions_[number].space = Space::kNone;
+  submit(
+      {.purpose = Purpose::kDiscard, .region = number, .begun_ms = now_ms},
+      {.kind = IoKind::kDiscard, .offset = offset_of(number, 0), .size = file_.region_size_bytes});
 }
 
 // ---------------------------------------------------------------- reading
@@ -322,14 +344,19 @@ void SsdVolume::complete(const IoCompletion& completion) {
     return;
   }
   if (request.purpose == Purpose::kDiscard) {
-    free_.push_back(request.region);  // It may fail: then the space stays ours.
+    // It may fail: then the space stays ours.
+    if (!is_excess(request.region)) free_.push_back(request.region);
     return;
   }
   if (!ok && request.purpose == Purpose::kAllocate) {
     // The disk is full: go on with the regions that there are.
     region.state = RegionState::kFree;
-    free_.push_back(request.region);
     opening_ = kNoRegionNumber;
+    if (region.space == Space::kUnsure) {
+      discard(request.region, now_ms_);  // What there was of it.
+    } else {
+      free_.push_back(request.region);
+    }
     may_grow_ = false;
     listener_.on_health(
         *this, std::string("no space for another region: ") + std::strerror(completion.error));
@@ -356,11 +383,12 @@ void SsdVolume::complete(const IoCompletion& completion) {
       if (--region.erasing_count != 0) break;
       region.removals = {};
       region.state = RegionState::kFree;
-      free_.push_back(request.region);
+      region.space = Space::kAllocated;
+      add_free(request.region, now_ms_);
       listener_.on_region_free(*this, request.region);
       break;
     case Purpose::kAllocate:
-      region.is_allocated = true;
+      region.space = Space::kAllocated;
       region.state = RegionState::kOpen;
       open_ = std::exchange(opening_, kNoRegionNumber);
       break;

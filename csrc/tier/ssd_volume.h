@@ -113,7 +113,8 @@ class SsdVolume {
   /// Regions that are free or that the file may still grow by.
   uint32_t free_region_count() const;
   uint32_t used_region_count() const;
-  /// Beyond the size limit, which was higher once: they are read, and given back when they are free.
+  /// Beyond the size limit, which was higher once: they are read, and given back when they are
+  /// free.
   bool is_excess(uint32_t region) const { return region >= file_.region_count_max; }
   bool has_excess() const;
 

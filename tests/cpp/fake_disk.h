@@ -58,6 +58,14 @@ class FakeDisk {
   }
   uint64_t write_count() const { return next_id_; }
 
+  /// Bytes whose space was given back, and not set aside again.
+  uint64_t hole_bytes() const {
+    const std::lock_guard lock(mutex_);
+    uint64_t sum = 0;
+    for (const auto& [offset, size] : holes_) sum += size;
+    return sum;
+  }
+
   /// What a power cut now leaves: of what is not flushed each write as a whole, in part, or not.
   std::vector<uint8_t> cut(Random& random) const {
     const std::lock_guard lock(mutex_);
@@ -122,6 +130,10 @@ class FakeDisk {
     EXPECT_EQ(asked.size % kSectorSize, 0u);
     if (is_write(asked.kind)) {
       check_write(asked);
+      for (const auto& [offset, size] : holes_) {
+        EXPECT_FALSE(offset < asked.offset + asked.size && asked.offset < offset + size)
+            << "a write to where no space is set aside: " << asked.offset;
+      }
       job.write_id = ++next_id_;
       writes_.push_back({.id = job.write_id, .offset = asked.offset, .bytes = gather(asked)});
       EXPECT_EQ(writes_.back().bytes.size(), asked.size);
@@ -155,6 +167,7 @@ class FakeDisk {
         if (job.outcome != 0) return job.outcome;
         const uint64_t size = asked.offset + asked.size;
         if (size > size_max_) return ENOSPC;
+        holes_.erase(asked.offset);
         if (size > now_.size()) {
           now_.resize(size);
           stable_.resize(size);
@@ -165,6 +178,7 @@ class FakeDisk {
       case IoKind::kWriteDurable:
       case IoKind::kDiscard:
         end_write(job);
+        if (asked.kind == IoKind::kDiscard && job.outcome == 0) holes_[asked.offset] = asked.size;
         return job.outcome;
     }
     return EINVAL;
@@ -211,7 +225,8 @@ class FakeDisk {
   std::vector<uint8_t> stable_;
   std::vector<uint8_t> now_;
   const uint64_t size_max_;
-  std::deque<Write> writes_;  // Not flushed, in the order in which they were submitted.
+  std::map<uint64_t, uint64_t> holes_;  // Sizes, by offset; discards and allocations are alike.
+  std::deque<Write> writes_;            // Not flushed, in the order in which they were submitted.
   uint64_t next_id_ = 0;
   uint64_t tick_ = 0;
 };

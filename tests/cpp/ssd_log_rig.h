@@ -59,7 +59,11 @@ class LogRig {
     std::vector<uint8_t> bytes;
   };
 
-  LogRig(const Shape& shape, uint64_t stream) : shape_(shape), random_(stream), stream_(stream) {
+  LogRig(const Shape& shape, uint64_t stream)
+      : shape_(shape),
+        region_count_max_(shape.region_count_max),
+        random_(stream),
+        stream_(stream) {
     for (uint32_t i = 0; i < shape.volume_count; ++i) {
       disks_[kFirstFd + static_cast<int>(i)] = empty_disk();
     }
@@ -77,6 +81,8 @@ class LogRig {
   uint64_t damaged_reads() const { return damaged_reads_; }
   /// Of clean lives bytes that are wrong are a mistake; else readers may find damage.
   void allow_damage() { damage_is_allowed_ = true; }
+  /// The size limit of the lives that begin from now on; at most that of the shape.
+  void limit_regions(uint32_t count_max) { region_count_max_ = count_max; }
   void lease_everything(bool yes) { all_leased_ = yes; }
   std::vector<std::pair<uint64_t, int>>& reads_done() { return reads_done_; }
 
@@ -116,7 +122,7 @@ class LogRig {
                        .log_id = log_id(fd),
                        .region_size_bytes = shape_.region_size,
                        .region_count = static_cast<uint32_t>(count),
-                       .region_count_max = shape_.region_count_max});
+                       .region_count_max = region_count_max_});
     }
     return files;
   }
@@ -416,6 +422,7 @@ class LogRig {
   }
 
   const Shape shape_;
+  uint32_t region_count_max_;
   Random random_;
   const uint64_t stream_;
   FakeDevice::Disks disks_;
