@@ -141,14 +141,18 @@ bool is_loopback(const Place& place) {
   return IN6_IS_ADDR_LOOPBACK(&place.address);
 }
 
-Result<uint16_t> port_of(const Fd& socket) {
+uint16_t port_of(const sockaddr_storage& bytes) {
+  return ntohs(bytes.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6&>(bytes).sin6_port
+                                           : reinterpret_cast<const sockaddr_in&>(bytes).sin_port);
+}
+
+Result<uint16_t> own_port(const Fd& socket) {
   sockaddr_storage bytes{};
   socklen_t size = sizeof(bytes);
   if (getsockname(socket.get(), reinterpret_cast<sockaddr*>(&bytes), &size) != 0) {
     return io_error("asking for the port of a socket", errno);
   }
-  return ntohs(bytes.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6&>(bytes).sin6_port
-                                           : reinterpret_cast<const sockaddr_in&>(bytes).sin_port);
+  return port_of(bytes);
 }
 
 /// 0, or the errno.
@@ -246,7 +250,7 @@ Result<Listening> tcp_listen(const std::string& host, uint16_t port_min, uint16_
       if (!socket.ok()) break;
       error = bind_and_listen(socket.value(), address, static_cast<uint16_t>(port));
       if (error == 0) {
-        Result<uint16_t> bound = port_of(socket.value());
+        Result<uint16_t> bound = own_port(socket.value());
         if (!bound.ok()) return bound.status();
         return Listening{std::move(socket.value()), bound.value()};
       }
@@ -280,14 +284,12 @@ std::string peer_name(const Fd& socket) {
   sockaddr_storage bytes{};
   socklen_t size = sizeof(bytes);
   char host[NI_MAXHOST];
-  char port[NI_MAXSERV];
   if (getpeername(socket.get(), reinterpret_cast<sockaddr*>(&bytes), &size) != 0 ||
-      getnameinfo(reinterpret_cast<sockaddr*>(&bytes), size, host, sizeof(host), port, sizeof(port),
-                  NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+      getnameinfo(reinterpret_cast<sockaddr*>(&bytes), size, host, sizeof(host), nullptr, 0,
+                  NI_NUMERICHOST) != 0) {
     return "a peer that is gone";
   }
-  const bool is_v6 = std::strchr(host, ':') != nullptr;
-  return (is_v6 ? "[" + std::string(host) + "]" : std::string(host)) + ":" + port;
+  return to_string(HostPort{host, port_of(bytes)});
 }
 
 bool is_same_machine(const Fd& socket) {
