@@ -230,12 +230,14 @@ void Node::run() {
   while (!stopping_) {
     epoll_event events[kEventsPerWait];
     const int count = epoll_wait(epoll_.get(), events, kEventsPerWait, wait_ms(next_ms));
+    bool is_woken = false;  // By an SSD, or by what may concern one.
     for (int i = 0; i < count; ++i) {
       const int fd = events[i].data.fd;
       if (fd == listener_.get()) {
         accept_clients();
       } else if (fd == wake_event_.get()) {
         uint64_t ignored;
+        is_woken = true;
         if (read(fd, &ignored, sizeof(ignored)) < 0) continue;
         if (backing_failed_.exchange(false)) note_unbacked(backer_.failure());
         answer_stats_waiters();
@@ -247,12 +249,18 @@ void Node::run() {
         } else if (readable) {
           read_from(connection);
         }
+      } else {
+        is_woken = true;
       }
     }
     serve_unfinished();
     const uint64_t now_ms = monotonic_ms();
     next_ms = std::min(store_.advance(now_ms), close_silent_connections(now_ms));
-    if (ssd_) next_ms = std::min(next_ms, advance_ssd(now_ms));
+    if (ssd_) {
+      // Most requests concern no disk, and looking at the disks costs as much as they.
+      if (is_woken || ssd_->is_due() || now_ms >= ssd_due_ms_) ssd_due_ms_ = advance_ssd(now_ms);
+      next_ms = std::min(next_ms, ssd_due_ms_);
+    }
     if (!unfinished_.empty()) next_ms = 0;
   }
   close_listener();
@@ -277,7 +285,7 @@ uint64_t Node::advance_ssd(uint64_t now_ms) {
       close_connection(fd);
     }
   }
-  return next_ms;
+  return ssd_->is_due() ? now_ms : next_ms;
 }
 
 int Node::wait_ms(uint64_t next_ms) const {

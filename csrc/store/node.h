@@ -145,6 +145,7 @@ class Node {
   // Of the node's thread.
   PageStore store_;
   std::unique_ptr<SsdTier> ssd_;  // Null: none.
+  uint64_t ssd_due_ms_ = 0;       // Its advance() at the latest.
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;
   std::vector<uint8_t> reply_;
   uint64_t ticket_ = 0;        // Of the request in hand: its reply waits for it.

@@ -262,6 +262,7 @@ bool Node::handle_reserve(Connection& connection, Payload payload) {
   WireWriter writer(reply_);
   encode_placements(writer, store_.space_of(request.index), placements_);
   for (const PageRef& ref : cut) store_.abort(connection.session, ref);
+  ssd_due_ms_ = 0;  // Room was taken.
   grow_ahead();
   return true;
 }

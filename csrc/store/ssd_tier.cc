@@ -163,17 +163,20 @@ void SsdTier::leaving(const PageRecord& record) {
 }
 
 void SsdTier::report_corrupt(PageRef ref) {
+  is_due_ = true;
   log_->drop_damaged({ref.page & ~kSsdRefBit, ref.generation});
 }
 
 void SsdTier::report_corrupt(const PageRecord& record) {
   const uint64_t hash = page_hash(record.space, record.key);
   if (!is_below(record, hash)) return;
+  is_due_ = true;
   log_->drop_damaged(log_->index()[log_->find(record.space, record.key, hash)].place);
 }
 
 uint64_t SsdTier::note_stored(PageRef ref, bool replaced, uint64_t now_ms) {
   now_ms_ = now_ms;
+  is_due_ = true;
   const PageRecord& record = store_->record(ref.page);
   const uint64_t ticket = replaced ? remove(record.space, record.key) : 0;
   if (options_.write_through && !record.has_expiry) unwritten_.push_back(ref);
@@ -181,6 +184,7 @@ uint64_t SsdTier::note_stored(PageRef ref, bool replaced, uint64_t now_ms) {
 }
 
 uint64_t SsdTier::remove(SpaceIndex space, const Key& key) {
+  is_due_ = true;
   const uint64_t hash = page_hash(space, key);
   wished_.erase(hash);
   coming_hashes_.erase(hash);
@@ -188,6 +192,7 @@ uint64_t SsdTier::remove(SpaceIndex space, const Key& key) {
 }
 
 uint64_t SsdTier::clear(SpaceIndex ended, const NamespaceDigest& digest) {
+  is_due_ = true;
   return log_->clear(ended, digest);
 }
 
@@ -210,10 +215,12 @@ bool SsdTier::is_leased(RegionIndex region) const {
 void SsdTier::release(SessionIndex session, PageRef ref) {
   const RegionIndex region = ref.page & ~kSsdRefBit;
   if (region >= leases_by_region_.size()) return;
+  is_due_ = true;  // It may have been waited for.
   region_leases_.release(LeaseKind::kRead, session, &leases_by_region_[region]);
 }
 
 void SsdTier::close_session(SessionIndex session) {
+  is_due_ = true;
   region_leases_.end_session(
       session, [this](PageIndex region) { return &leases_by_region_[region]; },
       [](PageIndex, LeaseKind) {});
@@ -229,6 +236,7 @@ void SsdTier::expire_leases(uint64_t now_ms) {
 
 uint64_t SsdTier::advance(uint64_t now_ms) {
   now_ms_ = now_ms;
+  is_due_ = false;
   expire_leases(now_ms);
   take_free_space(now_ms);
   uint64_t next_ms = log_->advance(now_ms, unix_time_s());

@@ -109,8 +109,12 @@ class SsdTier : public LowerTier {
   /// No disk reads into the pool or writes out of it any more.
   bool is_idle() const;
 
-  /// Does what is due. Returns when it wants to be called at the latest.
+  /// Does what is due. Returns when it wants to be called at the latest; besides when is_due(), and
+  /// when one of event_fds() is readable.
   uint64_t advance(uint64_t now_ms);
+
+  /// A call since the last advance() left it something to do.
+  bool is_due() const { return is_due_; }
 
   void add_stats(NodeStats& stats, uint64_t now_ms);
   /// Of what this node reads and writes itself; clients count their own reads.
@@ -184,6 +188,7 @@ class SsdTier : public LowerTier {
   WriteBudget budget_;
   uint64_t now_ms_;
   uint64_t next_look_ms_ = 0;
+  bool is_due_ = true;
 
   LeaseTable region_leases_;
   std::vector<LeaseIndex> leases_by_region_;

@@ -48,6 +48,7 @@ void SsdTier::write_out_ahead(uint64_t now_ms) {
     }
     store_->evict(victim, now_ms);
   }
+  is_due_ = true;
 }
 
 bool SsdTier::is_admitted(const PageRecord& record, uint64_t now_ms) {

@@ -30,10 +30,12 @@ void SsdTier::wish(const PageName& name, uint64_t size, uint64_t due_ms) {
   if (!wished_.insert(name.hash).second) return;
   wishes_.push_back({name.space, name.key, name.hash, size, due_ms});
   wishes_bytes_ += size;
+  is_due_ = true;
 }
 
 void SsdTier::again(const PageName& name, uint64_t size, uint64_t now_ms) {
   if (agains_.size() >= kWishesMax) return;
+  is_due_ = is_due_ || agains_.empty();  // Its time is not known to whoever calls advance().
   agains_.push_back({name.space, name.key, name.hash, size, now_ms + kAgainDelayMs});
 }
 
