@@ -12,6 +12,7 @@ namespace hicache::testing {
 ///   ssd_node PATH FOLDER HOW  one with that SSD directory, HOW: written "through" or "back"
 ///   reserve PATH COUNT SIZE   a client that reserves pages, writes half of them, and waits
 ///   lease PATH COUNT          a client that leases pages for reading, and waits
+///   tcp_peer FILE             an end of the TCP transport that shares the file's memory
 int run_role(const std::string& role, const std::vector<std::string>& arguments);
 
 class ChildProcess {

@@ -11,6 +11,7 @@
 #include "raw_client.h"
 #include "ssd_bench.h"
 #include "store/node.h"
+#include "tcp_rig.h"
 
 namespace hicache::testing {
 namespace {
@@ -59,6 +60,13 @@ int run_lease(const std::vector<std::string>& arguments) {
   return say_ready_and_wait();
 }
 
+int run_tcp_peer(const std::vector<std::string>& arguments) {
+  TcpSharedFile file(arguments.at(0));
+  TcpEnd end;
+  serve_tcp_peer(file, end);
+  return say_ready_and_wait();
+}
+
 }  // namespace
 
 int run_role(const std::string& role, const std::vector<std::string>& arguments) {
@@ -67,6 +75,7 @@ int run_role(const std::string& role, const std::vector<std::string>& arguments)
   if (role == "ssd_node") return run_ssd_node(arguments);
   if (role == "reserve") return run_reserve(arguments);
   if (role == "lease") return run_lease(arguments);
+  if (role == "tcp_peer") return run_tcp_peer(arguments);
   return 2;
 }
 

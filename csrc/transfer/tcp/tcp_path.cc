@@ -154,8 +154,8 @@ size_t TcpPath::submit(std::span<const Op> ops) {
 Status TcpPath::probe() {
   const Deadline deadline = Deadline::after_ms(kProbeMs);
   const Status opened = open_lanes(deadline);
-  if (!has_lanes()) return opened;
-  return ping_lanes(deadline);
+  const Status answered = ping_lanes(deadline);
+  return answered.ok() || opened.ok() ? answered : opened;
 }
 
 Status TcpPath::ping_lanes(Deadline deadline) {

@@ -109,7 +109,11 @@ Result<std::vector<std::unique_ptr<Path>>> TcpTransportImpl::open(const SegmentD
   const uint64_t now_ns = monotonic_ns();
   const Status opened = path->open_lanes(
       Deadline::after_ms(deadline_ns > now_ns ? (deadline_ns - now_ns) / 1'000'000 : 0));
-  if (!path->has_lanes()) return opened;
+  if (!path->has_lanes()) {
+    if (!opened.ok()) return opened;
+    return Status(Code::kUnavailable, "the peer at " + to_string(address.value()) +
+                                          " closed each TCP lane at once; it has too many");
+  }
   paths.push_back(std::move(path));
   return paths;
 }
