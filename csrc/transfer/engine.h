@@ -20,7 +20,9 @@
 #include <vector>
 
 #include "base/status.h"
-#include "net/secure_channel.h"
+#include "net/greeting.h"
+#include "net/stream.h"
+#include "transfer/batch_table.h"
 #include "transfer/segment.h"
 #include "transfer/transport.h"
 
@@ -43,13 +45,6 @@ struct Notice {
   std::string message;
 };
 
-struct BatchState {
-  bool is_done;
-  uint64_t bytes_done;
-  /// Of the first request that failed; what was tried, on which path, what came back.
-  Status status;
-};
-
 class TransferEngine {
  public:
   struct Options {
@@ -59,13 +54,14 @@ class TransferEngine {
     uint16_t port_min;        // 0: any port.
     uint16_t port_max;
     Secret secret;
+    TlsContext::Files tls;                  // All empty: control connections are in the clear.
     std::vector<TransportKind> transports;  // Which to start; one that cannot is a notice.
     uint64_t slice_size_bytes;              // 0: as the path likes best.
     unsigned spin_us;                       // Polled before a wait sleeps.
-    unsigned retries_max;                   // How often a slice is tried, on any path.
-    size_t batches_max;                     // More answer kBusy.
-    size_t requests_max;                    // Of one batch.
-    size_t queued_slices_max;               // Of all batches of a peer; more answer kBusy.
+    unsigned tries_max;                     // How often a slice is tried, on any path.
+    size_t batches_max;                     // Open ones of a peer, 65535 at most; more: kBusy.
+    size_t requests_max;                    // Of all open batches of a peer; more answer kBusy.
+    size_t slices_max;                      // Under way to a peer at a time; the rest waits.
     size_t tcp_lanes;                       // Per peer.
     size_t tcp_io_threads;
     bool tcp_checksum;
@@ -97,28 +93,38 @@ class TransferEngine {
   /// kNotFound: nothing starts at that address. Once it returns no peer touches the range.
   virtual Status unregister_memory(uint64_t address) = 0;
 
-  /// Memory that peers on this machine can map: a memfd, registered. nullptr status kNoSpace.
+  /// Memory that peers on this machine can map: a memfd, registered. kNoSpace: there is none.
+  /// Memory stands behind all of it when this returns, which takes 0.5 s per GiB. It stays mapped
+  /// until free_memory() or the engine's destruction.
   virtual Result<uint64_t> allocate_memory(uint64_t size) = 0;
   virtual Status free_memory(uint64_t address) = 0;
 
   /// Connects to the engine that listens at `address` ("host:port"). Blocks until the deadline.
-  /// The same living peer gives the same id. kUnavailable names host, port and cause.
+  /// The same living peer gives the same id, which is closed once for each time it was opened.
+  /// kUnavailable names host, port and cause.
   virtual Result<SegmentId> open_segment(const std::string& address, uint64_t deadline_ns) = 0;
+  /// Ends its batches with kCancelled; they stay until they are released. Blocks until none of
+  /// their bytes is in flight.
   virtual void close_segment(SegmentId segment) = 0;
   /// What the peer has registered, fetched anew.
   virtual Result<SegmentDescriptor> describe(SegmentId segment, uint64_t deadline_ns) = 0;
 
   /// Takes all requests or none. Returns at once but for the fetch of a descriptor when the peer
-  /// has registered a range since. kInvalidArgument: a range that the peer has not registered
-  /// (names it). kBusy: too much is queued. kUnavailable: the peer is gone; open it again.
+  /// has registered a range since. Of a batch that has failed in part nothing more is begun.
+  /// kInvalidArgument: a range that the peer has not registered (names it). kBusy: too much is
+  /// queued. kUnavailable: the peer is gone; open it again.
   virtual Result<BatchId> submit(SegmentId segment, std::span<const TransferRequest> requests,
                                  Priority priority, uint64_t deadline_ns) = 0;
   /// kNotFound: no such batch, or released.
   virtual Result<BatchState> poll(BatchId batch) = 0;
   /// Blocks until the batch is done or `deadline_ns`; the batch goes on after the latter.
   virtual Result<BatchState> wait(BatchId batch, uint64_t deadline_ns) = 0;
+  /// submit(), wait() and release() in one, for one that waits. What a failure says is in the
+  /// state; an error means that nothing was begun.
+  virtual Result<BatchState> transfer(SegmentId segment, std::span<const TransferRequest> requests,
+                                      Priority priority, uint64_t deadline_ns) = 0;
   /// Forgets a batch; one that runs is cancelled first. Blocks until none of its bytes is in
-  /// flight.
+  /// flight, which the batch's deadline bounds.
   virtual Status release(BatchId batch) = 0;
 
   /// Leaves a message at the peer, after everything that completed before. Blocks.

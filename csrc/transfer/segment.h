@@ -81,6 +81,11 @@ struct SegmentDescriptor {
 
 inline constexpr size_t kBuffersMax = 1 << 16;
 inline constexpr size_t kTransportBytesMax = 4096;
+inline constexpr size_t kSegmentTextMax = 256;  // Of a name or a location.
+
+/// What a buffer adds to an encoded segment, in bytes: so that registering can refuse what no
+/// reply could carry.
+size_t encoded_size(const BufferDescriptor& buffer);
 
 std::vector<uint8_t> encode_segment(const SegmentDescriptor& segment);
 /// kCorrupt for anything encode_segment() would not have written.
