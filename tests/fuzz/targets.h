@@ -16,6 +16,7 @@
 #include "net/frame.h"
 #include "store/messages.h"
 #include "store/page_store.h"
+#include "tcp_targets.h"
 #include "tier/ssd_format.h"
 
 namespace hicache::fuzz {
@@ -291,6 +292,8 @@ inline constexpr std::array kTargets = {
     Target{"places", places},
     Target{"store", store},
     Target{"ssd_format", ssd_format},
+    Target{"tcp_frame", tcp_frame},
+    Target{"tcp_stream", tcp_stream},
 };
 
 }  // namespace hicache::fuzz
