@@ -275,7 +275,7 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
   if (!options.replace) {
     *page = find(space, key, page_hash(space, key));
     const bool is_below = *page == kNoPage && lower_ != nullptr &&
-                          lower_->contains({space, key, page_hash(space, key)});
+                          lower_->put_again({space, key, page_hash(space, key)});
     if (*page != kNoPage || is_below) {
       ++counts_.put_existing_pages;
       return Code::kAlreadyExists;

@@ -53,6 +53,10 @@ SsdTier::SsdTier(Options options, Surroundings surroundings,
   watch_ = std::make_unique<SsdWatch>(directories_, surroundings_.wake);
 }
 
+SsdTier::~SsdTier() {
+  for (auto& [tag, coming] : coming_) coming.memory.abandon();
+}
+
 SsdLog::Options SsdTier::log_options() {
   SsdLog::Options options;
   for (const auto& directory : directories_) {
@@ -107,8 +111,11 @@ std::vector<int> SsdTier::event_fds() const {
 
 // ---------------------------------------------------------------- pages
 
-bool SsdTier::contains(const PageName& name) const {
-  return find(name) != kNoSsdPage;
+bool SsdTier::put_again(const PageName& name) {
+  const SsdPageIndex page = find(name);
+  if (page == kNoSsdPage) return false;
+  log_->index().note_read(page);
+  return true;
 }
 
 bool SsdTier::lookup(SessionIndex session, const PageName& name, bool leases, uint64_t now_ms) {
@@ -157,8 +164,14 @@ bool SsdTier::is_below(const PageRecord& record, uint64_t hash) const {
 }
 
 void SsdTier::leaving(const PageRecord& record) {
-  if (!record.has_expiry && !is_below(record, page_hash(record.space, record.key))) {
-    ++overrun_pages_;
+  const uint64_t hash = page_hash(record.space, record.key);
+  if (!record.has_expiry && !is_below(record, hash)) ++overrun_pages_;
+  note_reuse(record, hash);
+}
+
+void SsdTier::note_reuse(const PageRecord& record, uint64_t hash) {
+  if (record.reads != 0 && is_below(record, hash)) {
+    log_->index().note_read(log_->find(record.space, record.key, hash));
   }
 }
 

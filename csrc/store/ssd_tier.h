@@ -70,14 +70,18 @@ class SsdTier : public LowerTier {
   static Result<std::unique_ptr<SsdTier>> open(Options options, Surroundings surroundings,
                                                uint64_t now_ms);
 
+  ~SsdTier() override;
+
   /// The store it serves. Before any other call.
   void attach(PageStore& store) { store_ = &store; }
   /// Descriptors for clients, read-only, in the order of PageLocation::device.
   Result<std::vector<Fd>> open_for_readers() const;
   std::vector<int> event_fds() const;
 
+  bool contains(const PageName& name) const { return find(name) != kNoSsdPage; }
+
   // LowerTier
-  bool contains(const PageName& name) const override;
+  bool put_again(const PageName& name) override;
   bool lookup(SessionIndex session, const PageName& name, bool leases, uint64_t now_ms) override;
   bool lease(SessionIndex session, const PageName& name, bool read_now, uint64_t now_ms,
              PageLocation& location) override;
@@ -136,6 +140,7 @@ class SsdTier : public LowerTier {
     uint64_t checksum;
     uint64_t size;
     uint64_t hash;
+    MappedMemory memory;  // Valid: it is read into that, and copied to its place.
   };
   struct Wish {
     SpaceIndex space;
@@ -158,6 +163,8 @@ class SsdTier : public LowerTier {
   }
   /// Whether what lies below is the same page.
   bool is_below(const PageRecord& record, uint64_t hash) const;
+  /// The page leaves the pool: if it was read there, what lies below is worth keeping.
+  void note_reuse(const PageRecord& record, uint64_t hash);
   void take_free_space(uint64_t now_ms);
   // Down (ssd_tier_down.cc)
   uint64_t wanted_free_bytes() const;

@@ -46,6 +46,7 @@ void SsdTier::write_out_ahead(uint64_t now_ms) {
         begin_write({victim, record.generation}, true)) {
       continue;
     }
+    note_reuse(record, store_->hash_of(victim));
     store_->evict(victim, now_ms);
   }
   is_due_ = true;
@@ -174,7 +175,9 @@ void SsdTier::after_write(uint64_t tag, bool ok) {
   // Read since, it is worth its place; not written, it waits for its turn again.
   const bool leaves = done.is_leaving && ok && store_->is_present(done.ref) &&
                       store_->record(done.ref.page).reads == done.reads;
-  if (leaves && !store_->record(done.ref.page).is_held) store_->evict(done.ref.page, now_ms_);
+  if (!leaves || store_->record(done.ref.page).is_held) return;
+  note_reuse(store_->record(done.ref.page), done.hash);
+  store_->evict(done.ref.page, now_ms_);
 }
 
 }  // namespace hicache

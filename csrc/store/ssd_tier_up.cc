@@ -1,5 +1,7 @@
 // Pages on their way from the SSDs to the pool.
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 
 #include "store/ssd_tier.h"
 
@@ -84,19 +86,22 @@ void SsdTier::begin_staging(const Wish& wish, uint64_t now_ms) {
       coming_hashes_.contains(wish.hash)) {
     return;
   }
-  // Small pages share slots with others, which a read of whole sectors would overwrite.
   const SsdPage below = log_->index()[found];
-  if (SlotAllocator::footprint(below.size) < kSlotSize) return;
   const PageIndex page = store_->reserve_from_below(name, below.size, below.parent_hash, now_ms);
   if (page == kNoPage) return;
   std::vector<iovec> parts;
-  for (const Extent& extent : store_->record(page).extents.span()) {
-    parts.push_back({surroundings_.pool + extent.offset, sectors_of(extent.size) * kSectorSize});
-  }
+  MappedMemory memory;
+  const std::span<const Extent> extents = store_->record(page).extents.span();
   constexpr size_t kPartsMax = 1000;  // The kernel takes 1024.
-  if (parts.size() > kPartsMax) {
-    store_->drop_from_below(page);
-    return;
+  if (SlotAllocator::shares_slots(extents) || extents.size() > kPartsMax) {
+    // Small pages share slots with others, which a read of whole sectors would overwrite.
+    memory = MappedMemory::make(sectors_of(below.size) * kSectorSize);
+    if (!memory.valid()) return store_->drop_from_below(page);
+    parts = {{memory.address(), memory.size()}};
+  } else {
+    for (const Extent& extent : extents) {
+      parts.push_back({surroundings_.pool + extent.offset, sectors_of(extent.size) * kSectorSize});
+    }
   }
   const RegionIndex region = below.place.region;
   if (region >= coming_by_region_.size()) coming_by_region_.resize(region + 1);
@@ -104,13 +109,13 @@ void SsdTier::begin_staging(const Wish& wish, uint64_t now_ms) {
   coming_bytes_ += below.size;
   const uint64_t tag = next_tag_++;
   coming_hashes_[wish.hash] = tag;
-  coming_[tag] = {page, below.place, below.checksum, below.size, wish.hash};
+  coming_[tag] = {page, below.place, below.checksum, below.size, wish.hash, std::move(memory)};
   log_->read(below, std::move(parts), tag, now_ms);
 }
 
 void SsdTier::after_read(uint64_t tag, int error) {
   const auto found = coming_.find(tag);
-  const Coming coming = found->second;
+  Coming coming = std::move(found->second);
   coming_.erase(found);
   --coming_by_region_[coming.place.region];
   coming_bytes_ -= coming.size;
@@ -118,13 +123,26 @@ void SsdTier::after_read(uint64_t tag, int error) {
   const auto wanted = coming_hashes_.find(coming.hash);
   const bool is_wanted = wanted != coming_hashes_.end() && wanted->second == tag;
   if (is_wanted) coming_hashes_.erase(wanted);
-  if (error == SsdVolume::kAbandoned) return;  // Its room in the pool is lost, not reused.
+  if (error == SsdVolume::kAbandoned) {
+    // Its room in the pool is lost, not reused, if it was to be read into that.
+    if (coming.memory.valid()) store_->drop_from_below(coming.page);
+    coming.memory.abandon();
+    return;
+  }
   if (error != 0) {
     store_->drop_from_below(coming.page);
-    failed_places_.push_back(coming.place);  // Not now: the log is in the middle of it.
+    // Not now: the log is in the middle of it. Want of memory says nothing about the disk.
+    const bool is_passing = error == ENOMEM || error == EAGAIN || error == EFAULT;
+    if (!is_passing) failed_places_.push_back(coming.place);
     return;
   }
   if (!is_wanted) return store_->drop_from_below(coming.page);
+  const uint8_t* from = coming.memory.address();
+  for (const Extent& extent : store_->record(coming.page).extents.span()) {
+    if (!coming.memory.valid()) break;
+    std::memcpy(surroundings_.pool + extent.offset, from, extent.size);
+    from += extent.size;
+  }
   // Not verified here: whoever reads it does, against the checksum that it was stored with.
   store_->commit_from_below(coming.page, coming.checksum, now_ms_);
   ++staged_pages_;

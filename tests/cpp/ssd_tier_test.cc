@@ -47,6 +47,14 @@ class SsdTierTest : public testing::SsdNodeTest {
     ASSERT_EQ(stat("ssd_pages"), count);
     ASSERT_EQ(stat("pages"), 0U);
   }
+  /// Writes more than twice what the log holds.
+  void fill_log(SimpleClient& client, const testing::SsdSetup& setup) {
+    for (uint64_t n = 0; n < 2 * setup.size_limit / kPageSize; ++n) {
+      put_pages(client, 10'000 + n, 1);
+      if (n % 8 != 0) continue;
+      ASSERT_TRUE(testing::eventually(kPatienceMs, [&] { return stat("ssd_writing_bytes") == 0; }));
+    }
+  }
   Code remove(SimpleClient& client, uint64_t n) {
     std::vector<Code> codes;
     const Key key = key_of(n);
@@ -261,6 +269,61 @@ TEST_F(SsdTierTest, WhatIsRemovedReplacedOrClearedOnItsWayUpStaysSo) {
       }
     }
   }
+}
+
+TEST_F(SsdTierTest, SmallPagesComeUpToo) {
+  start();
+  for (uint64_t n = 0; n < 20; ++n) {
+    ASSERT_EQ(client()->put(key_of(n), bytes_of(n, 100 + n * 1000)), Code::kOk);
+  }
+  ASSERT_TRUE(node_->flush(kPatienceMs));
+  start();
+  const auto one = client();
+  // Beside one that is in its slot already.
+  ASSERT_EQ(one->put(key_of(100), bytes_of(100, 300)), Code::kOk);
+  // A pin is for memory: the page comes up first.
+  std::vector<Code> codes;
+  EXPECT_TRUE(testing::eventually(kPatienceMs, [&] {
+    one->client.set_pin(one->space, testing::keys_of(0, 20), Pin::kHard, codes);
+    return codes == std::vector<Code>(20, Code::kOk);
+  }));
+  for (uint64_t n = 0; n < 20; ++n) EXPECT_EQ(found(*one, n, 1, 100 + n * 1000), 1U) << n;
+  EXPECT_EQ(found(*one, 100, 1, 300), 1U);
+  EXPECT_EQ(one->client.stats().ssd_hit_pages, 0U);
+}
+
+// ---------------------------------------------------------------- reuse
+
+TEST_F(SsdTierTest, PagesThatWereReadInMemoryOutliveTheirRegion) {
+  const testing::SsdSetup setup{
+      .pool_size = 4 * kMiB, .size_limit = 24 * kMiB, .write_through = true};
+  start_with_pages_below(4, setup);
+  const auto one = client();
+  // A look-up would bring them up too, but promises them for a while.
+  std::vector<Code> codes;
+  const std::vector<Key> keys = testing::keys_of(0, 4);
+  EXPECT_TRUE(testing::eventually(kPatienceMs, [&] {
+    one->client.set_pin(one->space, keys, Pin::kHard, codes);
+    return codes == std::vector<Code>(4, Code::kOk);
+  }));
+  one->client.set_pin(one->space, keys, Pin::kNone, codes);
+  EXPECT_EQ(found(*one, 0, 4), 4U);
+  ASSERT_EQ(stat("ssd_hit_pages"), 0U) << "they were read in memory";
+  fill_log(*one, setup);
+  EXPECT_EQ(found(*one, 0, 4), 4U);
+}
+
+TEST_F(SsdTierTest, PagesThatWerePutAgainOutliveTheirRegion) {
+  const testing::SsdSetup setup{
+      .pool_size = 4 * kMiB, .size_limit = 24 * kMiB, .write_through = true};
+  start_with_pages_below(4, setup);
+  const auto one = client();
+  for (uint64_t n = 0; n < 4; ++n) {
+    EXPECT_EQ(one->put(key_of(n), bytes_of(n, kPageSize)), Code::kAlreadyExists);
+  }
+  ASSERT_EQ(stat("pages"), 0U) << "they are on SSD alone";
+  fill_log(*one, setup);
+  EXPECT_EQ(found(*one, 0, 4), 4U);
 }
 
 // ---------------------------------------------------------------- damage
