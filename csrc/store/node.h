@@ -125,8 +125,8 @@ class Node {
   /// Sends reply_, or keeps it until what it says will outlive a restart.
   bool answer(Connection& connection, Op op, uint64_t request_id);
   bool answer_deferred(Connection& connection, uint64_t now_ms, uint64_t* next_ms);
-  /// What is said when that takes too long: done, but a restart may undo it.
-  std::vector<uint8_t> late_reply(Op op, uint64_t request_id) const;
+  /// What is said in its place, and why: done, but a restart may undo it.
+  std::vector<uint8_t> doubtful_reply(Op op, uint64_t request_id, Code why) const;
   bool send(Connection& connection, std::span<const uint8_t> bytes);
   bool flush(Connection& connection);
   void close_connection(int fd);

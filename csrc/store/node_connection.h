@@ -26,7 +26,8 @@ struct Node::Connection {
   bool has_more = false;     // Frames that one turn did not allow for.
   uint64_t ticket = 0;       // Not 0: `deferred` is sent once the SSD tier is done with it.
   std::vector<uint8_t> deferred;
-  std::vector<uint8_t> late;  // In its place when that takes too long.
+  std::vector<uint8_t> late;  // In its place when that takes too long,
+  std::vector<uint8_t> lost;  // or when no disk can keep it.
   uint64_t patient_until_ms = 0;
 
   /// Reads what is there, at most kReceiveMax, so that one client cannot keep the thread.

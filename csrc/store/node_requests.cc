@@ -117,27 +117,32 @@ bool Node::handle(Connection& connection, Op op, uint64_t request_id, Payload pa
 }
 
 bool Node::answer(Connection& connection, Op op, uint64_t request_id) {
-  if (ticket_ == 0 || ssd_->is_done(ticket_)) return send(connection, reply_);
+  if (ticket_ == 0) return send(connection, reply_);
+  if (ssd_->is_done(ticket_)) {
+    if (!ssd_->is_lost(ticket_)) return send(connection, reply_);
+    return send(connection, doubtful_reply(op, request_id, Code::kIo));
+  }
   connection.ticket = ticket_;
   connection.deferred = reply_;
-  connection.late = late_reply(op, request_id);
+  connection.late = doubtful_reply(op, request_id, Code::kTimeout);
+  connection.lost = doubtful_reply(op, request_id, Code::kIo);
   connection.patient_until_ms =
       patience_ms_ == kPatient ? UINT64_MAX : monotonic_ms() + patience_ms_;
   deferred_.push_back(connection.socket.get());
   return true;
 }
 
-std::vector<uint8_t> Node::late_reply(Op op, uint64_t request_id) const {
+std::vector<uint8_t> Node::doubtful_reply(Op op, uint64_t request_id, Code why) const {
   std::vector<uint8_t> reply;
   begin_frame(reply);
   WireWriter writer(reply);
   if (op == Op::kClear) {
-    encode(writer, ClearReply{Code::kTimeout, 0});
+    encode(writer, ClearReply{why, 0});
   } else {
     std::vector<Code> codes = codes_;
     for (Code& code : codes) {
       // Not found is what an earlier removal made of it, which may not be on its disk either.
-      if (code == Code::kOk || code == Code::kNotFound) code = Code::kTimeout;
+      if (code == Code::kOk || code == Code::kNotFound) code = why;
     }
     writer.put_array(std::span<const Code>(codes));
   }
@@ -153,10 +158,15 @@ bool Node::answer_deferred(Connection& connection, uint64_t now_ms, uint64_t* ne
     deferred_.push_back(connection.socket.get());
     return true;
   }
+  const bool is_lost = is_done && ssd_->is_lost(connection.ticket);
   connection.ticket = 0;
-  if (!send(connection, is_done ? connection.deferred : connection.late)) return false;
+  const std::vector<uint8_t>& reply = is_lost   ? connection.lost
+                                      : is_done ? connection.deferred
+                                                : connection.late;
+  if (!send(connection, reply)) return false;
   connection.deferred = {};
   connection.late = {};
+  connection.lost = {};
   unfinished_.push_back(connection.socket.get());  // It may have sent more meanwhile.
   return true;
 }

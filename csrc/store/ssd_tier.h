@@ -102,6 +102,8 @@ class SsdTier : public LowerTier {
   uint64_t remove(SpaceIndex space, const Key& key);
   uint64_t clear(SpaceIndex ended, const NamespaceDigest& digest);
   bool is_done(uint64_t ticket) const { return log_->is_done(ticket); }
+  /// Of one that is done: no directory could keep it, a restart may undo it.
+  bool is_lost(uint64_t ticket) const { return log_->is_lost(ticket); }
   /// Begins to bring a page up; false: it is not here.
   bool fetch(SpaceIndex space, const Key& key);
 

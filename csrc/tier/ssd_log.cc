@@ -86,6 +86,7 @@ uint64_t SsdLog::advance(uint64_t now_ms, uint64_t unix_time_s) {
   recover(now_ms);
   for (size_t volume = 0; volume < volumes_.size(); ++volume) reclaim(volume, now_ms);
   if (may_write_) {
+    for (VolumeState& state : volumes_) state.volume->seal_older(renew_before_, now_ms);
     bool wrote = true;
     while (wrote) {
       wrote = false;
@@ -131,21 +132,47 @@ SsdEntry SsdLog::removal(SsdEntryKind kind, const NamespaceDigest& name_space, c
   return entry;
 }
 
+size_t SsdLog::keeper_of(size_t volume) const {
+  if (volumes_[volume].volume->can_write()) return volume;
+  size_t keeper = 0;
+  while (keeper < volumes_.size() && !volumes_[keeper].volume->can_write()) ++keeper;
+  return keeper;
+}
+
 void SsdLog::queue_removal(size_t volume, const SsdEntry& entry) {
-  VolumeState& state = volumes_[volume];
-  if (!state.volume->can_write()) {
+  const size_t keeper = keeper_of(volume);
+  if (keeper == volumes_.size()) {
     // The page is out of reach for now; after a restart it may be back.
     ++counts_.write_errors;
+    last_lost_ = std::max(last_lost_, entry.sequence);
+    has_lost_clear_ = has_lost_clear_ || entry.kind == SsdEntryKind::kCleared;
     return;
   }
-  state.removals.push_back(entry);
+  std::deque<SsdEntry>& removals = volumes_[keeper].removals;
+  if (!removals.empty() && removals.back() == entry) return;  // For another volume.
+  removals.push_back(entry);
   removing_.insert(entry.sequence);
+}
+
+void SsdLog::queue_again(size_t volume, std::span<const SsdEntry> entries) {
+  for (const SsdEntry& entry : entries) {
+    const auto found = removing_.find(entry.sequence);
+    if (found != removing_.end()) removing_.erase(found);
+    queue_removal(volume, entry);
+  }
+}
+
+void SsdLog::note_forgotten(uint64_t hash, RegionIndex region) {
+  auto& forgotten = volumes_[volume_of(region)].forgotten;
+  const auto [first, last] = forgotten.equal_range(hash);
+  const bool is_known =
+      std::any_of(first, last, [region](const auto& page) { return page.second == region; });
+  if (!is_known) forgotten.emplace(hash, region);
 }
 
 void SsdLog::forget(SsdPageIndex page) {
   const SsdPage& record = index_[page];
-  const RegionIndex region = record.place.region;
-  volumes_[volume_of(region)].forgotten[page_hash(record.space, record.key)] = region;
+  note_forgotten(page_hash(record.space, record.key), record.place.region);
   index_.erase(page);
 }
 
@@ -155,15 +182,19 @@ uint64_t SsdLog::remove(SpaceIndex space, const NamespaceDigest& name_space, con
   std::vector<size_t> holders;
   const SsdPageIndex page = index_.find(space, key, hash);
   if (page != kNoSsdPage) {
-    holders.push_back(volume_of(index_[page].place.region));
-    index_.erase(page);
+    const size_t holder = volume_of(index_[page].place.region);
+    holders.push_back(holder);
+    // If it cannot be kept, whoever tries again is to hear the same.
+    keeper_of(holder) == volumes_.size() ? forget(page) : index_.erase(page);
   }
   if (const auto found = in_flight_.find(hash); found != in_flight_.end()) {
     found->second.is_removed = true;
     holders.push_back(found->second.volume);
   }
   for (size_t volume = 0; volume < volumes_.size(); ++volume) {
-    if (volumes_[volume].forgotten.contains(hash)) holders.push_back(volume);
+    const VolumeState& state = volumes_[volume];
+    const bool may_hold_it = has_lost_clear_ || state.unreadable_count != 0;
+    if (may_hold_it || state.forgotten.contains(hash)) holders.push_back(volume);
   }
   const SsdEntry entry = removal(SsdEntryKind::kRemoved, name_space, key);
   if (is_recovering()) {
@@ -218,6 +249,7 @@ void SsdLog::on_read(SsdVolume&, uint64_t tag, int error) {
 // ---------------------------------------------------------------- volumes
 
 void SsdLog::on_health(SsdVolume& volume, const std::string& reason) {
+  if (!volume.can_write()) renew_before_ = next_sequence_;
   std::string notice = volume.file().path + ": " + reason;
   if (volume.health() == SsdVolume::Health::kReadOnly) {
     ++counts_.write_errors;

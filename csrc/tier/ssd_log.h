@@ -113,11 +113,16 @@ class SsdLog : private SsdVolume::Listener {
   uint64_t remove(SpaceIndex space, const NamespaceDigest& name_space, const Key& key);
   /// The same for a namespace whose life `ended` is over.
   uint64_t clear(SpaceIndex ended, const NamespaceDigest& name_space);
-  /// No restart can bring back what the ticket stands for.
+  /// No restart can bring back what the ticket stands for, unless it is lost.
   bool is_done(uint64_t ticket) const {
     // One that was handed out before sequences were known.
     if (ticket <= sequence_base_) ticket += sequence_base_;
     return removing_.empty() || *removing_.begin() > ticket;
+  }
+  /// Of one that is done: no directory could be written, so that a restart may bring it back.
+  bool is_lost(uint64_t ticket) const {
+    if (ticket <= sequence_base_) ticket += sequence_base_;
+    return ticket <= last_lost_ || keeper_of(0) == volumes_.size();
   }
 
   /// A reader found a page damaged: forgotten, until a restart finds it again.
@@ -166,10 +171,11 @@ class SsdLog : private SsdVolume::Listener {
     size_t carried_count = 0;  // Of them, at the front: from the region that is reclaimed.
     Reclaim reclaim;
     // Pages that are on the disk still and not in the index, by hash.
-    std::unordered_map<uint64_t, RegionIndex> forgotten;
+    std::unordered_multimap<uint64_t, RegionIndex> forgotten;
     uint32_t unrecovered_count = 0;
-    bool is_low = false;         // The file system has too little left.
-    uint32_t dropped_count = 0;  // Regions forgotten since it failed.
+    uint32_t unreadable_count = 0;  // Regions of which this life knows nothing.
+    bool is_low = false;            // The file system has too little left.
+    uint32_t dropped_count = 0;     // Regions forgotten since it failed.
   };
 
   // SsdVolume::Listener
@@ -182,7 +188,13 @@ class SsdLog : private SsdVolume::Listener {
   size_t index_of(const SsdVolume& volume) const;
   RegionIndex region_index(size_t volume, uint32_t number);
   SsdEntry removal(SsdEntryKind kind, const NamespaceDigest& name_space, const Key& key);
+  /// The volume itself, or another one if it cannot be written: an entry counts wherever it lies.
+  /// volume_count(): none can.
+  size_t keeper_of(size_t volume) const;
   void queue_removal(size_t volume, const SsdEntry& entry);
+  /// For entries that did not get to their disk.
+  void queue_again(size_t volume, std::span<const SsdEntry> entries);
+  void note_forgotten(uint64_t hash, RegionIndex region);
   /// Takes a page out of the index that stays on the disk.
   void forget(SsdPageIndex page);
   /// Forgets pages that nobody can reach any more, a few at a time; true: there are more.
@@ -209,6 +221,8 @@ class SsdLog : private SsdVolume::Listener {
   void take_region(RecoveredRegion region, uint64_t now_ms);
   void take_removals(const RecoveredRegion& region);
   void settle_copies(const SsdEntry& entry, const SsdPage& page, size_t volume);
+  void remove_older(const NamespaceDigest& name_space, const Key& key, uint64_t sequence,
+                    size_t volume);
   bool is_removed(const SsdEntry& entry) const;
   static uint64_t removal_hash(const SsdEntry& entry);
 
@@ -227,6 +241,11 @@ class SsdLog : private SsdVolume::Listener {
   uint64_t writing_bytes_ = 0;
   bool sealing_all_ = false;
   std::multiset<uint64_t> removing_;  // Sequences of removals that are not on their disks yet.
+  uint64_t last_lost_ = 0;            // The largest of those that never will be.
+  bool has_lost_clear_ = false;       // Any page may be back.
+  // Regions of before are closed: what takes over removals of a volume that failed must be newer
+  // than all its regions, since recovery takes regions from the newest to the oldest.
+  uint64_t renew_before_ = 0;
   std::unordered_map<SpaceIndex, NamespaceDigest> name_spaces_;  // Of pages in the index.
   std::unordered_set<SpaceIndex> ended_spaces_;
   std::vector<SpaceIndex> dropping_spaces_;

@@ -42,6 +42,8 @@ void SsdLog::recover(uint64_t now_ms) {
 void SsdLog::set_sequence_base(uint64_t base) {
   sequence_base_ = base;
   next_sequence_ += base;
+  if (last_lost_ != 0) last_lost_ += base;
+  if (renew_before_ != 0) renew_before_ += base;
   removing_.clear();
   for (VolumeState& state : volumes_) {
     for (SsdEntry& entry : state.removals) {
@@ -59,6 +61,7 @@ void SsdLog::take_region(RecoveredRegion region, uint64_t now_ms) {
   counts_.corrupt_pages += region.damaged_pages;
   if (region.kind == RecoveredRegion::Kind::kUnreadable) {
     ++counts_.read_errors;  // It stays unknown, and unused in this life.
+    ++state.unreadable_count;
     return;
   }
   const RegionIndex index = region_index(region.volume, region.region);
@@ -113,17 +116,23 @@ void SsdLog::settle_copies(const SsdEntry& entry, const SsdPage& page, size_t vo
   if (known == kNoSsdPage) return;
   const uint64_t known_sequence = index_[known].sequence;
   if (known_sequence == page.sequence) {  // Written anew, and its old region not erased yet.
-    volumes_[volume].forgotten[hash] = page.place.region;
+    note_forgotten(hash, page.place.region);
     return;
   }
-  // Its removal had not reached the disk.
+  const bool is_older = page.sequence < known_sequence;
+  remove_older(entry.name_space, entry.key, std::max(known_sequence, page.sequence),
+               is_older ? volume : volume_of(index_[known].place.region));
+}
+
+/// Its removal had not reached the disk, or there was none.
+void SsdLog::remove_older(const NamespaceDigest& name_space, const Key& key, uint64_t sequence,
+                          size_t volume) {
   SsdEntry removal;
   removal.kind = SsdEntryKind::kRemoved;
-  removal.name_space = entry.name_space;
-  removal.key = entry.key;
-  removal.sequence = std::max(known_sequence, page.sequence);
-  const bool is_older = page.sequence < known_sequence;
-  queue_removal(is_older ? volume : volume_of(index_[known].place.region), removal);
+  removal.name_space = name_space;
+  removal.key = key;
+  removal.sequence = sequence;
+  queue_removal(volume, removal);
 }
 
 void SsdLog::take_removals(const RecoveredRegion& region) {

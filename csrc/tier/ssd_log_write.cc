@@ -71,10 +71,9 @@ void SsdLog::drop_rewrites(VolumeState& state) {
 
 bool SsdLog::write_groups(VolumeState& state, uint64_t now_ms) {
   if (!state.volume->can_write()) {
-    for (const SsdEntry& entry : std::exchange(state.removals, {})) {
-      removing_.erase(removing_.find(entry.sequence));
-    }
+    const std::deque<SsdEntry> removals = std::exchange(state.removals, {});
     state.carried_count = 0;
+    queue_again(index_of(*state.volume), std::vector(removals.begin(), removals.end()));
     drop_rewrites(state);
     return false;
   }
@@ -166,6 +165,12 @@ void SsdLog::on_written(SsdVolume& volume, uint32_t region, SsdVolume::PageWrite
   writing_bytes_ -= page.entry.size;
   ok = ok && !is_removed && !ended_spaces_.contains(page.space);
   if (ok) {
+    // Recovery may have found an older copy since it was queued.
+    const SsdPageIndex older = index_.find(page.space, page.entry.key, hash);
+    if (older != kNoSsdPage) {
+      remove_older(page.entry.name_space, page.entry.key, found.sequence,
+                   volume_of(index_[older].place.region));
+    }
     index_.insert(found);
     ++counts_.written_pages;
     counts_.written_bytes += found.size;
@@ -173,8 +178,11 @@ void SsdLog::on_written(SsdVolume& volume, uint32_t region, SsdVolume::PageWrite
   options_.on_written(page.tag, ok);
 }
 
-void SsdLog::on_removals_done(SsdVolume&, std::span<const SsdEntry> entries, bool ok) {
-  if (!ok) ++counts_.write_errors;
+void SsdLog::on_removals_done(SsdVolume& volume, std::span<const SsdEntry> entries, bool ok) {
+  if (!ok) {
+    ++counts_.write_errors;
+    return queue_again(index_of(volume), entries);
+  }
   for (const SsdEntry& entry : entries) {
     const auto found = removing_.find(entry.sequence);
     if (found != removing_.end()) removing_.erase(found);

@@ -11,6 +11,8 @@ namespace {
 constexpr size_t kReadyMax = 64;          // Regions that wait for the owner.
 constexpr uint32_t kHeadsPerBatch = 256;  // Regions whose two sectors are read together.
 constexpr uint64_t kSequenceMax = uint64_t{1} << 62;  // No log gets there; more can be added.
+// What cannot be read may be newer than all that can: removals must be newer still.
+constexpr uint64_t kUnreadableGap = uint64_t{1} << 48;
 constexpr uint64_t kScanSize = 1 * kMiB;  // Read at once while looking for the next group.
 
 Sector sector_at(std::span<const uint8_t> bytes, size_t index) {
@@ -76,6 +78,10 @@ void SsdRecovery::run() {
   {
     std::lock_guard lock(mutex_);
     max_sequence_ = heads.empty() ? 0 : heads.front().sequence;
+    const bool is_all = std::all_of(heads.begin(), heads.end(), [this](const Head& head) {
+      return head.is_readable && !stuck_volumes_[head.volume];
+    });
+    if (!is_all) *max_sequence_ += kUnreadableGap;
   }
   options_.wake();
   for (const Head& head : heads) {

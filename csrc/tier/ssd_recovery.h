@@ -56,7 +56,7 @@ class SsdRecovery {
   /// Ends the thread; waits for at most one read, or for its time limit.
   ~SsdRecovery();
 
-  /// The largest region sequence of all files, once every head was read.
+  /// No region of the files has a larger sequence; known once every head was read.
   std::optional<uint64_t> max_sequence() const;
   /// The next region, if one is ready.
   std::optional<RecoveredRegion> take();

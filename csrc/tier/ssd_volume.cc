@@ -202,6 +202,10 @@ void SsdVolume::seal(uint64_t now_ms) {
   seal_if_written(region, now_ms);
 }
 
+void SsdVolume::seal_older(uint64_t sequence, uint64_t now_ms) {
+  if (open_ != kNoRegionNumber && regions_[open_].sequence < sequence) seal(now_ms);
+}
+
 void SsdVolume::seal_if_written(uint32_t number, uint64_t now_ms) {
   const Region& region = regions_[number];
   const bool is_written = region.state == RegionState::kSealing && region.groups.empty();

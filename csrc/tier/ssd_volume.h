@@ -147,6 +147,8 @@ class SsdVolume {
               uint64_t now_ms);
   /// Seals the open region, if any, once its groups are written.
   void seal(uint64_t now_ms);
+  /// The same if it was opened before that sequence was given out.
+  void seal_older(uint64_t sequence, uint64_t now_ms);
   /// Everything appended is written, and nothing is open.
   bool is_quiet() const;
 

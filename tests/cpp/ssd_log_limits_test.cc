@@ -116,7 +116,7 @@ TEST(SsdLogLimits, SpaceThatWasGivenBackIsSetAsideAgainAfterARestart) {
   fill(rig, 30);
   ASSERT_TRUE(rig.step_until([&] {
     if (rig.now_ms() % 20 == 0) rig.log().note_free_space(0, 0, kMiB, rig.now_ms());
-    return rig.log().volume(0).used_region_count() == 0 && rig.log().volume(0).is_idle();
+    return rig.log().volume(0).used_region_count() <= 1 && rig.log().volume(0).is_idle();
   }));
   ASSERT_GT(rig.disk(0).hole_bytes(), 4 * kRegion);
   rig.close();

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <xxhash.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -60,10 +61,7 @@ class LogRig {
   };
 
   LogRig(const Shape& shape, uint64_t stream)
-      : shape_(shape),
-        region_count_max_(shape.region_count_max),
-        random_(stream),
-        stream_(stream) {
+      : shape_(shape), region_count_max_(shape.region_count_max), random_(stream), stream_(stream) {
     for (uint32_t i = 0; i < shape.volume_count; ++i) {
       disks_[kFirstFd + static_cast<int>(i)] = empty_disk();
     }
@@ -81,6 +79,8 @@ class LogRig {
   uint64_t damaged_reads() const { return damaged_reads_; }
   /// Of clean lives bytes that are wrong are a mistake; else readers may find damage.
   void allow_damage() { damage_is_allowed_ = true; }
+  /// Recovery goes no further than to the heads of the regions while it is held.
+  void hold_recovery(bool yes) { holds_recovery_ = yes; }
   /// The size limit of the lives that begin from now on; at most that of the shape.
   void limit_regions(uint32_t count_max) { region_count_max_ = count_max; }
   void lease_everything(bool yes) { all_leased_ = yes; }
@@ -155,7 +155,9 @@ class LogRig {
     options.on_written = [this](uint64_t tag, bool ok) { after_write(tag, ok); };
     options.on_read = [this](uint64_t tag, int error) { reads_done_.emplace_back(tag, error); };
     options.on_notice = [this](std::string notice) { notices_.push_back(std::move(notice)); };
-    options.wake = [] {};
+    options.wake = [this] {
+      while (holds_recovery_) sched_yield();
+    };
     options.io_timeout_ms = shape_.io_timeout_ms;
     options.write_depth = 3;
     log_ = std::make_unique<SsdLog>(std::move(options), now_ms_);
@@ -415,6 +417,7 @@ class LogRig {
   void note_acknowledged() {
     std::erase_if(removals_, [this](const Removal& removal) {
       if (!log_->is_done(removal.ticket)) return false;
+      if (removal.ticket != 0 && log_->is_lost(removal.ticket)) return true;
       auto& versions = versions_[removal.name];
       for (size_t i = 0; i < removal.version_count; ++i) versions[i].is_gone = true;
       return true;
@@ -427,6 +430,7 @@ class LogRig {
   const uint64_t stream_;
   FakeDevice::Disks disks_;
   std::unique_ptr<SsdLog> log_;
+  std::atomic<bool> holds_recovery_{false};
   uint64_t now_ms_ = 1000;
   uint64_t life_ = 0;
   uint64_t next_id_ = 0;
