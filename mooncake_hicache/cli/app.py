@@ -11,8 +11,10 @@ from mooncake_hicache.cli.common import EXIT_ERROR
 from mooncake_hicache.cli.config import config_command
 from mooncake_hicache.cli.doctor import doctor_command
 from mooncake_hicache.cli.inspect import inspect_command
+from mooncake_hicache.cli.metadata import metadata_command
 from mooncake_hicache.cli.node import node_command, stop_command
 from mooncake_hicache.cli.status import status_command
+from mooncake_hicache.cli.topology import topology_command
 from mooncake_hicache.errors import Error
 from mooncake_hicache.version import __version__
 
@@ -53,6 +55,8 @@ app.command("stop")(stop_command)
 app.command("doctor")(doctor_command)
 app.command("config")(config_command)
 app.command("inspect")(inspect_command)
+app.command("topology")(topology_command)
+app.command("metadata")(metadata_command)
 
 
 def main() -> None:

@@ -77,8 +77,10 @@ def memory_distance(node: NumaNode, device: Place) -> Distance:
 
 
 def device_rate_gbps(device: RdmaDevice) -> float:
-    """Return the sum of its active ports' rates; 0 if it is not known."""
-    return sum(port.rate_gbps for port in device.ports if port.state == "ACTIVE")
+    """Return what its ports carry together, those that are down only if all are; 0 if that is not
+    known."""
+    active = [port.rate_gbps for port in device.ports if port.state == "ACTIVE"]
+    return sum(active or [port.rate_gbps for port in device.ports])
 
 
 def is_usable(device: RdmaDevice) -> bool:
@@ -94,17 +96,15 @@ def _cost(device: RdmaDevice, added_ns: float, rate_left: float) -> Cost:
 
 
 def _memory_cost(node: NumaNode, device: RdmaDevice) -> Cost:
-    distance = memory_distance(node, device.place)
-    if distance == "node":
-        return _cost(device, 0.0, 1.0)
-    if distance == "unknown":
-        # All devices alike then; with one node nothing is far.
-        return _cost(device, 0.0, 1.0)
+    if memory_distance(node, device.place) != "system":
+        return _cost(
+            device, 0.0, 1.0
+        )  # Not known: then it must not look worse than those that are.
     told = node.distances[device.place.numa : device.place.numa + 1]
     numa = max(NUMA_LOCAL, told[0] if told else NUMA_REMOTE)
     beyond = (numa - NUMA_LOCAL) / 10
-    # A device keeps less of its rate the farther the memory is; at 21, the usual figure between
-    # sockets, about three quarters, as their link is shared and crossed both ways.
+    # A device keeps less of its rate the farther the memory is: at 21, the usual figure between
+    # sockets, about three quarters.
     return _cost(device, NUMA_STEP_NS * beyond, 1 / (1 + 0.3 * beyond))
 
 

@@ -84,8 +84,8 @@ def _of_port(device: RdmaDevice, port: Port, *, alone: bool) -> Iterator[Finding
     if port.state != "ACTIVE":
         physical = f", physically {port.physical}" if port.physical else ""
         if is_ethernet:
-            remedy = f"`ip link set {device.nets[0] if device.nets else 'DEVICE'} up`; else cable"
-            remedy += " and switch port"
+            remedy = f"`ip link set {device.nets[0] if device.nets else 'DEVICE'} up`; "
+            remedy += "then check cable and switch port"
         elif port.state in ("INIT", "ARMED"):
             remedy = "the fabric has no subnet manager that knows this port: start opensm"
         else:

@@ -142,12 +142,11 @@ def read_machine(root: Path = Path("/")) -> Machine:
             another machine's.
     """
     sys = root / "sys"
-    nets = tuple(_net_devices(sys))
+    numa = tuple(_numa_nodes(sys))
+    # With one node the kernel often does not say which, and there is no doubt.
+    reader = _Reader(root, numa[0].node if len(numa) == 1 else _NUMA_NOT_KNOWN)
     return Machine(
-        numa=tuple(_numa_nodes(sys)),
-        rdma=tuple(_rdma_devices(sys)),
-        nets=nets,
-        gpus=tuple(_gpus(root)),
+        numa, tuple(reader.rdma_devices()), tuple(reader.net_devices()), tuple(reader.gpus())
     )
 
 
@@ -179,23 +178,6 @@ def _entries(folder: Path, pattern: str = ".+") -> list[Path]:
 def _natural(name: str) -> list[tuple[int, str]]:
     parts = re.findall(r"\d+|\D+", name)
     return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
-
-
-def _place(device: Path) -> Place:
-    """Return where the device behind a link sits."""
-    if not device.exists():
-        return Place((), _NUMA_NOT_KNOWN)
-    real = Path(os.path.realpath(device))
-    path = tuple(
-        part for part in real.parts if _PCI_ADDRESS.fullmatch(part) or _PCI_ROOT.fullmatch(part)
-    )
-    # Virtual functions of buses above PCI (virtio) have no node; the PCI device above them has.
-    for folder in (real, *real.parents):
-        if (folder / "numa_node").exists():
-            return Place(path, _read_number(folder / "numa_node", _NUMA_NOT_KNOWN))
-        if _PCI_ROOT.fullmatch(folder.name):
-            break
-    return Place(path, _NUMA_NOT_KNOWN)
 
 
 def _numa_nodes(sys: Path) -> Iterator[NumaNode]:
@@ -252,56 +234,83 @@ def _ports(device: Path) -> Iterator[Port]:
         )
 
 
-def _rdma_devices(sys: Path) -> Iterator[RdmaDevice]:
-    for folder in _entries(sys / "class/infiniband"):
-        parent = read_text(folder / "parent")  # Of soft devices: their network device.
-        ports = tuple(_ports(folder))
-        if parent:
-            place = _place(sys / "class/net" / parent / "device")
-            rate = _net_rate_gbps(sys / "class/net" / parent)
-            # What rxe says of its rate is made up.
-            ports = tuple(
-                Port(p.port, p.state, p.physical, p.link_layer, rate, p.gids) for p in ports
+class _Reader:
+    """Reads devices; one without a NUMA node is of the node `otherwise`."""
+
+    def __init__(self, root: Path, otherwise: int) -> None:
+        self._root = root
+        self._sys = root / "sys"
+        self._otherwise = otherwise
+
+    def rdma_devices(self) -> Iterator[RdmaDevice]:
+        for folder in _entries(self._sys / "class/infiniband"):
+            parent = read_text(folder / "parent")  # Of soft devices: their network device.
+            ports = tuple(_ports(folder))
+            if parent:
+                place = self._place(self._sys / "class/net" / parent / "device")
+                rate = _net_rate_gbps(self._sys / "class/net" / parent)
+                # What rxe says of its rate is made up.
+                ports = tuple(
+                    Port(p.port, p.state, p.physical, p.link_layer, rate, p.gids) for p in ports
+                )
+                yield RdmaDevice(folder.name, place, ports, (parent,), True)
+                continue
+            nets = tuple(entry.name for entry in _entries(folder / "device/net"))
+            yield RdmaDevice(folder.name, self._place(folder / "device"), ports, nets, False)
+
+    def net_devices(self) -> Iterator[NetDevice]:
+        for folder in _entries(self._sys / "class/net"):
+            if not (folder / "device").exists():
+                continue  # lo, bridges, tunnels: whatever they send goes through another one.
+            yield NetDevice(
+                name=folder.name,
+                place=self._place(folder / "device"),
+                state=read_text(folder / "operstate"),
+                rate_gbps=_net_rate_gbps(folder),
+                mtu=_read_number(folder / "mtu", 0),
             )
-            yield RdmaDevice(folder.name, place, ports, (parent,), True)
-            continue
-        nets = tuple(entry.name for entry in _entries(folder / "device/net"))
-        yield RdmaDevice(folder.name, _place(folder / "device"), ports, nets, False)
 
+    def gpus(self) -> Iterator[Gpu]:
+        """Yield NVIDIA's GPUs by PCI address, which is the order of NVML.
 
-def _net_devices(sys: Path) -> Iterator[NetDevice]:
-    for folder in _entries(sys / "class/net"):
-        if not (folder / "device").exists():
-            continue  # lo, bridges, tunnels: whatever they send goes through another one.
-        yield NetDevice(
-            name=folder.name,
-            place=_place(folder / "device"),
-            state=read_text(folder / "operstate"),
-            rate_gbps=_net_rate_gbps(folder),
-            mtu=_read_number(folder / "mtu", 0),
+        CUDA's own order is the same among equal GPUs, and always with CUDA_DEVICE_ORDER=PCI_BUS_ID.
+        """
+        index = 0
+        driver = self._root / "proc/driver/nvidia/gpus"
+        # Not as people count: the addresses are hexadecimal.
+        folders = sorted(
+            _entries(self._root / "sys/bus/pci/devices"), key=lambda one: (len(one.name), one.name)
         )
+        for folder in folders:
+            kind = read_text(folder / "class")
+            if read_text(folder / "vendor") != _NVIDIA or not kind.startswith(_DISPLAY_CLASSES):
+                continue
+            told = read_text(driver / folder.name / "information")
+            if driver.is_dir() and not told:
+                continue  # Bound to another driver, or kept from this container.
+            model = re.search(r"^Model:\s*(.+)$", told, re.MULTILINE)
+            uuid = re.search(r"^GPU UUID:\s*(\S+)$", told, re.MULTILINE)
+            yield Gpu(
+                index,
+                self._place(folder),
+                model.group(1) if model else "",
+                uuid.group(1) if uuid else "",
+            )
+            index += 1
 
-
-def _gpus(root: Path) -> Iterator[Gpu]:
-    """Yield NVIDIA's GPUs by PCI address, which is the order of NVML.
-
-    CUDA's own order is the same among equal GPUs, and always with CUDA_DEVICE_ORDER=PCI_BUS_ID.
-    """
-    index = 0
-    driver = root / "proc/driver/nvidia/gpus"
-    for folder in _entries(root / "sys/bus/pci/devices"):
-        kind = read_text(folder / "class")
-        if read_text(folder / "vendor") != _NVIDIA or not kind.startswith(_DISPLAY_CLASSES):
-            continue
-        told = read_text(driver / folder.name / "information")
-        if driver.is_dir() and not told:
-            continue  # Bound to another driver, or kept from this container.
-        model = re.search(r"^Model:\s*(.+)$", told, re.MULTILINE)
-        uuid = re.search(r"^GPU UUID:\s*(\S+)$", told, re.MULTILINE)
-        yield Gpu(
-            index,
-            _place(folder),
-            model.group(1) if model else "",
-            uuid.group(1) if uuid else "",
+    def _place(self, device: Path) -> Place:
+        """Return where the device behind a link sits."""
+        if not device.exists():
+            return Place((), self._otherwise)
+        real = Path(os.path.realpath(device))
+        path = tuple(
+            part for part in real.parts if _PCI_ADDRESS.fullmatch(part) or _PCI_ROOT.fullmatch(part)
         )
-        index += 1
+        # Virtual functions of buses above PCI (virtio) have no node; the PCI device above them has.
+        for folder in (real, *real.parents):
+            if (folder / "numa_node").exists():
+                numa = _read_number(folder / "numa_node", _NUMA_NOT_KNOWN)
+                return Place(path, numa if numa >= 0 else self._otherwise)
+            if _PCI_ROOT.fullmatch(folder.name):
+                break
+        return Place(path, self._otherwise)

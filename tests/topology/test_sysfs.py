@@ -104,6 +104,19 @@ def test_a_machine_that_hides_everything_has_one_numa_node(tmp_path: Path) -> No
     assert (machine.rdma, machine.nets, machine.gpus) == ((), (), ())
 
 
+def test_gpus_are_in_the_order_of_their_hexadecimal_addresses(tmp_path: Path) -> None:
+    tree = machines.Tree(tmp_path)
+    for bus in ("4e", "47", "d1", "07", "90"):
+        tree.gpu(f"pci0000:{bus}/0000:{bus}:00.0", 0)
+    found = [gpu.place.pci for gpu in read_machine(tmp_path).gpus]
+    assert found == [f"0000:{bus}:00.0" for bus in ("07", "47", "4e", "90", "d1")]
+
+
+def test_with_one_numa_node_everything_is_near_it(tmp_path: Path) -> None:
+    machines.soft_roce(tmp_path)
+    assert {device.place.numa for device in read_machine(tmp_path).rdma} == {0}
+
+
 def test_this_machine_is_read() -> None:
     machine = detect()
     assert machine.numa

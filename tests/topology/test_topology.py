@@ -84,6 +84,7 @@ def test_what_cannot_be_used_has_costs_and_is_in_no_list(tmp_path: Path) -> None
     topology = topology_of(read_machine(tmp_path))
     place = topology.locations["cpu:0"]
     assert set(place.preferred) | set(place.others) == {"mlx5_3", "mlx5_10"}
+    assert place.costs["mlx5_0"].ns_per_byte < 0.05, "of its rate when it is up"
     assert set(place.costs) == {
         *("mlx4_0", "mlx5_0", "mlx5_1", "mlx5_2", "mlx5_3", "mlx5_9", "mlx5_10")
     }
