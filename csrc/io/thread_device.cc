@@ -100,6 +100,8 @@ ThreadDevice::~ThreadDevice() {
     std::lock_guard lock(shared_->mutex);
     shared_->is_abandoned = true;
     shared_->queue.clear();
+    // Threads that hang keep it open: whoever waits for it would find it readable for ever.
+    shared_->event.clear();
   }
   shared_->queued.notify_all();
 }

@@ -9,7 +9,7 @@
 // coming and runs while a file gives none, so that where nothing comes a call ends after
 // call_timeout_ms in all, and pages of a file that hangs are kUnavailable (as are those of a file
 // that hung lately: see transfer/file_health.h). However steadily bytes come, reading ends
-// after what was left of call_timeout_ms and a second per 256 MiB.
+// after what was left of call_timeout_ms and a second per 256 MiB, three at most.
 #pragma once
 
 #include <atomic>

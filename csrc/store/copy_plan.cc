@@ -110,7 +110,7 @@ uint64_t CopyPlan::run(CopyThreads& threads, FileReaders& readers, Deadline dead
       .other_count = total_size_ < kParallelSizeMin ? 0 : in_pool.size(),
       .is_stopped = [this] { return connection_.is_broken(); },
   };
-  const ReadLimits limits{left_ns, left_ns + file_size_ * kFileNsPerByteMax};
+  const ReadLimits limits = read_limits(left_ns, file_size_);
   const uint64_t silence_ns = reader->read(work, limits, threads);
   readers.give_back(std::move(reader));
   return waited_ns + silence_ns;

@@ -2,6 +2,7 @@
 // SSD files are read by the same threads meanwhile.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <span>
@@ -39,11 +40,16 @@ class CopyPlan {
 
   /// The same, with pages of files. `deadline` is for waiting: a file that gives nothing for as
   /// long as is left of it is given up; bytes that keep coming may take longer, up to
-  /// kFileNsPerByteMax. Returns the time that was spent waiting in vain.
+  /// read_limits(). Returns the time that was spent waiting in vain.
   uint64_t run(CopyThreads& threads, FileReaders& readers, Deadline deadline);
 
   /// Slower than 250 MB/s a file is as good as silent.
   static constexpr uint64_t kFileNsPerByteMax = 4;
+  /// No call is kept for longer than that beyond its own time, however much it asked for.
+  static constexpr uint64_t kFileNsMax = 3'000'000'000;
+  static ReadLimits read_limits(uint64_t left_ns, uint64_t file_size_bytes) {
+    return {left_ns, left_ns + std::min(file_size_bytes * kFileNsPerByteMax, kFileNsMax)};
+  }
 
   /// After run(): what became of the n-th page added. Anything but kCopied: not all of it was
   /// copied.

@@ -18,6 +18,8 @@ class FileHealth {
   /// A file that has reads in flight and completes none for so long is sick, however little time
   /// its caller had. A healthy one completes hundreds.
   static constexpr uint64_t kSilenceMaxNs = 250'000'000;
+  /// A shorter one says nothing: the caller had hardly any time left.
+  static constexpr uint64_t kSilenceMinNs = 50'000'000;
 
   /// False during the pause; after it true for one caller, on whose luck it depends whether there
   /// is another pause.
@@ -40,6 +42,7 @@ class FileHealth {
 
   /// A reader gave up on it after it had completed nothing for that long.
   void note_silence(uint64_t now_ns, uint64_t silent_ns) {
+    if (silent_ns < kSilenceMinNs) return;
     if (silent_ns < kSilenceMaxNs) return note_failure(now_ns);
     paused_until_ns_ = now_ns + kPauseNs;
   }

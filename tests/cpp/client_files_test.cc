@@ -8,6 +8,7 @@
 #include "fake_node.h"
 #include "sample_file.h"
 #include "store/client.h"
+#include "store/copy_plan.h"
 #include "support.h"
 #include "transfer/checksum_copy.h"
 
@@ -151,6 +152,15 @@ TEST_F(ClientFiles, PagesOfThePoolAndOfFilesComeInOneCall) {
           2000, [&] { return shelf.node->refs_of(Op::kRelease).size() == kSizes.size(); }));
     }
   }
+}
+
+TEST_F(ClientFiles, NoCallIsKeptMuchLongerThanItsTime) {
+  constexpr uint64_t kSecondNs = 1'000'000'000;
+  const ReadLimits small = CopyPlan::read_limits(kSecondNs, 256 * kMiB);
+  EXPECT_EQ(small.silence_ns, kSecondNs);
+  EXPECT_GT(small.total_ns, 2 * kSecondNs);
+  const ReadLimits large = CopyPlan::read_limits(kSecondNs, 128 * 9 * kMiB);
+  EXPECT_LE(large.total_ns, 4 * kSecondNs);
 }
 
 TEST_F(ClientFiles, SmallCallsWork) {

@@ -410,8 +410,16 @@ TEST(FileHealth, AShortSilenceCountsAsOneFailure) {
   FileHealth health;
   health.note_silence(1000, FileHealth::kSilenceMaxNs - 1);
   EXPECT_TRUE(health.may_read(1000)) << "the caller had little time, that says little";
-  for (uint32_t i = 1; i < FileHealth::kFailuresMax; ++i) health.note_silence(1000, 1);
+  for (uint32_t i = 1; i < FileHealth::kFailuresMax; ++i) {
+    health.note_silence(1000, FileHealth::kSilenceMinNs);
+  }
   EXPECT_FALSE(health.may_read(1000));
+}
+
+TEST(FileHealth, ACallerWithoutTimeSaysNothingOfTheFile) {
+  FileHealth health;
+  for (int i = 0; i < 1000; ++i) health.note_silence(1000, FileHealth::kSilenceMinNs - 1);
+  EXPECT_TRUE(health.may_read(1000));
 }
 
 }  // namespace

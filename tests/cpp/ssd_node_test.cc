@@ -1,7 +1,9 @@
 // Nodes whose SSD directories are slow, full, taken, gone or lent to others; what outlives a node;
 // and how a node ends.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <linux/fs.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -216,6 +218,31 @@ TEST_F(SsdNodeFaultsTest, ADiskThatHangsKeepsNeitherCallsNorTheEndWaiting) {
   EXPECT_TRUE(eventually(kPatienceMs, [&] { return is_gone.load(); }));
   ASSERT_TRUE(disk.thaw());
   stopper.join();
+}
+
+TEST_F(SsdNodeFaultsTest, WhoeverWaitsForAnAbandonedDeviceIsNotWokenForEver) {
+  SmallDisk disk(folder_.path(), 32 * kMiB);
+  if (!disk.valid()) GTEST_SKIP() << "no file system can be mounted here";
+  auto made = BlockDevice::make({.engine = IoEngine::kThreads, .depth = 8});
+  ASSERT_TRUE(made.ok());
+  std::unique_ptr<BlockDevice> device = std::move(made.value());
+  const auto memory = MappedMemory::make(2 * kSectorSize);
+  const Fd hanging(open((disk.path() + "/file").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  const Fd quick(open("/dev/zero", O_RDONLY | O_CLOEXEC));
+  ASSERT_TRUE(hanging.valid() && quick.valid() && disk.freeze());
+  const auto request = [&](IoKind kind, const Fd& fd, uint64_t part) {
+    return IoRequest{.kind = kind,
+                     .fd = fd.get(),
+                     .size = kSectorSize,
+                     .parts = {{memory.address() + part * kSectorSize, kSectorSize}}};
+  };
+  ASSERT_TRUE(device->submit(request(IoKind::kWrite, hanging, 0)));
+  ASSERT_TRUE(device->submit(request(IoKind::kRead, quick, 1)));
+  pollfd event{device->event_fd(), POLLIN, 0};
+  ASSERT_EQ(poll(&event, 1, static_cast<int>(kPatienceMs)), 1);
+  device.reset();
+  EXPECT_EQ(poll(&event, 1, 0), 0) << "the thread that hangs keeps it open";
+  ASSERT_TRUE(disk.thaw());
 }
 
 // ---------------------------------------------------------------- directories that go wrong
