@@ -19,7 +19,7 @@ constexpr std::array kLibraryNames = {"libibverbs.so.1", "libibverbs.so"};
 using RegisterMemory = ibv_mr*(ibv_pd*, void*, size_t, int);
 using RegisterMemoryIova = ibv_mr*(ibv_pd*, void*, size_t, uint64_t, unsigned);
 using QueryPort = int(ibv_context*, uint8_t, _compat_ibv_port_attr*);
-using QueryGid = int(ibv_context*, uint32_t, uint32_t, ibv_gid_entry*, uint32_t, size_t);
+using QueryGidTable = ssize_t(ibv_context*, ibv_gid_entry*, size_t, uint32_t, size_t);
 
 /// Functions that the library exports. Each is of the oldest version that has its present meaning.
 struct Functions {
@@ -30,7 +30,7 @@ struct Functions {
   decltype(&::ibv_close_device) close_device;
   decltype(&::ibv_query_device) query_device;
   QueryPort* query_port;
-  QueryGid* query_gid;
+  QueryGidTable* query_gid_table;
   decltype(&::ibv_get_async_event) get_async_event;
   decltype(&::ibv_ack_async_event) ack_async_event;
   decltype(&::ibv_alloc_pd) alloc_pd;
@@ -77,7 +77,7 @@ std::string find_functions(void* library, Functions& functions) {
   symbols.find(functions.close_device, "ibv_close_device", "IBVERBS_1.1");
   symbols.find(functions.query_device, "ibv_query_device", "IBVERBS_1.1");
   symbols.find(functions.query_port, "ibv_query_port", "IBVERBS_1.1");
-  symbols.find(functions.query_gid, "_ibv_query_gid_ex", "IBVERBS_1.11");
+  symbols.find(functions.query_gid_table, "_ibv_query_gid_table", "IBVERBS_1.11");
   symbols.find(functions.get_async_event, "ibv_get_async_event", "IBVERBS_1.1");
   symbols.find(functions.ack_async_event, "ibv_ack_async_event", "IBVERBS_1.1");
   symbols.find(functions.alloc_pd, "ibv_alloc_pd", "IBVERBS_1.1");
@@ -118,9 +118,9 @@ class Library final : public Verbs {
     std::memset(attributes, 0, sizeof(*attributes));
     return calls_.query_port(context, port, reinterpret_cast<_compat_ibv_port_attr*>(attributes));
   }
-  int query_gid(ibv_context* context, uint8_t port, uint32_t index,
-                ibv_gid_entry* entry) const override {
-    return calls_.query_gid(context, port, index, entry, 0, sizeof(*entry));
+  ssize_t query_gid_table(ibv_context* context, ibv_gid_entry* entries,
+                          size_t entries_max) const override {
+    return calls_.query_gid_table(context, entries, entries_max, 0, sizeof(*entries));
   }
   bool offers_odp(ibv_context* context) const override {
     verbs_context* extended = verbs_get_ctx_op(context, query_device_ex);

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <infiniband/verbs.h>
+#include <sys/types.h>
 
 #include <cstdint>
 
@@ -33,9 +34,9 @@ class Verbs {
 
   virtual int query_device(ibv_context* context, ibv_device_attr* attributes) const = 0;
   virtual int query_port(ibv_context* context, uint8_t port, ibv_port_attr* attributes) const = 0;
-  /// ENODATA: nothing at that index.
-  virtual int query_gid(ibv_context* context, uint8_t port, uint32_t index,
-                        ibv_gid_entry* entry) const = 0;
+  /// The GIDs of all ports. Returns how many there are, or -errno.
+  virtual ssize_t query_gid_table(ibv_context* context, ibv_gid_entry* entries,
+                                  size_t entries_max) const = 0;
   /// Whether RC queue pairs can READ and WRITE memory that is paged in on demand.
   virtual bool offers_odp(ibv_context* context) const = 0;
 
