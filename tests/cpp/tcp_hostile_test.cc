@@ -10,6 +10,7 @@
 #include "io/unix_socket.h"
 #include "net/secure_channel.h"
 #include "tcp_rig.h"
+#include "transfer/tcp/client_lane.h"
 #include "transfer/tcp/tcp_frame.h"
 
 namespace hicache {
@@ -305,16 +306,33 @@ TEST(TcpHostileServer, AnswersThatWereNotAskedForEndTheLane) {
 }
 
 TEST(TcpHostileServer, AWriteIsNotOverBeforeItsBytesHaveLeft) {
-  const Status status = status_against(
-      [&](const Fd& lane, const TcpFrame& request, uint64_t epoch) {
-        const int size = 4096;
-        (void)setsockopt(lane.get(), SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
-        // The last part but one, behind more than the sockets hold.
-        const uint64_t last = request.sequence + 8 * kMiB / request.size - 2;
-        reply(lane, {.kind = FrameKind::kWriteReply, .sequence = last}, epoch);
-      },
-      Direction::kWrite, 8 * kMiB, 1);
-  EXPECT_EQ(status.code(), Code::kUnavailable) << status.message();
+  constexpr uint64_t kEpoch = 5;
+  int ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends), 0);
+  Fd near(ends[0]);
+  const Fd far(ends[1]);
+  const int size = 4096;
+  ASSERT_EQ(setsockopt(near.get(), SOL_SOCKET, SO_SNDBUF, &size, sizeof(size)), 0);
+  auto loop = IoLoop::start("test-loop");
+  ASSERT_TRUE(loop.ok());
+  testing::Completions completions;
+  TcpCounters counters;
+  auto path = std::make_shared<PathState>(4, kMiB, completions, counters);
+  auto lane =
+      std::make_shared<ClientLane>(std::move(near), *loop.value(), path, kEpoch, true, kMiB);
+  std::vector<uint8_t> local = bytes_of(1, kMiB);
+  {
+    const std::lock_guard lock(path->mutex);
+    ASSERT_TRUE(lane->start().ok());
+    path->lanes.push_back(lane);
+    ASSERT_TRUE(path->ops.add(op_of(Direction::kWrite, local.data(), uint64_t{1}, kMiB, 1)));
+    lane->give(path->ops.take(Priority::kUrgent));
+  }
+  lane->pump(kMiB);
+  reply(far, {.kind = FrameKind::kWriteReply, .sequence = 1}, kEpoch);
+  ASSERT_TRUE(completions.wait_count(1));
+  EXPECT_EQ(completions.status(1).code(), Code::kUnavailable);
+  EXPECT_EQ(counters.hostile, 1U);
 }
 
 TEST(TcpHostileServer, AReadWithAWrongChecksumIsCorrupt) {

@@ -17,7 +17,6 @@ namespace {
 
 constexpr uint64_t kBudget = kMiB;  // Per turn, so that lanes of a loop take turns.
 // Under way on a lane. Urgent parts may go beyond, so that they need not wait for room.
-constexpr uint64_t kBytesMax = 4 * kMiB;
 constexpr size_t kFramesMax = 96;
 constexpr size_t kUrgentFramesMax = kTcpUnansweredMax - 4;
 
@@ -47,13 +46,14 @@ bool PathState::has_lanes() const {
 }
 
 ClientLane::ClientLane(Fd socket, IoLoop& loop, std::shared_ptr<PathState> path, uint64_t epoch,
-                       bool is_checked)
+                       bool is_checked, uint64_t bytes_max)
     : socket_(std::move(socket)),
       loop_(loop),
       path_(std::move(path)),
       epoch_(epoch),
       is_checked_(is_checked),
       name_(peer_name(socket_)),
+      bytes_max_(bytes_max),
       receiver_(*this, epoch) {}
 
 Status ClientLane::start() {
@@ -67,9 +67,9 @@ Status ClientLane::start() {
 bool ClientLane::has_room(Priority priority) const {
   if (state_ != State::kOpen) return false;
   if (priority == Priority::kUrgent) {
-    return bytes_under_way_ < 2 * kBytesMax && frames_under_way_ < kUrgentFramesMax;
+    return bytes_under_way_ < 2 * bytes_max_ && frames_under_way_ < kUrgentFramesMax;
   }
-  return bytes_under_way_ < kBytesMax && frames_under_way_ < kFramesMax;
+  return bytes_under_way_ < bytes_max_ && frames_under_way_ < kFramesMax;
 }
 
 void ClientLane::give(const OpPart& part) {

@@ -56,8 +56,9 @@ class ClientLane : public IoLoop::Source,
                    private FrameReceiver::Taker,
                    public std::enable_shared_from_this<ClientLane> {
  public:
+  /// `bytes_max`: under way, about; twice that for urgent parts.
   ClientLane(Fd socket, IoLoop& loop, std::shared_ptr<PathState> path, uint64_t epoch,
-             bool is_checked);
+             bool is_checked, uint64_t bytes_max);
 
   /// Locked. Once, after which events come.
   Status start();
@@ -134,6 +135,7 @@ class ClientLane : public IoLoop::Source,
   const uint64_t epoch_;
   const bool is_checked_;
   const std::string name_;
+  const uint64_t bytes_max_;
 
   // The loop's thread alone.
   FrameReceiver receiver_;

@@ -15,7 +15,12 @@ namespace hicache {
 namespace {
 
 constexpr size_t kOpsMax = 1024;
-constexpr uint64_t kPartSize = 512 * kKiB;
+constexpr uint64_t kPartSize = 256 * kKiB;
+// Under way on one lane: what a link of 100 Gbit/s with a round trip of 1 ms holds, over a few.
+constexpr uint64_t kLaneBytesMax = 4 * kMiB;
+// To a peer on this machine nothing is gained by more than keeps both ends busy, and what waits in
+// sockets leaves the cache: measured, 4 MiB cost 60 % more CPU per byte than 256 KiB.
+constexpr uint64_t kNearLaneBytesMax = 256 * kKiB;
 constexpr uint64_t kSliceSize = 4 * kMiB;
 // Below this a lane's load is not told apart from another's.
 constexpr uint64_t kLoadStep = 64 * kKiB;
@@ -54,8 +59,10 @@ Status TcpPath::open_lane(size_t index, Deadline deadline) {
   if (!greeted.ok()) return greeted.status();
   HICACHE_RETURN_IF_ERROR(tune(socket.value()));
   IoLoop& loop = *setup_.loops[(first_lane_ + index) % setup_.loops.size()];
+  const bool is_near = is_same_machine(socket.value());
+  const uint64_t bytes_max = is_near ? kNearLaneBytesMax : kLaneBytesMax;
   auto lane = std::make_shared<ClientLane>(std::move(socket.value()), loop, state_,
-                                           setup_.peer_epoch, setup_.is_checked);
+                                           setup_.peer_epoch, setup_.is_checked, bytes_max);
   const std::lock_guard lock(state_->mutex);
   if (state_->is_closed) return Status(Code::kClosed, "the path " + name_ + " was closed");
   HICACHE_RETURN_IF_ERROR(lane->start());
