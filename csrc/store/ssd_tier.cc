@@ -142,7 +142,7 @@ bool SsdTier::lease(SessionIndex session, const PageName& name, bool read_now, u
   const RegionIndex region = page.place.region;
   region_leases_.grant(LeaseKind::kRead, session, region, &leases_of(region), now_ms);
   location.code = Code::kOk;
-  location.ref = {region | kSsdRefBit, page.place.first_sector};
+  location.ref = {region | kSsdRefBit, log_->token_of(page)};
   location.size = page.size;
   location.checksum = page.checksum;
   location.device = static_cast<uint8_t>(log_->volume_of(region) + 1);
@@ -177,7 +177,7 @@ void SsdTier::note_reuse(const PageRecord& record, uint64_t hash) {
 
 void SsdTier::report_corrupt(PageRef ref) {
   is_due_ = true;
-  log_->drop_damaged({ref.page & ~kSsdRefBit, ref.generation});
+  log_->drop_damaged(ref.page & ~kSsdRefBit, ref.generation);
 }
 
 void SsdTier::report_corrupt(const PageRecord& record) {

@@ -68,7 +68,8 @@ SsdPageIndex SsdLog::find(SpaceIndex space, const Key& key, uint64_t hash) const
   const SsdPageIndex page = index_.find(space, key, hash);
   if (page == kNoSsdPage) return page;
   const SsdVolume& volume = *volumes_[volume_of(index_[page].place.region)].volume;
-  return volume.health() == SsdVolume::Health::kFailed ? kNoSsdPage : page;
+  const bool is_there = volume.health() != SsdVolume::Health::kFailed && !volume.is_silent();
+  return is_there ? page : kNoSsdPage;
 }
 
 bool SsdLog::is_quiet() const {
@@ -229,6 +230,18 @@ void SsdLog::drop_damaged(SsdPlace place) {
   forget(page);
 }
 
+uint32_t SsdLog::token_of(const SsdPage& page) const {
+  const uint64_t life = page_hash_detail::mix(index_.region(page.place.region).sequence);
+  return static_cast<uint32_t>(page_hash_detail::mix(life ^ page.place.first_sector));
+}
+
+void SsdLog::drop_damaged(RegionIndex region, uint32_t token) {
+  if (region >= regions_.size()) return;
+  for (const SsdPageIndex page : index_.pages_of(region)) {
+    if (token_of(index_[page]) == token) return drop_damaged(index_[page].place);
+  }
+}
+
 // ---------------------------------------------------------------- reading
 
 void SsdLog::read(const SsdPage& page, std::vector<iovec> parts, uint64_t tag, uint64_t now_ms) {
@@ -258,6 +271,10 @@ void SsdLog::on_health(SsdVolume& volume, const std::string& reason) {
     notice += "; it is not used any more, its pages are misses";
   }
   options_.on_notice(std::move(notice));
+}
+
+void SsdLog::on_silence(SsdVolume& volume, const std::string& notice) {
+  options_.on_notice(volume.file().path + ": " + notice);
 }
 
 void SsdLog::note_free_space(size_t index, uint64_t free_bytes, uint64_t free_min_bytes,

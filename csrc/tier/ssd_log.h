@@ -93,7 +93,7 @@ class SsdLog : private SsdVolume::Listener {
   const SsdIndex& index() const { return index_; }
   const Counts& counts() const { return counts_; }
 
-  /// The page, unless its volume failed.
+  /// The page, unless its volume failed or does not answer at the moment.
   SsdPageIndex find(SpaceIndex space, const Key& key, uint64_t hash) const;
   size_t volume_of(RegionIndex region) const { return regions_[region].volume; }
   /// Where a page lies in its volume's file.
@@ -127,6 +127,10 @@ class SsdLog : private SsdVolume::Listener {
 
   /// A reader found a page damaged: forgotten, until a restart finds it again.
   void drop_damaged(SsdPlace place);
+  /// The same for a reader that was sent there a while ago: nothing, if the region has been used
+  /// anew since. `token`: token_of() the page when it was sent.
+  void drop_damaged(RegionIndex region, uint32_t token);
+  uint32_t token_of(const SsdPage& page) const;
   /// Reads a page; `parts` are whole sectors. Ends in on_read().
   void read(const SsdPage& page, std::vector<iovec> parts, uint64_t tag, uint64_t now_ms);
 
@@ -184,6 +188,7 @@ class SsdLog : private SsdVolume::Listener {
   void on_region_free(SsdVolume& volume, uint32_t region) override;
   void on_read(SsdVolume& volume, uint64_t tag, int error) override;
   void on_health(SsdVolume& volume, const std::string& reason) override;
+  void on_silence(SsdVolume& volume, const std::string& notice) override;
 
   size_t index_of(const SsdVolume& volume) const;
   RegionIndex region_index(size_t volume, uint32_t number);

@@ -13,6 +13,7 @@ constexpr uint32_t kHeadsPerBatch = 256;  // Regions whose two sectors are read 
 constexpr uint64_t kSequenceMax = uint64_t{1} << 62;  // No log gets there; more can be added.
 // What cannot be read may be newer than all that can: removals must be newer still.
 constexpr uint64_t kUnreadableGap = uint64_t{1} << 48;
+constexpr uint64_t kWaits = 10;
 constexpr uint64_t kScanSize = 1 * kMiB;  // Read at once while looking for the next group.
 
 Sector sector_at(std::span<const uint8_t> bytes, size_t index) {
@@ -135,7 +136,7 @@ void SsdRecovery::read_heads_of(uint32_t volume, std::span<Head> heads) {
       is_read[completions[i].tag] = completions[i].error == 0;
       ++answered;
     }
-    if (count == 0 && !device_->wait(Deadline::after_ms(options_.io_timeout_ms))) is_stuck_ = true;
+    if (count == 0 && !wait()) is_stuck_ = true;
   }
   for (size_t i = 0; i < heads.size(); ++i) {
     const bool is_whole = is_read[2 * i] && is_read[2 * i + 1];
@@ -252,13 +253,20 @@ bool SsdRecovery::verify_page(const SsdVolume::File& file, uint64_t region_offse
          options_.page_checksum(into.first(entry.size)) == entry.checksum;
 }
 
+bool SsdRecovery::wait() {
+  for (uint64_t i = 0; i < kWaits; ++i) {
+    if (device_->wait(Deadline::after_ms(options_.io_timeout_ms / kWaits + 1))) return true;
+  }
+  return false;
+}
+
 bool SsdRecovery::read(int fd, uint64_t offset, std::span<uint8_t> into) {
   if (is_stuck_) return false;
   const iovec part{into.data(), into.size()};
   IoRequest request{
       .kind = IoKind::kRead, .fd = fd, .offset = offset, .size = into.size(), .parts = {part}};
   if (!device_ || !device_->submit(std::move(request))) return false;
-  if (!device_->wait(Deadline::after_ms(options_.io_timeout_ms))) {
+  if (!wait()) {
     is_stuck_ = true;
     device_ = options_.make_device();
     buffer_.abandon();

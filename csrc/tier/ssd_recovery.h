@@ -84,6 +84,9 @@ class SsdRecovery {
   /// Reads a range that must fit the buffer; false for an error or too long a wait.
   bool read(int fd, uint64_t offset, std::span<uint8_t> into);
   bool deliver(RecoveredRegion region);
+  /// Until the device has something, for the time limit; a process that stands still meanwhile
+  /// loses a part of it.
+  bool wait();
 
   const Options options_;
   std::unique_ptr<BlockDevice> device_;  // Of the thread.

@@ -10,6 +10,7 @@ namespace {
 constexpr uint32_t kNoRegionNumber = UINT32_MAX;
 constexpr uint32_t kBadReadsMax = 16;
 constexpr uint64_t kWatchIntervalMs = 1000;  // Of requests in flight, for their deadlines.
+constexpr uint64_t kSilenceMax = 6;          // In time limits: then the disk will not come back.
 constexpr uint64_t kNever = UINT64_MAX;
 
 std::vector<iovec> part_of(const MappedMemory& memory) {
@@ -103,7 +104,7 @@ bool SsdVolume::fits(const Region& region, size_t entry_count, uint64_t sector_c
 bool SsdVolume::make_ready(size_t entry_count, uint64_t sector_count, uint64_t next_sequence,
                            bool* used_sequence, uint64_t now_ms) {
   *used_sequence = false;
-  if (!can_write() || groups_in_flight_ >= options_.write_depth) return false;
+  if (!can_write() || is_silent_ || groups_in_flight_ >= options_.write_depth) return false;
   if (open_ != kNoRegionNumber && !fits(regions_[open_], entry_count, sector_count)) seal(now_ms);
   if (open_ != kNoRegionNumber) {
     // Without its first group nothing of a region is found: that is safe before others follow.
@@ -311,25 +312,50 @@ void SsdVolume::submit_waiting() {
 }
 
 uint64_t SsdVolume::poll(uint64_t now_ms) {
-  now_ms_ = now_ms;
+  forgive_pause(now_ms);
   if (!device_) {
     fail("no I/O on it is possible: raise the limits on open files and processes");
     return kNever;
   }
   std::array<IoCompletion, 64> completions;
+  bool answered = false;
   for (size_t count = completions.size(); device_ && count == completions.size();) {
     count = device_->poll(completions);
+    answered = answered || count != 0;
+    if (count != 0 && std::exchange(is_silent_, false)) {
+      listener_.on_silence(*this, "the disk answers again");
+    }
     for (size_t i = 0; i < count && device_; ++i) complete(completions[i]);
     submit_waiting();
   }
+  if (device_ && !answered) judge_silence(now_ms);
   if (!device_ || requests_.empty()) return kNever;
-  for (const auto& [tag, request] : requests_) {
-    if (now_ms >= request.begun_ms + options_.io_timeout_ms) {
-      fail("a request did not complete within " + std::to_string(options_.io_timeout_ms) + " ms");
-      return kNever;
-    }
+  return now_ms + std::min(kWatchIntervalMs, std::max<uint64_t>(1, options_.io_timeout_ms / 4));
+}
+
+/// The process was stopped, or its machine: requests are as old as they were, and a little more.
+void SsdVolume::forgive_pause(uint64_t now_ms) {
+  const uint64_t step_ms = now_ms - std::exchange(now_ms_, now_ms);
+  const uint64_t step_max_ms =
+      std::min(2 * kWatchIntervalMs, std::max<uint64_t>(1, options_.io_timeout_ms / 2));
+  if (step_ms <= step_max_ms) return;
+  for (auto& [tag, request] : requests_) {
+    request.begun_ms = std::min(now_ms, request.begun_ms + (step_ms - step_max_ms));
   }
-  return now_ms + kWatchIntervalMs;
+}
+
+void SsdVolume::judge_silence(uint64_t now_ms) {
+  uint64_t begun_ms = now_ms;
+  for (const auto& [tag, request] : requests_) begun_ms = std::min(begun_ms, request.begun_ms);
+  const bool is_late = now_ms >= begun_ms + options_.io_timeout_ms;
+  if (now_ms >= begun_ms + kSilenceMax * options_.io_timeout_ms) {
+    return fail("a request did not complete within " +
+                std::to_string(kSilenceMax * options_.io_timeout_ms) + " ms");
+  }
+  if (!is_late || std::exchange(is_silent_, true)) return;
+  listener_.on_silence(*this, "the disk has not answered for " +
+                                  std::to_string(options_.io_timeout_ms) +
+                                  " ms; its pages are misses until it does");
 }
 
 void SsdVolume::complete(const IoCompletion& completion) {

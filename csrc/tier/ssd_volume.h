@@ -6,8 +6,10 @@
 // is sealed, which happens once all its groups are written. Before a region is used again its head
 // and its footer are overwritten with zeros, so that nothing of its old content can come back.
 //
-// A write that fails ends writing to this file: what it holds can still be read. A request that
-// takes longer than io_timeout_ms, or reads that fail repeatedly, end it altogether.
+// A write that fails ends writing to this file: what it holds can still be read. While a request
+// takes longer than io_timeout_ms the file rests: nothing new is asked of it. One that takes six
+// times as long, or reads that fail repeatedly, end it altogether. Time in which the owner did not
+// look, since its process stood still, is not the disk's.
 //
 // Not here: what is worth writing, which region to reuse, what pages mean (ssd_log).
 // Threads: one owner. Nothing blocks. Time is an argument.
@@ -83,6 +85,8 @@ class SsdVolume {
     virtual void on_read(SsdVolume& volume, uint64_t tag, int error) = 0;
     /// Health got worse; `reason` is for the log.
     virtual void on_health(SsdVolume& volume, const std::string& reason) = 0;
+    /// is_silent() changed.
+    virtual void on_silence(SsdVolume& volume, const std::string& notice) = 0;
   };
 
   struct Options {
@@ -98,6 +102,8 @@ class SsdVolume {
   Health health() const { return health_; }
   bool is_opening() const { return opening_ != UINT32_MAX; }
   bool can_write() const { return health_ == Health::kGood; }
+  /// It does not answer at the moment.
+  bool is_silent() const { return is_silent_; }
   uint32_t region_count() const { return static_cast<uint32_t>(regions_.size()); }
   RegionState state(uint32_t region) const { return regions_[region].state; }
   uint64_t sequence(uint32_t region) const { return regions_[region].sequence; }
@@ -223,6 +229,8 @@ class SsdVolume {
   void write_footer(uint32_t region, uint64_t now_ms);
   void seal_if_written(uint32_t region, uint64_t now_ms);
   void stop_writing(const std::string& reason);
+  void forgive_pause(uint64_t now_ms);
+  void judge_silence(uint64_t now_ms);
   /// Too many in a row end the file.
   void note_bad_read(const std::string& what);
   static void abandon_memory(Request& request);
@@ -241,7 +249,8 @@ class SsdVolume {
   std::unordered_map<uint64_t, Request> requests_;
   std::deque<IoRequest> waiting_;  // The device had no room.
   uint64_t next_tag_ = 1;
-  uint64_t now_ms_ = 0;
+  uint64_t now_ms_ = 0;  // Of the last poll().
+  bool is_silent_ = false;
   uint32_t groups_in_flight_ = 0;
   size_t reads_in_flight_ = 0;
   uint32_t bad_reads_ = 0;  // In a row.

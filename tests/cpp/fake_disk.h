@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <deque>
@@ -56,6 +57,8 @@ class FakeDisk {
     const std::lock_guard lock(mutex_);
     outcome_of = std::move(outcome);
   }
+  /// While it is true nothing completes.
+  void set_paused(bool paused) { is_paused_ = paused; }
   uint64_t write_count() const { return next_id_; }
 
   /// Bytes whose space was given back, and not set aside again.
@@ -227,6 +230,7 @@ class FakeDisk {
   const uint64_t size_max_;
   std::map<uint64_t, uint64_t> holes_;  // Sizes, by offset; discards and allocations are alike.
   std::deque<Write> writes_;            // Not flushed, in the order in which they were submitted.
+  std::atomic<bool> is_paused_{false};
   uint64_t next_id_ = 0;
   uint64_t tick_ = 0;
 };
@@ -254,9 +258,10 @@ class FakeDevice : public BlockDevice {
     while (count < completions.size() && !due_.empty()) {
       if (is_lazy_ && random_.one_in(3)) break;
       const uint64_t chosen = is_lazy_ ? random_.below(due_.size()) : 0;
+      FakeDisk& disk = *disks_.at(due_[chosen].request.fd);
+      if (disk.is_paused_) break;
       const FakeDisk::Job job = std::move(due_[chosen]);
       due_.erase(due_.begin() + static_cast<ptrdiff_t>(chosen));
-      FakeDisk& disk = *disks_.at(job.request.fd);
       completions[count++] = {job.request.tag, disk.end(job), 0};
       if (job.request.kind != IoKind::kRead) disk.on_write_step();
     }

@@ -192,6 +192,40 @@ TEST(SsdLogFaults, ARemovalHoldsForAPageFoundDamaged) {
   EXPECT_EQ(rig.check_all().size(), 3u);
 }
 
+TEST(SsdLogFaults, ALateReportOfDamageLeavesWhatWasWrittenThereSince) {
+  HICACHE_TRACE_SEED();
+  LogRig rig({.volume_count = 1, .key_count = 30}, 1);
+  rig.open();
+  ASSERT_TRUE(rig.recover());
+  struct Sent {
+    SsdPlace place;
+    uint32_t token;
+  };
+  std::vector<Sent> sent;
+  uint64_t reused = 0;
+  for (int i = 0; i < 600; ++i) {
+    const LogRig::Name name = rig.any_name();
+    rig.write(name);
+    ASSERT_TRUE(rig.settle());
+    const SsdPageIndex found = rig.find(name);
+    ASSERT_NE(found, kNoSsdPage);
+    const SsdPage page = rig.log().index()[found];
+    for (const Sent& earlier : sent) {
+      if (earlier.place != page.place) continue;
+      ++reused;
+      rig.log().drop_damaged(earlier.place.region, earlier.token);
+      ASSERT_NE(rig.find(name), kNoSsdPage) << "a report about an earlier life took it";
+    }
+    if (rig.random().one_in(10)) {
+      rig.log().drop_damaged(page.place.region, rig.log().token_of(page));
+      EXPECT_EQ(rig.find(name), kNoSsdPage);
+    } else {
+      sent.push_back({page.place, rig.log().token_of(page)});
+    }
+  }
+  EXPECT_GT(reused, 0u);
+}
+
 TEST(SsdLogFaults, LittleSpaceShrinksTheLogAndLosesNoRegion) {
   HICACHE_TRACE_SEED();
   for (uint64_t stream = 0; stream < 20; ++stream) {
