@@ -152,6 +152,8 @@ TEST_F(TcpHostile, AWriteThatBreaksOffLeavesTheLaneAndNothingElse) {
     RawLane lane(server_);
     lane.send(frame(FrameKind::kWrite, 1, kMiB));
     lane.send(std::span(payload).first(kMiB / 2));
+    EXPECT_TRUE(
+        testing::eventually(5000, [&] { return server_.stat("served_written_bytes") != 0; }));
   }
   EXPECT_TRUE(testing::eventually(5000, [&] { return server_.stat("lanes_in") == 4; }));
   expect_sound(0);

@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 
 #include <utility>
 
@@ -23,7 +24,7 @@ ServerLane::ServerLane(Fd socket, IoLoop& loop, const RangeTable& ranges, TcpCou
       receiver_(*this, epoch) {}
 
 ServerLane::~ServerLane() {
-  counters_.lanes_in.fetch_sub(1, std::memory_order_relaxed);
+  counters_.lanes_in.fetch_sub(1);  // Whoever sees it sees what the lane has written.
 }
 
 void ServerLane::start() {
@@ -36,6 +37,9 @@ void ServerLane::start() {
 
 void ServerLane::close(bool is_hostile) {
   if (is_hostile) counters_.hostile.fetch_add(1, std::memory_order_relaxed);
+  // A reset: answers that the peer does not read would keep the connection half open.
+  const linger at_once{1, 0};
+  (void)setsockopt(socket_.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
   loop_.remove(id_, socket_.get());
   socket_.reset();
 }
