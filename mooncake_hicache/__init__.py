@@ -8,8 +8,9 @@
     True
     b'hello'
 
-`Store` is what programs use; `StoreOptions` and `NodeOptions` list every option; the exceptions are
-in `mooncake_hicache.errors`. Names are imported when they are first used, so that importing the
+`Store` is what programs use, and `TransferEngine` where memory itself is to be moved between
+processes and machines; `StoreOptions`, `NodeOptions` and `TransferOptions` list every option; the
+exceptions are in `mooncake_hicache.errors`. Names are imported when they are first used, so that importing the
 package costs next to nothing.
 """
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mooncake_hicache._core import Code
-    from mooncake_hicache.config import NodeOptions, StoreOptions
+    from mooncake_hicache.config import NodeOptions, StoreOptions, TransferOptions
     from mooncake_hicache.errors import (
         AlreadyExistsError,
         BusyError,
@@ -38,11 +39,14 @@ if TYPE_CHECKING:
         UnavailableError,
         UnsupportedError,
     )
+    from mooncake_hicache.segment import Batch, Segment
     from mooncake_hicache.store import Namespace, Store
+    from mooncake_hicache.transfer import Notice, TransferEngine
     from mooncake_hicache.version import __version__
 
 __all__ = [
     "AlreadyExistsError",
+    "Batch",
     "BusyError",
     "ClosedError",
     "Code",
@@ -55,9 +59,13 @@ __all__ = [
     "NoSpaceError",
     "NodeOptions",
     "NotFoundError",
+    "Notice",
+    "Segment",
     "Store",
     "StoreOptions",
     "TimeoutError_",
+    "TransferEngine",
+    "TransferOptions",
     "TransientError",
     "UnavailableError",
     "UnsupportedError",
@@ -65,11 +73,16 @@ __all__ = [
 ]
 
 _HOME = {
+    "Batch": "segment",
     "Code": "_core",
     "Namespace": "store",
     "NodeOptions": "config",
+    "Notice": "transfer",
+    "Segment": "segment",
     "Store": "store",
     "StoreOptions": "config",
+    "TransferEngine": "transfer",
+    "TransferOptions": "config",
     "__version__": "version",
 }
 

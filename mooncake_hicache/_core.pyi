@@ -4,7 +4,7 @@ The compiled core of mooncake_hicache. Use the modules of the package instead.
 
 from collections.abc import Callable, Sequence
 import enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy
 import numpy.typing
@@ -218,3 +218,73 @@ def replay_trace(policy: str, capacity_pages: int, starts: numpy.typing.NDArray[
     """
     Replay requests against a cache of equal pages; request i names the pages ids[starts[i]:starts[i+1]], root first. Return the leading pages that each request hit, and the policy's memory in bytes at the end. The GIL is released.
     """
+
+class TransferEngine:
+    """
+    A transfer engine: see csrc/transfer/engine.h. Any number of threads may call; every call
+    that may wait releases the GIL. Addresses are of this process; `segment` and `batch` are
+    numbers that the engine gave, and bogus ones are refused.
+    """
+
+    def __init__(self, options: dict) -> None: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def notices(self) -> list[str]:
+        """What was asked for and could not be had."""
+
+    def stats(self) -> dict[str, Any]: ...
+
+    def stop(self) -> None:
+        """End everything; block until no byte is in flight. May be called again."""
+
+    def register_memory(self, address: int, size: int, location: str, remote_write: bool) -> None: ...
+
+    def unregister_memory(self, address: int) -> None:
+        """Once this returns no peer touches the range."""
+
+    def allocate_memory(self, size_bytes: int) -> numpy.typing.NDArray[numpy.uint8]:
+        """Return registered memory that peers of this machine can map."""
+
+    def free_memory(self, address: int) -> None:
+        """Unmap what allocate_memory() gave. Nothing may look at it any more."""
+
+    def open_segment(self, address: str, timeout_ms: int) -> int:
+        """Connect to the engine at "host:port"."""
+
+    def close_segment(self, segment: int) -> None: ...
+
+    def describe(self, segment: int, timeout_ms: int) -> dict[str, Any]: ...
+
+    def notify(self, segment: int, name: str, message: str, timeout_ms: int) -> None: ...
+
+    def take_notices(self) -> list[tuple[str, str, str]]:
+        """Return (from, name, message) of each, oldest first."""
+
+    def probe(self, segment: int, timeout_ms: int) -> None: ...
+
+    def transfer_one(self, segment: int, write: bool, local_address: int, remote_address: int, size: int, background: bool, timeout_ms: int) -> int:
+        """Move one range and wait for it; return the bytes moved."""
+
+    def transfer(self, segment: int, write: bool, local_addresses: object, remote_addresses: object, sizes: object, background: bool, timeout_ms: int) -> int:
+        """Move many ranges and wait for them all."""
+
+    def submit(self, segment: int, write: bool, local_addresses: object, remote_addresses: object, sizes: object, background: bool, timeout_ms: int) -> int:
+        """Begin to move many ranges; return the batch's number."""
+
+    def poll(self, batch: int) -> tuple[bool, int, Code, str]:
+        """Return (is_done, bytes_done, code, message)."""
+
+    def wait(self, batch: int, timeout_ms: int) -> tuple[bool, int, Code, str]:
+        """Block until the batch is done or the time-out; return as `poll`."""
+
+    def release(self, batch: int) -> None:
+        """Forget a batch; block until nothing of it is in flight."""

@@ -15,24 +15,21 @@ the options in effect and the source of each.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-import sys
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from mooncake_hicache.errors import InvalidArgumentError, NoSpaceError
 from mooncake_hicache.machine import MemoryOnOffer, cpu_count, memory_on_offer
+from mooncake_hicache.options_base import (
+    ENVIRONMENT_PREFIX,
+    OptionsBase,
+    environment_name,
+    read_options_file,
+    source_of,
+)
 from mooncake_hicache.options_types import (
     POOL_SIZE_MIN_BYTES,
     Budget,
@@ -40,42 +37,34 @@ from mooncake_hicache.options_types import (
     Milliseconds,
     Path_,
     PoolSize,
+    Ports,
     RegionSize,
     Seconds,
+    SliceSize,
     SsdPlaces,
     SsdSize,
+    Transports,
     absolute_path,
     lower_case,
     size_bytes,
 )
 from mooncake_hicache.units import format_size, parse_percent
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
-
 __all__ = [
     "ENVIRONMENT_PREFIX",
     "NodeOptions",
     "StoreOptions",
+    "TransferOptions",
     "environment_name",
     "options_file_text",
     "options_without_mistakes",
 ]
 
-ENVIRONMENT_PREFIX = "MOONCAKE_HICACHE_"
-
 MiB = 1 << 20
 COPY_THREADS_AUTO_MAX = 16
 
 
-def environment_name(option: str) -> str:
-    """Return the environment variable that sets an option."""
-    return ENVIRONMENT_PREFIX + option.upper()
-
-
-class NodeOptions(BaseSettings):
+class NodeOptions(OptionsBase):
     """What a node is started with. Immutable.
 
     Raises (on construction):
@@ -86,15 +75,6 @@ class NodeOptions(BaseSettings):
         >>> options.pool_size_bytes(), options.idle_timeout_s
         (67108864, 600)
     """
-
-    model_config = SettingsConfigDict(
-        env_prefix=ENVIRONMENT_PREFIX,
-        env_ignore_empty=True,
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        validate_default=True,
-    )
 
     config: Path_ = ""
     """A TOML or JSON file of options. Empty: no file."""
@@ -210,42 +190,6 @@ class NodeOptions(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least important messages that the node logs."""
 
-    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    def __init__(self, **values: Any) -> None:
-        config = values.get("config") or os.environ.get(environment_name("config")) or ""
-        path = str(absolute_path(config))
-        file_values = _read_options_file(path) if path else {}
-        _check_names(values, "the arguments", type(self).model_fields)
-        _check_names(file_values, f"the file {path}", StoreOptions.model_fields)
-        _check_environment()
-        try:
-            super().__init__(**values, _file_values=_only_known(file_values, type(self)))
-        except ValidationError as error:
-            raise _explained(error, values, path, file_values) from None
-        self._sources = {
-            name: _source_of(name, values, path, file_values) for name in type(self).model_fields
-        }
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order the sources: arguments, environment, file (handed in by `__init__`)."""
-        assert isinstance(init_settings, InitSettingsSource)
-        file_values = init_settings.init_kwargs.pop("_file_values", {})
-        return init_settings, env_settings, InitSettingsSource(settings_cls, dict(file_values))
-
-    def source_of(self, name: str) -> str:
-        """Return where an option's value came from: `argument`, `environment NAME`, `file PATH` or
-        `default`."""
-        return self._sources.get(name, "default")
-
     def ssd_write_budget_bytes(self) -> int:
         """Return the bytes that may be written to SSD per day; 0: no limit."""
         return size_bytes(self.ssd_write_budget)
@@ -328,16 +272,123 @@ class StoreOptions(NodeOptions):
         """Return how many threads copy inside one call, with 0 resolved for this machine."""
         return self.copy_threads or min(cpu_count(), COPY_THREADS_AUTO_MAX)
 
-    def replaced(self, **overrides: Any) -> StoreOptions:
-        """Return a copy in which the given options have other values, checked like arguments."""
-        if not overrides:
-            return self
-        given = {
-            name: getattr(self, name)
-            for name in type(self).model_fields
-            if self.source_of(name) == "argument"
-        }
-        return type(self)(**{**given, **overrides})
+
+class TransferOptions(OptionsBase):
+    """What a transfer engine is started with. Immutable.
+
+    In the environment the names begin with MOONCAKE_HICACHE_TRANSFER_, in a file with `transfer_`.
+
+    Raises (on construction):
+        InvalidArgumentError: An option is unknown or does not fit, or the file cannot be read.
+
+    Example:
+        >>> options = TransferOptions(transports="tcp", timeout_ms="5s")
+        >>> options.transports, options.timeout_ms
+        ('tcp', 5000)
+    """
+
+    prefix: ClassVar[str] = "transfer_"
+
+    config: Path_ = ""
+    """A TOML or JSON file of options. Empty: the one that MOONCAKE_HICACHE_CONFIG names, if any."""
+
+    name: str = ""
+    """The segment's name, which peers see. Empty: HOST:PORT."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on. Loopback by default: whoever wants peers on other machines says on
+    which network ("0.0.0.0" or "::" for all), because payload travels unencrypted."""
+
+    public_host: str = ""
+    """What peers are told to connect to. Empty: `host`, or this machine's address towards its
+    default route if that means all addresses."""
+
+    ports: Ports = "0"
+    """The port to listen on, or a range of which the first free one is taken ("12000-13000"), for
+    firewalls. 0: any free one."""
+
+    secret: str = ""
+    """What every engine that may talk to this one has to know: a text, or the path of a file that
+    holds one. Empty: a file that is made for this user on this machine. none: everybody who reaches
+    the port may read and write registered memory."""
+
+    tls_certificate: Path_ = ""
+    """A PEM file. With it, the key and the authority, control connections are encrypted and both
+    ends show a certificate of that authority. Empty: no TLS."""
+
+    tls_key: Path_ = ""
+    """The PEM file of the certificate's private key."""
+
+    tls_authority: Path_ = ""
+    """The PEM file of the authority that signs the certificates of all engines."""
+
+    transports: Transports = "local,rdma,tcp"
+    """Which transports to start. One that this machine cannot run is left out, and said so: the
+    best that reaches a peer is used, shared memory before RDMA before TCP."""
+
+    slice_size: SliceSize = "0"
+    """The size of the pieces into which requests are cut. 0: as each path likes best."""
+
+    timeout_ms: Annotated[Milliseconds, Field(ge=1, le=86_400_000)] = 30_000
+    """Milliseconds that a call may take when it does not say. Enough for 30 GB at 1 GB/s; a peer
+    that dies is noticed at once, so this is for one that hangs."""
+
+    spin_us: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Microseconds that a wait polls before it sleeps. Saves a few microseconds of latency and
+    costs a core meanwhile."""
+
+    tries_max: Annotated[int, Field(ge=1, le=100)] = 4
+    """How often a piece is tried, on whichever path, before its batch fails."""
+
+    batches_max: Annotated[int, Field(ge=1, le=65535)] = 4096
+    """Open batches of one peer; more are refused as busy."""
+
+    requests_max: Annotated[int, Field(ge=1, le=1 << 24)] = 1 << 18
+    """Requests in all open batches of one peer, 40 bytes of memory each; more are refused."""
+
+    slices_max: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
+    """Pieces on their way to one peer at a time; the rest waits."""
+
+    tcp_lanes: Annotated[int, Field(ge=1, le=64)] = 4
+    """TCP connections to each peer. Large requests are striped over them."""
+
+    tcp_io_threads: Annotated[int, Field(ge=0, le=64)] = 0
+    """Threads that move bytes over TCP. 0: one per two CPUs, at most 4."""
+
+    tcp_checksum: bool = True
+    """Check every piece that is moved over TCP against a checksum."""
+
+    local_copy_threads: Annotated[int, Field(ge=0, le=64)] = 0
+    """Threads that copy between processes of this machine. 0: one per CPU, at most 4, which fill
+    the memory's bandwidth."""
+
+    rdma_devices: str = ""
+    """RDMA devices to use: "mlx5_0,mlx5_1/2" for a device and one port of another. Empty: all."""
+
+    rdma_settings: str = ""
+    """A JSON object of settings of the RDMA transport (queue pairs, depths, GID, traffic class).
+    Empty: all as it comes."""
+
+    topology: Path_ = ""
+    """A JSON file with the costs between devices and places of memory, as `mooncake-hicache
+    topology` prints it. Empty: as the transports tell, corrected by what is measured."""
+
+    def port_range(self) -> tuple[int, int]:
+        """Return the first and the last port to listen on; (0, 0) for any."""
+        first, _, last = self.ports.partition("-")
+        return int(first), int(last or first)
+
+    def slice_size_bytes(self) -> int:
+        """Return the size of slices in bytes; 0: as each path likes best."""
+        return size_bytes(self.slice_size)
+
+    def tcp_io_thread_count(self) -> int:
+        """Return how many threads move bytes over TCP, with 0 resolved for this machine."""
+        return self.tcp_io_threads or max(1, min(4, cpu_count() // 2))
+
+    def local_copy_thread_count(self) -> int:
+        """Return how many threads copy locally, with 0 resolved for this machine."""
+        return self.local_copy_threads or min(4, cpu_count())
 
 
 def options_without_mistakes(given: dict[str, Any]) -> StoreOptions:
@@ -351,12 +402,12 @@ def options_without_mistakes(given: dict[str, Any]) -> StoreOptions:
     config = given.get("config") or os.environ.get(environment_name("config")) or ""
     path = str(absolute_path(config))
     try:
-        file_values = _read_options_file(path) if path else {}
+        file_values = read_options_file(path) if path else {}
     except InvalidArgumentError:
         file_values = {}
     found, sources = {}, {}
     for name, field in StoreOptions.model_fields.items():
-        source = _source_of(name, given, path, file_values)
+        source = source_of(environment_name(name), name, given, path, file_values)
         value = given.get(name) or os.environ.get(environment_name(name)) or file_values.get(name)
         kind: Any = Annotated[field.annotation, field]
         try:
@@ -377,79 +428,11 @@ def options_file_text() -> str:
         "# One machine: every option of mooncake-hicache at its default. Written by",
         "# `mooncake-hicache config --template`; name the file in MOONCAKE_HICACHE_CONFIG.",
     ]
-    for name, field in StoreOptions.model_fields.items():
-        if name == "config":
-            continue
-        lines.append("")
-        lines += [f"# {line}".rstrip() for line in (field.description or "").splitlines()]
-        lines.append(f"{name} = {json.dumps(field.default)}")
+    for owner in (StoreOptions, TransferOptions):
+        for name, field in owner.model_fields.items():
+            if name == "config":
+                continue
+            lines.append("")
+            lines += [f"# {line}".rstrip() for line in (field.description or "").splitlines()]
+            lines.append(f"{owner.prefix}{name} = {json.dumps(field.default)}")
     return "\n".join(lines) + "\n"
-
-
-def _read_options_file(path: str) -> dict[str, Any]:
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidArgumentError(
-            f"cannot read the options file {path} ({environment_name('config')}): {error.strerror}"
-        ) from None
-    try:
-        text = raw.decode()
-        values = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
-    except ValueError as error:
-        kind = "JSON" if path.endswith(".json") else "TOML"
-        raise InvalidArgumentError(
-            f"the options file {path} is not valid {kind}: {error}"
-        ) from None
-    if not isinstance(values, dict):
-        raise InvalidArgumentError(f"the options file {path} holds no table of options")
-    return values
-
-
-def _only_known(values: dict[str, Any], owner: type[NodeOptions]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name in owner.model_fields}
-
-
-def _check_names(values: dict[str, Any], where: str, known: dict[str, FieldInfo]) -> None:
-    for name in values:
-        if name not in known:
-            raise InvalidArgumentError(_unknown(name, where, list(known)))
-
-
-def _check_environment() -> None:
-    known = {environment_name(name) for name in StoreOptions.model_fields}
-    for name in os.environ:
-        if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
-            options = list(StoreOptions.model_fields)
-            raise InvalidArgumentError(_unknown(name, "the environment", options))
-
-
-def _unknown(name: str, where: str, known: list[str]) -> str:
-    # Without the prefix, which is so long that any two names with it look alike.
-    prefix = ENVIRONMENT_PREFIX if name.startswith(ENVIRONMENT_PREFIX) else ""
-    near = difflib.get_close_matches(name[len(prefix) :].lower(), known, n=1, cutoff=0.5)
-    if near:
-        hint = f"did you mean {environment_name(near[0]) if prefix else near[0]}?"
-    else:
-        hint = "`mooncake-hicache config` lists all options"
-    return f"unknown option {name} in {where}: {hint}"
-
-
-def _source_of(name: str, values: dict[str, Any], path: str, file_values: dict[str, Any]) -> str:
-    if name in values:
-        return "argument"
-    if os.environ.get(environment_name(name)):
-        return f"environment {environment_name(name)}"
-    return f"file {path}" if name in file_values else "default"
-
-
-def _explained(
-    error: ValidationError, values: dict[str, Any], path: str, file_values: dict[str, Any]
-) -> InvalidArgumentError:
-    lines = []
-    for item in error.errors(include_url=False):
-        name = str(item["loc"][0]) if item["loc"] else "options"
-        cause = item.get("ctx", {}).get("error")
-        reason = str(cause) if cause else f"{item['input']!r}: {item['msg']}"
-        lines.append(f"option {name} ({_source_of(name, values, path, file_values)}): {reason}")
-    return InvalidArgumentError("; ".join(lines))

@@ -24,10 +24,13 @@ __all__ = [
     "Milliseconds",
     "Path_",
     "PoolSize",
+    "Ports",
     "RegionSize",
     "Seconds",
+    "SliceSize",
     "SsdPlaces",
     "SsdSize",
+    "Transports",
     "absolute_path",
     "lower_case",
     "size_bytes",
@@ -43,6 +46,10 @@ SSD_SIZE_MIN_BYTES = 64 * MiB
 REGION_SIZE_MIN_BYTES = 1 * MiB
 REGION_SIZE_MAX_BYTES = 4 * GiB
 REGION_SIZE_UNIT_BYTES = 64 * KiB
+SLICE_SIZE_MIN_BYTES = 4 * KiB
+PORT_MAX = 65535
+TRANSPORTS = ("local", "rdma", "tcp")
+_TRANSPORTS_EXAMPLE = 'write some of "local,rdma,tcp"'
 
 
 def absolute_path(value: object) -> object:
@@ -149,6 +156,43 @@ def _region_size(value: object) -> str:
     return text
 
 
+def _slice_size(value: object) -> str:
+    text = _budget(value)
+    size = size_bytes(text)
+    if size and not SLICE_SIZE_MIN_BYTES <= size <= REGION_SIZE_MAX_BYTES:
+        raise InvalidArgumentError(
+            f"{value!r} is no size of a slice: write one between "
+            f"{format_size(SLICE_SIZE_MIN_BYTES)} and {format_size(REGION_SIZE_MAX_BYTES)}, or 0"
+        )
+    return text
+
+
+def _ports(value: object) -> str:
+    text = str(value).strip()
+    first, dash, last = (part.strip() for part in text.partition("-"))
+    ends = [first, last] if dash else [first]
+    if not all(end.isdigit() and int(end) <= PORT_MAX for end in ends) or int(ends[0]) > int(
+        ends[-1]
+    ):
+        raise InvalidArgumentError(
+            f'{value!r} is no port: write one ("15000"), a range ("12000-13000"), or 0 for any'
+        )
+    return "-".join(ends)
+
+
+def _transports(value: object) -> str:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise InvalidArgumentError(f"{value!r} names no transport: {_TRANSPORTS_EXAMPLE}")
+    names = [str(item).strip().lower() for item in items if str(item).strip()]
+    for name in names:
+        if name not in TRANSPORTS:
+            raise InvalidArgumentError(f"{name!r} is no transport: {_TRANSPORTS_EXAMPLE}")
+    if not names:
+        raise InvalidArgumentError(f"{value!r} names no transport: {_TRANSPORTS_EXAMPLE}")
+    return ",".join(name for name in TRANSPORTS if name in names)
+
+
 def _place(item: str) -> tuple[str, str]:
     path, equals, limit = item.rpartition("=")
     return (path, limit) if equals else (limit, "")
@@ -206,3 +250,6 @@ SsdSize = Annotated[str, BeforeValidator(_ssd_size)]
 DiskShare = Annotated[str, BeforeValidator(_disk_share)]
 Budget = Annotated[str, BeforeValidator(_budget)]
 RegionSize = Annotated[str, BeforeValidator(_region_size)]
+SliceSize = Annotated[str, BeforeValidator(_slice_size)]
+Ports = Annotated[str, BeforeValidator(_ports)]
+Transports = Annotated[str, BeforeValidator(_transports)]

@@ -9,5 +9,6 @@ void bind_node(nanobind::module_& m);
 void bind_client(nanobind::module_& m);
 void bind_copy(nanobind::module_& m);
 void bind_eviction(nanobind::module_& m);
+void bind_transfer(nanobind::module_& m);
 
 }  // namespace hicache

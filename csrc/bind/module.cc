@@ -37,4 +37,5 @@ NB_MODULE(_core, m) {
   hicache::bind_client(m);
   hicache::bind_copy(m);
   hicache::bind_eviction(m);
+  hicache::bind_transfer(m);
 }

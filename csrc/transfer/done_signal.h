@@ -48,7 +48,7 @@ class DoneSignal {
     while (!is_late) {
       const uint32_t seen = done_.load();
       if (static_cast<int32_t>(seen - generation) >= 0) break;
-      is_late = sleep(seen, deadline_ns);
+      is_late = wait_for_change(seen, deadline_ns);
     }
     sleepers_.fetch_sub(1);
     return is_done(generation);
@@ -67,7 +67,7 @@ class DoneSignal {
   }
 
   /// True if the deadline has passed.
-  bool sleep(uint32_t seen, uint64_t deadline_ns) {
+  bool wait_for_change(uint32_t seen, uint64_t deadline_ns) {
     const timespec until{static_cast<time_t>(deadline_ns / 1'000'000'000),
                          static_cast<long>(deadline_ns % 1'000'000'000)};
     const long result =

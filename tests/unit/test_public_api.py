@@ -12,7 +12,12 @@ import pytest
 
 import mooncake_hicache
 
-PUBLIC_MODULES = ["mooncake_hicache", "mooncake_hicache.store", "mooncake_hicache.namespace"]
+PUBLIC_MODULES = [
+    "mooncake_hicache",
+    "mooncake_hicache.store",
+    "mooncake_hicache.namespace",
+    "mooncake_hicache.transfer",
+]
 HEAVY = ["numpy", "pydantic", "asyncio", "aiohttp", "typer", "rich", "prometheus_client", "torch"]
 
 
@@ -36,7 +41,14 @@ def test_unknown_names_are_an_attribute_error() -> None:
 
 
 def test_every_public_method_is_documented() -> None:
-    for kind in (mooncake_hicache.Store, mooncake_hicache.Namespace):
+    kinds = (
+        mooncake_hicache.Store,
+        mooncake_hicache.Namespace,
+        mooncake_hicache.TransferEngine,
+        mooncake_hicache.Segment,
+        mooncake_hicache.Batch,
+    )
+    for kind in kinds:
         for name, member in inspect.getmembers(kind):
             if not name.startswith("_"):
                 assert inspect.getdoc(member), f"{kind.__name__}.{name}"

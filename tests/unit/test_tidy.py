@@ -44,6 +44,8 @@ CPP_PURE = (
     "tier/ssd_index",
     "tier/write_budget",
     "store/lease_table",
+    "transfer/batch_table",
+    "transfer/rail_choice",
     "transfer/topology",
 )
 CPP_IMPURE_HEADERS = re.compile(
@@ -54,14 +56,15 @@ CPP_IMPURE_HEADERS = re.compile(
 # Python: a module (or folder) of the package may import from itself and from these. What only type
 # checkers import does not count.
 BOTTOM = {"errors", "units", "version"}
-CORE = BOTTOM | {"machine", "options_types", "config", "_core"}
+CORE = BOTTOM | {"machine", "options_types", "options_base", "config", "_core"}
 PYTHON_LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "units": {"errors"},
     "machine": BOTTOM,
     "options_types": BOTTOM,
-    "config": BOTTOM | {"machine", "options_types"},
+    "options_base": BOTTOM | {"options_types"},
+    "config": BOTTOM | {"machine", "options_types", "options_base"},
     "buffers": BOTTOM,
     "pages": BOTTOM | {"_core"},
     "ssd": BOTTOM,
@@ -73,11 +76,15 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "namespace": CORE | {"arguments", "pages", "buffers"},
     "supervisor": CORE | {"node"},
     "store": CORE | {"arguments", "pages", "buffers", "namespace", "metrics", "node", "supervisor"},
+    "secret": CORE | {"node"},
+    "transfer_core": CORE | {"buffers", "secret"},
+    "segment": CORE | {"arguments", "buffers", "transfer_core"},
+    "transfer": CORE | {"arguments", "buffers", "transfer_core", "segment"},
     "sglang": CORE | {"pages", "buffers", "namespace", "metrics", "node", "store"},
     "cli": CORE
     | {"pages", "ssd", "topology", "metadata", "metrics", "node", "namespace", "store", "sglang"},
     "__main__": {"cli"},
-    "__init__": CORE | {"namespace", "store"},
+    "__init__": CORE | {"namespace", "store", "segment", "transfer"},
 }
 
 BANNED_NAMES = {"block", "chunk", "handle", "manager", "data", "info"}
