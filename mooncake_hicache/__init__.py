@@ -10,8 +10,8 @@
 
 `Store` is what programs use, and `TransferEngine` where memory itself is to be moved between
 processes and machines; `StoreOptions`, `NodeOptions` and `TransferOptions` list every option; the
-exceptions are in `mooncake_hicache.errors`. Names are imported when they are first used, so that importing the
-package costs next to nothing.
+exceptions are in `mooncake_hicache.errors`. Names are imported when they are first used, so that
+importing the package costs next to nothing.
 """
 
 from __future__ import annotations

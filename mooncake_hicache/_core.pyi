@@ -262,6 +262,9 @@ class TransferEngine:
 
     def close_segment(self, segment: int) -> None: ...
 
+    def is_lost(self, segment: int) -> bool:
+        """Whether the peer is gone."""
+
     def describe(self, segment: int, timeout_ms: int) -> dict[str, Any]: ...
 
     def notify(self, segment: int, name: str, message: str, timeout_ms: int) -> None: ...

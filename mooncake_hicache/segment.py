@@ -59,6 +59,11 @@ class Segment:
         """The engine's number for this peer, for the functions of `_core`."""
         return self._number
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the peer is known to be gone: only opening it again can help. Asks nobody."""
+        return self._core.is_lost(self._number)
+
     def read(
         self,
         local: Any,

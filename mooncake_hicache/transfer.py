@@ -86,7 +86,8 @@ class TransferEngine:
         self._options = (options or TransferOptions()).replaced(**overrides)
         self._core: _core.TransferEngine | Gone = _core.TransferEngine(core_options(self._options))
         self._name = self._core.name
-        self._address = host_port(public_host(self._options), self._core.port)
+        self._port, self._epoch = self._core.port, self._core.epoch
+        self._address = host_port(public_host(self._options), self._port)
         self._notices = list(self._core.notices)
         for notice in self._notices:
             _log.info("%s", notice)
@@ -108,6 +109,17 @@ class TransferEngine:
     def address(self) -> str:
         """What peers open: "host:port"."""
         return self._address
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._port
+
+    @property
+    def epoch(self) -> int:
+        """The number of this incarnation, drawn at its start: another process that listens at the
+        same address has another one."""
+        return self._epoch
 
     @property
     def notices(self) -> list[str]:

@@ -195,6 +195,7 @@ nb::dict describe(const Self& self, SegmentId segment, uint64_t timeout_ms) {
   nb::list buffers;
   for (const BufferDescriptor& buffer : descriptor.buffers) {
     nb::dict item;
+    item["id"] = buffer.id;
     item["address"] = buffer.address;
     item["size"] = buffer.size;
     item["location"] = buffer.location;
@@ -325,6 +326,10 @@ void bind_peers(nb::class_<Self>& engine) {
             self.engine->close_segment(segment);
           },
           "segment"_a)
+      .def(
+          "is_lost",
+          [](const Self& self, SegmentId segment) { return self.engine->is_lost(segment); },
+          "segment"_a, "Whether the peer is gone.")
       .def("describe", &describe, "segment"_a, "timeout_ms"_a,
            nb::sig("def describe(self, segment: int, timeout_ms: int) -> dict[str, typing.Any]"))
       .def(

@@ -59,6 +59,7 @@ class PeerEngine final : public TransferEngine {
 
   Result<SegmentId> open_segment(const std::string& address, uint64_t deadline_ns) override;
   void close_segment(SegmentId segment) override;
+  bool is_lost(SegmentId segment) const override;
   Result<SegmentDescriptor> describe(SegmentId segment, uint64_t deadline_ns) override;
 
   Result<BatchId> submit(SegmentId segment, std::span<const TransferRequest> requests,
@@ -253,6 +254,11 @@ void PeerEngine::close_segment(SegmentId segment) {
     peer->close(Status(Code::kCancelled, "the segment was closed"));
   }
   (void)peers_.reap();
+}
+
+bool PeerEngine::is_lost(SegmentId segment) const {
+  const std::shared_ptr<Peer> peer = peers_.find(segment);
+  return peer == nullptr || peer->is_lost();
 }
 
 Result<SegmentDescriptor> PeerEngine::describe(SegmentId segment, uint64_t deadline_ns) {

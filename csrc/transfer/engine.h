@@ -106,6 +106,8 @@ class TransferEngine {
   /// Ends its batches with kCancelled; they stay until they are released. Blocks until none of
   /// their bytes is in flight.
   virtual void close_segment(SegmentId segment) = 0;
+  /// Whether the peer is gone, so that only opening it again can help. Does not ask it.
+  virtual bool is_lost(SegmentId segment) const = 0;
   /// What the peer has registered, fetched anew.
   virtual Result<SegmentDescriptor> describe(SegmentId segment, uint64_t deadline_ns) = 0;
 

@@ -1,0 +1,7 @@
+"""`transfer_engine_topology_dump`: prints this machine's topology as JSON."""
+
+from mooncake_hicache.compat.topology_dump import *  # noqa: F403
+from mooncake_hicache.compat.topology_dump import __all__ as __all__
+
+if __name__ == "__main__":
+    main()  # noqa: F405

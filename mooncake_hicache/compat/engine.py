@@ -1,0 +1,368 @@
+"""`mooncake.engine` over our transfer engine: the original's methods and return codes.
+
+    engine = TransferEngine()
+    engine.initialize("localhost", "P2PHANDSHAKE", "tcp")
+    engine.register_memory(address, size)
+    engine.transfer_sync_write(f"{host}:{port}", address, peer_address, size)
+
+Nothing here raises for trouble of the environment: 0 is success, a negative number is not, and
+`last_error` says in words what went wrong (it is logged as well). Differences on purpose:
+
+* Calls before `initialize`, lists of different lengths and unknown batch ids fail with -1, where
+  the original crashes; freeing what is not allocated is -1, not 0.
+* A transfer that has timed out is not in flight any more when its call returns.
+* Peers must know the same secret; see the option `secret` of mooncake-hicache.
+* `transfer_submit_write` returns -1 when it fails, as the original's documentation says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mooncake_hicache.compat.engine_base import EngineBase
+from mooncake_hicache.compat.kinds import (
+    FAILED,
+    OK,
+    CoroRPCInterface,
+    ReceivedData,
+    ReceivedTensor,
+    RpcInterface,
+    SharedSegment,
+    TransferNotify,
+    TransferOpcode,
+    create_rpc_client,
+    create_rpc_server,
+)
+from mooncake_hicache.compat.settings import transfer_timeout_ms
+from mooncake_hicache.errors import Error, NotFoundError, TimeoutError_
+from mooncake_hicache.transfer import Batch, Segment
+
+__all__ = [
+    "SUPPORT_CUDA",
+    "SUPPORT_EFA",
+    "SUPPORT_HIP",
+    "SUPPORT_INTRA_NVLINK",
+    "SUPPORT_MNNVL",
+    "SUPPORT_MUSA",
+    "CoroRPCInterface",
+    "ReceivedData",
+    "ReceivedTensor",
+    "RpcInterface",
+    "SharedSegment",
+    "TransferEngine",
+    "TransferNotify",
+    "TransferOpcode",
+    "create_rpc_client",
+    "create_rpc_server",
+]
+
+SUPPORT_CUDA = SUPPORT_EFA = SUPPORT_HIP = False
+SUPPORT_INTRA_NVLINK = SUPPORT_MNNVL = SUPPORT_MUSA = False
+
+_DONE, _PENDING, _TIMED_OUT = 1, 0, -2
+_REMEMBERED_MAX = 4096
+
+
+class TransferEngine(EngineBase):
+    """The original's engine. Any thread may call; nothing raises but for wrong types."""
+
+    TransferOpcode = TransferOpcode
+
+    # ---- transfers that wait
+
+    def transfer_sync_write(
+        self,
+        target_hostname: str,
+        buffer: int,
+        peer_buffer_address: int,
+        length: int,
+        transport_hint: str = "",
+    ) -> int:
+        """Write one range to a peer: 0, or -1."""
+        return self.transfer_sync(
+            target_hostname,
+            buffer,
+            peer_buffer_address,
+            length,
+            TransferOpcode.Write,
+            transport_hint=transport_hint,
+        )
+
+    def transfer_sync_read(
+        self,
+        target_hostname: str,
+        buffer: int,
+        peer_buffer_address: int,
+        length: int,
+        transport_hint: str = "",
+    ) -> int:
+        """Read one range of a peer: 0, or -1."""
+        return self.transfer_sync(
+            target_hostname,
+            buffer,
+            peer_buffer_address,
+            length,
+            TransferOpcode.Read,
+            transport_hint=transport_hint,
+        )
+
+    def transfer_sync(
+        self,
+        target_hostname: str,
+        buffer: int,
+        peer_buffer_address: int,
+        length: int,
+        opcode: TransferOpcode,
+        notify: TransferNotify | None = None,
+        transport_hint: str = "",
+    ) -> int:
+        """Move one range, and leave a message at the peer when it is there: 0, or -1.
+
+        The hint counts in no backend of the original but one; here it never does.
+        """
+        del transport_hint
+        return self._call(
+            "transfer_sync",
+            self._move_one,
+            target_hostname,
+            buffer,
+            peer_buffer_address,
+            length,
+            opcode,
+            notify,
+        )
+
+    def _move_one(
+        self,
+        name: str,
+        local: int,
+        remote: int,
+        size: int,
+        opcode: TransferOpcode,
+        notify: TransferNotify | None,
+    ) -> int:
+        def move(segment: Segment) -> None:
+            timeout_ms = transfer_timeout_ms(size)
+            if opcode == TransferOpcode.Write:
+                segment.write(local, remote, size, timeout_ms=timeout_ms)
+            else:
+                segment.read(local, remote, size, timeout_ms=timeout_ms)
+
+        self._with_peer(name, move, notify)
+        return OK
+
+    def batch_transfer_sync_write(
+        self,
+        target_hostname: str,
+        buffers: Sequence[int],
+        peer_buffer_addresses: Sequence[int],
+        lengths: Sequence[int],
+        transport_hint: str = "",
+    ) -> int:
+        """Write many ranges to a peer: 0, or -1."""
+        return self.batch_transfer_sync(
+            target_hostname,
+            buffers,
+            peer_buffer_addresses,
+            lengths,
+            TransferOpcode.Write,
+            transport_hint=transport_hint,
+        )
+
+    def batch_transfer_sync_read(
+        self,
+        target_hostname: str,
+        buffers: Sequence[int],
+        peer_buffer_addresses: Sequence[int],
+        lengths: Sequence[int],
+        transport_hint: str = "",
+    ) -> int:
+        """Read many ranges of a peer: 0, or -1."""
+        return self.batch_transfer_sync(
+            target_hostname,
+            buffers,
+            peer_buffer_addresses,
+            lengths,
+            TransferOpcode.Read,
+            transport_hint=transport_hint,
+        )
+
+    def batch_transfer_sync(
+        self,
+        target_hostname: str,
+        buffers: Sequence[int],
+        peer_buffer_addresses: Sequence[int],
+        lengths: Sequence[int],
+        opcode: TransferOpcode,
+        notify: TransferNotify | None = None,
+        transport_hint: str = "",
+    ) -> int:
+        """Move many ranges, and leave a message when all are there: 0, or -1."""
+        del transport_hint
+        return self._call(
+            "batch_transfer_sync",
+            self._move_many,
+            target_hostname,
+            buffers,
+            peer_buffer_addresses,
+            lengths,
+            opcode,
+            notify,
+        )
+
+    def _move_many(
+        self,
+        name: str,
+        locals_: Sequence[int],
+        remotes: Sequence[int],
+        sizes: Sequence[int],
+        opcode: TransferOpcode,
+        notify: TransferNotify | None,
+    ) -> int:
+        def move(segment: Segment) -> None:
+            timeout_ms = transfer_timeout_ms(sum(sizes))
+            if opcode == TransferOpcode.Write:
+                segment.write_batch(locals_, remotes, sizes, timeout_ms=timeout_ms)
+            else:
+                segment.read_batch(locals_, remotes, sizes, timeout_ms=timeout_ms)
+
+        self._with_peer(name, move, notify)
+        return OK
+
+    # ---- transfers that do not wait
+
+    def transfer_submit_write(
+        self,
+        target_hostname: str,
+        buffer: int,
+        peer_buffer_address: int,
+        length: int,
+        transport_hint: str = "",
+    ) -> int:
+        """Begin to write one range; return its number for `transfer_check_status`, or -1."""
+        del transport_hint
+        return self._call(
+            "transfer_submit_write",
+            self._submit,
+            target_hostname,
+            [buffer],
+            [peer_buffer_address],
+            [length],
+            TransferOpcode.Write,
+        )
+
+    def transfer_check_status(self, batch_id: int) -> int:
+        """Return 1 done, 0 under way, -1 failed (or no such number), -2 timed out."""
+        with self._lock:
+            batch = self._batches.get(batch_id)
+            if batch is None:
+                return self._outcomes.get(batch_id, FAILED)
+        return self._outcome(batch_id, batch, batch.poll)
+
+    def batch_transfer_async_write(
+        self,
+        target_hostname: str,
+        buffers: Sequence[int],
+        peer_buffer_addresses: Sequence[int],
+        lengths: Sequence[int],
+        transport_hint: str = "",
+    ) -> int:
+        """Begin to write many ranges; return their number, or 0."""
+        return self.batch_transfer_async(
+            target_hostname,
+            buffers,
+            peer_buffer_addresses,
+            lengths,
+            TransferOpcode.Write,
+            transport_hint,
+        )
+
+    def batch_transfer_async_read(
+        self,
+        target_hostname: str,
+        buffers: Sequence[int],
+        peer_buffer_addresses: Sequence[int],
+        lengths: Sequence[int],
+        transport_hint: str = "",
+    ) -> int:
+        """Begin to read many ranges; return their number, or 0."""
+        return self.batch_transfer_async(
+            target_hostname,
+            buffers,
+            peer_buffer_addresses,
+            lengths,
+            TransferOpcode.Read,
+            transport_hint,
+        )
+
+    def batch_transfer_async(
+        self,
+        target_hostname: str,
+        buffers: Sequence[int],
+        peer_buffer_addresses: Sequence[int],
+        lengths: Sequence[int],
+        opcode: TransferOpcode,
+        transport_hint: str = "",
+    ) -> int:
+        """Begin to move many ranges; return their number, or 0."""
+        del transport_hint
+        number = self._call(
+            "batch_transfer_async",
+            self._submit,
+            target_hostname,
+            buffers,
+            peer_buffer_addresses,
+            lengths,
+            opcode,
+        )
+        return max(number, 0)
+
+    def get_batch_transfer_status(self, batch_ids: Sequence[int]) -> int:
+        """Wait for all of these: 0, or -1 if one failed, timed out, or is not known.
+
+        Each may be asked for once; `transfer_check_status` still knows how it ended.
+        """
+        codes = []
+        for batch_id in batch_ids:
+            with self._lock:
+                batch = self._batches.get(batch_id)
+                known = self._outcomes.get(batch_id, FAILED)
+            codes.append(known if batch is None else self._outcome(batch_id, batch, batch.wait))
+        return OK if all(code == _DONE for code in codes) else FAILED
+
+    def _submit(
+        self,
+        name: str,
+        locals_: Sequence[int],
+        remotes: Sequence[int],
+        sizes: Sequence[int],
+        opcode: TransferOpcode,
+    ) -> int:
+        def submit(segment: Segment) -> Batch:
+            start = segment.submit_write if opcode == TransferOpcode.Write else segment.submit_read
+            return start(locals_, remotes, sizes, timeout_ms=transfer_timeout_ms(sum(sizes)))
+
+        batch: Batch = self._with_peer(name, submit)
+        with self._lock:
+            self._batches[batch.number] = batch
+        return batch.number
+
+    def _outcome(self, batch_id: int, batch: Batch, ask: Callable[[], bool]) -> int:
+        """How a batch stands; one that is over is released, and its outcome kept."""
+        try:
+            if not ask():
+                return _PENDING
+            code = _DONE
+        except NotFoundError:  # Another thread has seen its end a moment ago.
+            with self._lock:
+                return self._outcomes.get(batch_id, FAILED)
+        except Error as error:
+            code = _TIMED_OUT if isinstance(error, TimeoutError_) else FAILED
+            self._fail("transfer", error)
+        with self._lock:
+            self._outcomes[batch_id] = code
+            self._batches.pop(batch_id, None)
+            while len(self._outcomes) > _REMEMBERED_MAX:
+                self._outcomes.popitem(last=False)
+        batch.release()
+        return code

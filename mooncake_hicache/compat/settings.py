@@ -1,0 +1,136 @@
+"""The original's arguments and environment names, as options of ours.
+
+Of the original's environment these count here; all others have no meaning in our engine:
+
+    MC_FORCE_TCP            no RDMA
+    MC_MIN_RPC_PORT, MC_MAX_RPC_PORT      the range of ports to listen on (15000 to 17000)
+    MC_TCP_BIND_ADDRESS     where to listen, if not at the address of the given host name
+    MC_TRANSFER_TIMEOUT     seconds that a transfer may take (30, at least 5)
+    MC_CUSTOM_TOPO_JSON     a file with the topology
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mooncake_hicache.errors import InvalidArgumentError
+
+__all__ = ["EngineSettings", "engine_settings", "split_host", "transfer_timeout_ms"]
+
+_PORT_MIN, _PORT_MAX = 15000, 17000
+_TIMEOUT_S, _TIMEOUT_MIN_S = 30, 5
+_PROTOCOLS_WITH_RDMA = {"rdma", ""}
+_PROTOCOLS_WITHOUT = {"tcp"}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine is started with."""
+
+    host: str
+    """Where it listens."""
+    public_host: str
+    """What peers are told."""
+    ports: str
+    transports: str
+    rdma_devices: str
+    topology: str
+    notices: tuple[str, ...] = ()
+    """What was asked for and is done otherwise."""
+
+
+def split_host(local_hostname: str) -> str:
+    """Return the host of "host", "host:port", "[v6]:port" or "v6", without brackets.
+
+    Raises:
+        InvalidArgumentError: There is none.
+    """
+    text = local_hostname.strip()
+    if text.startswith("["):
+        host = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        host = text.partition(":")[0]
+    else:
+        host = text
+    if not host:
+        raise InvalidArgumentError(
+            f"local_hostname is {local_hostname!r}: give a host, or host:port"
+        )
+    return host
+
+
+def engine_settings(
+    local_hostname: str,
+    protocol: str,
+    device_name: str,
+    environment: Mapping[str, str] = os.environ,
+) -> EngineSettings:
+    """Work out how to start an engine that the original would have started like this.
+
+    Raises:
+        InvalidArgumentError: The host is none, or a number in the environment is none.
+    """
+    notices = []
+    host = split_host(local_hostname)
+    protocol = protocol.strip().lower()
+    if protocol not in _PROTOCOLS_WITH_RDMA | _PROTOCOLS_WITHOUT:
+        notices.append(
+            f"protocol {protocol!r} is not supported: RDMA is used where there is a device, "
+            "otherwise TCP, and shared memory within this machine"
+        )
+    without_rdma = protocol in _PROTOCOLS_WITHOUT or environment.get("MC_FORCE_TCP", "0") in (
+        "1",
+        "true",
+        "True",
+    )
+    first = _number(environment, "MC_MIN_RPC_PORT", _PORT_MIN)
+    last = max(first, _number(environment, "MC_MAX_RPC_PORT", _PORT_MAX))
+    bind = environment.get("MC_TCP_BIND_ADDRESS", "") or _own_address(host)
+    if not bind:
+        bind = "::" if ":" in host else "0.0.0.0"
+        notices.append(
+            f"{host} is no address of this machine: listening on all of its addresses instead"
+        )
+    return EngineSettings(
+        host=bind,
+        public_host=host,
+        ports=f"{first}-{last}",
+        transports="local,tcp" if without_rdma else "local,rdma,tcp",
+        rdma_devices="" if without_rdma else device_name.replace(" ", ""),
+        topology=environment.get("MC_CUSTOM_TOPO_JSON", ""),
+        notices=tuple(notices),
+    )
+
+
+def transfer_timeout_ms(size_bytes: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Return how long a transfer of so many bytes may take: a nanosecond a byte is added."""
+    seconds = _number(environment, "MC_TRANSFER_TIMEOUT", _TIMEOUT_S)
+    return max(seconds, _TIMEOUT_MIN_S) * 1000 + size_bytes // 1_000_000
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdigit():
+        raise InvalidArgumentError(f"{name} is {text!r} in the environment: give a number")
+    return int(text)
+
+
+def _own_address(host: str) -> str:
+    """Return the host if something of this machine can listen there, otherwise nothing."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return ""
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            try:
+                probe.bind(address)
+            except OSError:
+                continue
+            return host
+    return ""
