@@ -11,6 +11,7 @@
 #include "raw_client.h"
 #include "ssd_bench.h"
 #include "store/node.h"
+#include "transport_contract.h"
 #include "tcp_rig.h"
 
 namespace hicache::testing {
@@ -76,6 +77,7 @@ int run_role(const std::string& role, const std::vector<std::string>& arguments)
   if (role == "reserve") return run_reserve(arguments);
   if (role == "lease") return run_lease(arguments);
   if (role == "tcp_peer") return run_tcp_peer(arguments);
+  if (role == "transport") return run_transport_target(arguments);
   return 2;
 }
 
