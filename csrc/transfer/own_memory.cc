@@ -49,6 +49,12 @@ Status OwnMemory::add(uint64_t address, uint64_t size, const std::string& locati
 
 Result<uint64_t> OwnMemory::allocate(uint64_t size) {
   if (size == 0) return Status(Code::kInvalidArgument, "allocating 0 bytes: give a size");
+  // More than there is would not fail but take the memory of everybody, and in the end a process.
+  if (const uint64_t available = available_memory_bytes(); size > available) {
+    return Status(Code::kNoSpace, "allocating " + std::to_string(size) +
+                                      " bytes: this machine has " + std::to_string(available) +
+                                      " left");
+  }
   std::vector<std::string> notices;  // Without huge pages it works as well.
   Result<std::unique_ptr<SharedMemory>> memory =
       SharedMemory::create({size, HugePages::kAuto, -1}, notices);
