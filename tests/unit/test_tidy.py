@@ -44,6 +44,8 @@ CPP_PURE = (
     "tier/ssd_index",
     "tier/write_budget",
     "store/lease_table",
+    "transfer/tcp/op_table",
+    "transfer/tcp/tcp_frame",
     "transfer/batch_table",
     "transfer/rail_choice",
     "transfer/topology",
