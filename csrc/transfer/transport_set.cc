@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "io/verbs.h"
 #include "transfer/engine_start.h"
+#include "transfer/rdma/rdma_transport.h"
 #include "transfer/tcp/tcp_transport.h"
 
 namespace hicache {
@@ -27,9 +29,22 @@ Status add_tcp(const TransferEngine::Options& options, uint64_t epoch, Transport
   return Status();
 }
 
+Status add_rdma(const TransferEngine::Options& options, uint64_t epoch, TransportSet& set,
+                std::vector<std::string>& notices) {
+  const Result<const Verbs*> verbs = Verbs::load();
+  if (!verbs.ok()) return verbs.status();
+  Result<std::unique_ptr<Transport>> made = make_rdma_transport(
+      {epoch, options.rdma_devices, options.rdma_options}, *verbs.value(), notices);
+  if (!made.ok()) return made.status();
+  set.transports.push_back(std::move(made.value()));
+  return Status();
+}
+
 Status add(TransportKind kind, const TransferEngine::Options& options, uint64_t epoch,
-           TransportSet& set) {
+           TransportSet& set, std::vector<std::string>& notices) {
   switch (kind) {
+    case TransportKind::kRdma:
+      return add_rdma(options, epoch, set, notices);
     case TransportKind::kTcp:
       return add_tcp(options, epoch, set);
     default:
@@ -45,7 +60,7 @@ Result<TransportSet> make_transports(const TransferEngine::Options& options, uin
   TransportSet set;
   for (const TransportKind kind : kBestFirst) {
     if (std::ranges::find(options.transports, kind) == options.transports.end()) continue;
-    const Status status = add(kind, options, epoch, set);
+    const Status status = add(kind, options, epoch, set, notices);
     if (status.ok()) continue;
     notices.push_back("no " + std::string(transport_name(kind)) + ": " + status.message());
   }
