@@ -157,13 +157,11 @@ class Recorder : public CompletionSink {
 /// An open path, and what it was opened with.
 class Client {
  public:
-  static constexpr uint64_t kOpenMs = 5000;
-
   Client(const Rig& rig, const std::string& secret = kSecret);
   ~Client();
 
   /// Opens a path; the status says why there is none.
-  Status open(const SegmentDescriptor& peer);
+  Status open(const SegmentDescriptor& peer, uint64_t timeout_ms = 5000);
   Path& path() { return *path_; }
   bool has_path() const { return path_ != nullptr; }
   void drop_path() { path_.reset(); }

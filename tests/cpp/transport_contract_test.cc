@@ -131,12 +131,12 @@ TEST_P(TransportContract, RandomBatchesOfManyThreadsLeaveWhatMemcpyWouldHaveLeft
 }
 
 TEST_P(TransportContract, MoreOpsThanFitAreTakenInTurnsAndEachIsCompletedOnce) {
-  constexpr size_t kOps = 5000;
-  constexpr uint64_t kSize = 16 * kKiB;
-  std::vector<uint8_t> local(64 * kSize);
+  constexpr size_t kOps = 20'000;
+  constexpr uint64_t kSize = 4 * kKiB;
+  std::vector<uint8_t> local(kOps * kSize);
   std::vector<Op> ops;
   for (size_t i = 0; i < kOps; ++i) {
-    ops.push_back(client_.op(Direction::kRead, local.data() + i % 64 * kSize,
+    ops.push_back(client_.op(Direction::kRead, local.data() + i * kSize,
                              address_of(kLarge) + i % 512 * kSize, kSize));
   }
   const size_t first = path().submit(ops);

@@ -331,9 +331,9 @@ Client::~Client() {
   path_.reset();
 }
 
-Status Client::open(const SegmentDescriptor& peer) {
-  auto opened =
-      transport().open(peer, *rig_.control(peer), recorder_, monotonic_ns() + kOpenMs * 1'000'000);
+Status Client::open(const SegmentDescriptor& peer, uint64_t timeout_ms) {
+  auto opened = transport().open(peer, *rig_.control(peer), recorder_,
+                                 monotonic_ns() + timeout_ms * 1'000'000);
   if (!opened.ok()) return opened.status();
   if (opened.value().empty()) return Status(Code::kUnavailable, "there is no path");
   path_ = std::move(opened.value().front());
