@@ -4,6 +4,7 @@
 
 #include "io/verbs.h"
 #include "transfer/engine_start.h"
+#include "transfer/local/local_transport.h"
 #include "transfer/rdma/rdma_transport.h"
 #include "transfer/tcp/tcp_transport.h"
 
@@ -29,6 +30,14 @@ Status add_tcp(const TransferEngine::Options& options, uint64_t epoch, Transport
   return Status();
 }
 
+Status add_local(const TransferEngine::Options& options, uint64_t epoch, TransportSet& set) {
+  Result<std::unique_ptr<Transport>> made =
+      make_local_transport({epoch, options.secret, options.local_copy_threads});
+  if (!made.ok()) return made.status();
+  set.transports.push_back(std::move(made.value()));
+  return Status();
+}
+
 Status add_rdma(const TransferEngine::Options& options, uint64_t epoch, TransportSet& set,
                 std::vector<std::string>& notices) {
   const Result<const Verbs*> verbs = Verbs::load();
@@ -43,14 +52,14 @@ Status add_rdma(const TransferEngine::Options& options, uint64_t epoch, Transpor
 Status add(TransportKind kind, const TransferEngine::Options& options, uint64_t epoch,
            TransportSet& set, std::vector<std::string>& notices) {
   switch (kind) {
+    case TransportKind::kLocal:
+      return add_local(options, epoch, set);
     case TransportKind::kRdma:
       return add_rdma(options, epoch, set, notices);
     case TransportKind::kTcp:
       return add_tcp(options, epoch, set);
-    default:
-      break;
   }
-  return Status(Code::kUnsupported, "this build has no such transport");
+  return Status(Code::kUnsupported, "there is no such transport");
 }
 
 }  // namespace
