@@ -12,6 +12,7 @@ BENCHES = {
     "pages": "put, get and exists by size and batch, beside the best copy of this machine",
     "hits": "replay of a trace: hits by capacity and policy, beside Belady's optimum",
     "ssd": "pages on SSD: reads, write-out, recovery, hits beyond memory, beside fio",
+    "transfer": "memory between processes, by size and transport, beside bare TCP and copies",
     "demo": "the real server, with every output compared",
 }
 MODULES = {
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in BENCHES:
         print("python -m bench NAME [--json FILE] [--plot FILE] [--help]\n")
         for name, about in BENCHES.items():
-            print(f"  {name:8}{about}")
+            print(f"  {name:10}{about}")
         print("\npython -m MODULE\n")
         for name, about in MODULES.items():
             print(f"  {name:15}{about}")

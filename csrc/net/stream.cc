@@ -40,7 +40,7 @@ Result<std::shared_ptr<TlsContext>> TlsContext::load(const Files& files) {
   ERR_clear_error();
   SSL_CTX* context = SSL_CTX_new(TLS_method());
   if (context == nullptr) return Status(Code::kInternal, "starting TLS: " + tls_reason());
-  std::shared_ptr<TlsContext> loaded(new TlsContext(context));  // NOLINT: private constructor
+  auto loaded = std::make_shared<TlsContext>(context);
   SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION);
   SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
   // Connections are few and live long: nothing to gain from resuming, and its tickets are writes

@@ -30,12 +30,15 @@ class TlsContext {
   };
   /// kInvalidArgument names the file and what is wrong with it.
   static Result<std::shared_ptr<TlsContext>> load(const Files& files);
+  /// Owns the context. Use load().
+  explicit TlsContext(SSL_CTX* context) : context_(context) {}
   ~TlsContext();
+  TlsContext(const TlsContext&) = delete;
+  TlsContext& operator=(const TlsContext&) = delete;
 
   SSL_CTX* get() const { return context_; }
 
  private:
-  explicit TlsContext(SSL_CTX* context) : context_(context) {}
   SSL_CTX* context_;
 };
 
