@@ -12,7 +12,7 @@
 namespace hicache {
 namespace {
 
-constexpr size_t kGidsMax = 2048;
+constexpr size_t kGidsMax = 1024;  // Their size must fit the 16 bits of the kernel call.
 constexpr uint8_t kReadsMax = 128;
 constexpr int kPassiveEntries = 16;
 
