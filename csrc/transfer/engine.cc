@@ -306,8 +306,7 @@ Result<BatchState> PeerEngine::transfer(SegmentId segment,
   const Result<BatchKey> key = peer->submit(requests, priority, deadline_ns);
   if (!key.ok()) return key.status();
   // To its end, and not to the deadline: what is in flight then must not outlive this call.
-  const std::optional<BatchState> state = peer->wait(key.value(), UINT64_MAX);
-  (void)peer->release(key.value());
+  const std::optional<BatchState> state = peer->finish(key.value());
   if (!state) return Status(Code::kInternal, "somebody else released this batch");
   return *state;
 }

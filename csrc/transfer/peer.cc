@@ -277,7 +277,7 @@ void Peer::probe_rail(RailIndex rail) {
     next_ns = rails_.next_probe_ns();
   }
   context_.wake_at(next_ns);
-  if (is_ok) dispatch();
+  if (is_ok) (void)dispatch();
 }
 
 void Peer::write_stats(JsonWriter& json) const {

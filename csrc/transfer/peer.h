@@ -75,6 +75,8 @@ class Peer final : public CompletionSink,
   std::optional<BatchState> poll(BatchKey key) const;
   /// nullopt: no such batch.
   std::optional<BatchState> wait(BatchKey key, uint64_t deadline_ns);
+  /// wait() to the end, and release().
+  std::optional<BatchState> finish(BatchKey key);
   /// False: no such batch. Blocks until nothing of it is in flight.
   bool release(BatchKey key);
 
@@ -111,6 +113,14 @@ class Peer final : public CompletionSink,
     std::string refusal;
   };
   struct Frame;  // Of dispatch(), on the stack.
+  /// Slices for one path.
+  struct Taken {
+    size_t count;
+    RailIndex rail;
+    Path* path;
+    bool was_idle;  // Before these.
+    bool has_more;  // Something waits, whether or not it can be given away now.
+  };
 
   Peer(PeerContext& context, HostPort address, SegmentId id);
 
@@ -134,9 +144,8 @@ class Peer final : public CompletionSink,
   Status resolve_with(const SegmentDescriptor& descriptor,
                       std::span<const TransferRequest> requests,
                       std::vector<BatchTable::Request>& resolved) const;
-  void dispatch();
-  bool dispatch_some();
-  size_t take_some(std::span<Op> ops, RailIndex& rail, bool& was_idle);
+  bool dispatch();
+  Taken take_some(std::span<Op> ops);
   void give_back(std::span<const Op> ops, RailIndex rail, bool is_refusal);
   void no_rail(const BatchTable::Next& next, uint64_t now_ns);
   BatchTable::Verdict judge(const BatchTable::Slice& slice, const Status& status, uint64_t now_ns);

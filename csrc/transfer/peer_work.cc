@@ -91,13 +91,7 @@ Result<BatchKey> Peer::submit(std::span<const TransferRequest> requests, Priorit
     signal_done({key.value()});
     return key;
   }
-  dispatch();
-  bool waits;
-  {
-    const std::lock_guard lock(mutex_);
-    waits = table_.has_waiting();
-  }
-  if (waits) context_.wake_at(deadline_ns);
+  if (dispatch()) context_.wake_at(deadline_ns);
   return key;
 }
 
@@ -115,46 +109,39 @@ struct Peer::Frame {
   bool again;
 };
 
-void Peer::dispatch() {
+/// True: something waits, for room or for a rail.
+bool Peer::dispatch() {
   thread_local Frame* innermost = nullptr;
   for (Frame* frame = innermost; frame != nullptr; frame = frame->outer) {
     if (frame->peer != this) continue;
     frame->again = true;  // Once it is back there, however much is completed at once.
-    return;
+    return false;
   }
   Frame frame{this, innermost, true};
   innermost = &frame;
+  Taken taken{};
   while (frame.again) {
     frame.again = false;
-    while (dispatch_some()) {
-    }
+    std::array<Op, kOpsAtOnce> ops;
+    do {
+      taken = take_some(ops);
+      if (taken.count == 0) break;
+      const size_t accepted = taken.path->submit(std::span(ops).first(taken.count));
+      if (accepted == taken.count) continue;
+      give_back(std::span(ops).subspan(accepted, taken.count - accepted), taken.rail,
+                accepted == 0 && taken.was_idle);
+      taken.has_more = true;
+    } while (taken.has_more);
   }
   innermost = frame.outer;
-}
-
-/// False: nothing more can be given away now.
-bool Peer::dispatch_some() {
-  std::array<Op, kOpsAtOnce> ops;
-  RailIndex rail = kNoRail;
-  bool was_idle = false;
-  const size_t count = take_some(ops, rail, was_idle);
-  if (count == 0) return false;
-  Path* path;
-  {
-    const std::lock_guard lock(mutex_);
-    path = paths_[rail].path.get();
-  }
-  const size_t taken = path->submit(std::span(ops).first(count));
-  if (taken < count) {
-    give_back(std::span(ops).subspan(taken, count - taken), rail, taken == 0 && was_idle);
-  }
-  return true;
+  return taken.has_more;
 }
 
 /// Takes slices for one rail.
-size_t Peer::take_some(std::span<Op> ops, RailIndex& rail, bool& was_idle) {
+Peer::Taken Peer::take_some(std::span<Op> ops) {
   const std::lock_guard lock(mutex_);
-  size_t count = 0;
+  Taken taken{0, kNoRail, nullptr, false, false};
+  size_t& count = taken.count;
   uint64_t now_ns = 0;
   while (count < ops.size() && !is_lost_) {
     const std::optional<BatchTable::Next> next = table_.next();
@@ -166,10 +153,14 @@ size_t Peer::take_some(std::span<Op> ops, RailIndex& rail, bool& was_idle) {
       if (!choice.any_usable && count == 0) no_rail(*next, now_ns);
       break;
     }
-    if (count != 0 && choice.rail != rail) break;
-    rail = choice.rail;
+    if (count != 0 && choice.rail != taken.rail) break;
+    const RailIndex rail = choice.rail;
     const RailChoice::Rail& chosen = rails_.rail(rail);
-    if (count == 0) was_idle = chosen.outstanding_count == 0;
+    if (count == 0) {
+      taken.rail = rail;
+      taken.path = paths_[rail].path.get();
+      taken.was_idle = chosen.outstanding_count == 0;
+    }
     Op& op = ops[count++];
     table_.take(
         rail, context_.slice_size_bytes == 0 ? chosen.slice_size_bytes : context_.slice_size_bytes,
@@ -180,7 +171,8 @@ size_t Peer::take_some(std::span<Op> ops, RailIndex& rail, bool& was_idle) {
       op.deadline_ns = std::min(op.deadline_ns, now_ns + kSliceGraceNs + patience_ns);
     }
   }
-  return count;
+  taken.has_more = table_.has_waiting();
+  return taken;
 }
 
 /// What a path did not take waits again. `is_refusal`: it took nothing although it was idle.
@@ -216,7 +208,7 @@ void Peer::no_rail(const BatchTable::Next& next, uint64_t now_ns) {
     if (tier.has_paths || tier.is_opening || tier.next_try_ns > now_ns) continue;
     tier.is_opening = run_errand([i](Peer& peer) {
       (void)peer.open_tier(i, monotonic_ns() + kSliceGraceNs);
-      peer.dispatch();
+      (void)peer.dispatch();
     });
     may_come |= tier.is_opening;
     if (tier.is_opening) break;  // One after the other: the next is worse.
@@ -255,7 +247,7 @@ void Peer::complete(uint64_t token, Status status) {
   }
   if (signal != nullptr) signal->signal(settled.batch.generation);
   if (probe_ns != UINT64_MAX) context_.wake_at(probe_ns);
-  if (has_waiting) dispatch();
+  if (has_waiting) (void)dispatch();
 }
 
 /// What a failed op means for its slice and for its path.
@@ -329,6 +321,21 @@ std::optional<BatchState> Peer::wait(BatchKey key, uint64_t deadline_ns) {
   }
   (void)signal->wait(key.generation, deadline_ns, context_.spin_us);
   return poll(key);
+}
+
+std::optional<BatchState> Peer::finish(BatchKey key) {
+  std::optional<BatchState> state;
+  for (;;) {
+    DoneSignal* signal;
+    {
+      const std::lock_guard lock(mutex_);
+      state = table_.state(key);
+      if (state && state->is_done) (void)table_.release(key);
+      if (!state || state->is_done) return state;
+      signal = &signal_of(key.slot);
+    }
+    (void)signal->wait(key.generation, UINT64_MAX, context_.spin_us);
+  }
 }
 
 bool Peer::release(BatchKey key) {
