@@ -29,8 +29,8 @@ from mooncake_hicache.namespace import Namespace
 from mooncake_hicache.ssd.format import FILE_NAME
 from mooncake_hicache.store import Store
 
-IN_FLIGHT = 16 * MiB
-"""Bytes that a client has in flight: 32 reads of 512 KiB (csrc/store/client.cc)."""
+IN_FLIGHT = 32 * MiB
+"""Bytes that a client has in flight: 32 reads of 1 MiB (csrc/store/client.cc)."""
 REQUESTS_IN_FLIGHT = 32
 COUNTED = ("get_hit_bytes", "ssd_hit_bytes", "ssd_staged_bytes")
 PUT_BYTES = 32 * MiB

@@ -17,7 +17,7 @@ constexpr uint64_t kPutRangeSize = 64 * kMiB;
 
 // 16 MiB in flight: what 28 GB/s need at half a millisecond. Larger reads bring no more, and
 // buffers that outgrow the CPU's cache make the copy out of them slower.
-constexpr FileReader::Options kFileReaderOptions{IoEngine::kAuto, 32, 512 * kKiB};
+constexpr FileReader::Options kFileReaderOptions{IoEngine::kAuto, 32, 1 * kMiB};
 
 /// How long a node may wait for a disk before it answers: it must do so in time, or the connection
 /// would have to be broken.

@@ -7,6 +7,7 @@
 #include <cassert>
 #include <chrono>
 #include <deque>
+#include <thread>
 
 #include "transfer/checksum_copy.h"
 
@@ -15,6 +16,7 @@ namespace {
 
 // Buffers beyond the reads in flight: being copied from while the disk goes on.
 constexpr uint32_t kSpareBuffers = 4;
+constexpr size_t kHelpedCount = 2;  // Reads waiting to be copied for which a helper is woken.
 // Threads that wait for a disk. Each copies and verifies about 10 GB/s, and others have use for
 // them.
 constexpr size_t kWaitersMax = 4;
@@ -26,8 +28,9 @@ constexpr uint32_t kNone = UINT32_MAX;
 
 }  // namespace
 
-/// One read(): its threads share it under one lock. Whoever finds nothing to copy waits for the
-/// device, which has one owner at a time; the others wait for that one.
+/// One read(): its threads share it under one lock. The device has one owner at a time. That is the
+/// caller, who also copies, and asks again after each copy; the others help where several reads
+/// have come. They run at a lower priority: what they wait for, everybody would wait for.
 class FileReader::Call {
  public:
   Call(FileReader& reader, const Work& work, const ReadLimits& limits);
@@ -79,7 +82,8 @@ class FileReader::Call {
   std::vector<uint32_t> next_stripe_;  // Of the same read; kNone: the last.
 
   std::mutex mutex_;
-  std::condition_variable changed_;
+  std::condition_variable changed_;      // What helpers wait for.
+  std::condition_variable device_free_;  // What the caller waits for.
   std::vector<File> files_;
   std::vector<uint32_t> read_in_;  // By buffer.
   std::vector<uint32_t> free_;     // Buffers.
@@ -87,6 +91,8 @@ class FileReader::Call {
   size_t pending_ = 0;             // Reads that are queued or in flight, of files not given up.
   size_t copying_ = 0;
   bool waiting_ = false;  // A thread waits for the device, and alone may use it.
+  const std::thread::id caller_ = std::this_thread::get_id();
+  bool caller_works_ = false;  // It leaves when nothing is pending.
   bool has_other_;
   uint64_t silence_ns_ = 0;
 };
@@ -143,14 +149,16 @@ void FileReader::Call::run(CopyThreads& threads) {
 
 void FileReader::Call::work(bool may_wait) {
   std::unique_lock lock(mutex_);
+  const bool is_caller = std::this_thread::get_id() == caller_;
+  caller_works_ = caller_works_ || is_caller;
   for (;;) {
     if (!waiting_) advance();
     if (!finished_.empty()) {
       const uint32_t buffer = finished_.front();
       finished_.pop_front();
       ++copying_;
-      // Another takes the next one, or waits for the device meanwhile.
-      if (!finished_.empty() || (pending_ != 0 && !waiting_)) changed_.notify_one();
+      // To wake a helper for one alone costs more than it brings.
+      if (finished_.size() >= kHelpedCount) changed_.notify_one();
       lock.unlock();
       hand_over(buffer);
       lock.lock();
@@ -161,10 +169,13 @@ void FileReader::Call::work(bool may_wait) {
       const bool did_some = work_.other();
       lock.lock();
       has_other_ = has_other_ && did_some;
-    } else if (pending_ == 0 || !may_wait) {
+    } else if (pending_ == 0 || (!may_wait && !is_caller)) {
       changed_.notify_all();
+      device_free_.notify_all();
       return;
-    } else if (waiting_) {
+    } else if (is_caller && waiting_) {
+      device_free_.wait(lock);
+    } else if (!is_caller && (waiting_ || caller_works_)) {
       changed_.wait(lock);
     } else {
       waiting_ = true;
@@ -173,6 +184,7 @@ void FileReader::Call::work(bool may_wait) {
       reader_.device_->wait(deadline);
       lock.lock();
       waiting_ = false;
+      device_free_.notify_one();
     }
   }
 }
