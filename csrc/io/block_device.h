@@ -36,6 +36,13 @@ enum class IoKind : uint8_t {
   kDiscard,   // Gives the space of the range back; it reads as zeros afterwards.
 };
 
+/// Bytes of a write, counted from its beginning, and their checksum as their owner knows it.
+struct IoCheck {
+  uint64_t offset;
+  uint64_t size;
+  uint64_t checksum;
+};
+
 struct IoRequest {
   IoKind kind = IoKind::kRead;
   int fd = -1;
@@ -43,6 +50,8 @@ struct IoRequest {
   uint64_t size = 0;           // Of the range. Of reads and writes: what `parts` add up to.
   std::vector<iovec> parts{};  // Of reads and writes.
   uint64_t tag = 0;            // Handed back.
+  /// Of writes, in order, at most 32: a device that copies the bytes anyway compares them.
+  std::vector<IoCheck> checks{};
 };
 
 struct IoCompletion {
@@ -50,6 +59,7 @@ struct IoCompletion {
   int error;             // 0, or an errno: EIO, ENOSPC, … A read past the end of the file is EIO,
                          // a misaligned or contradictory request EINVAL.
   uint64_t duration_ns;  // Since submit().
+  uint32_t damaged = 0;  // With EBADMSG, by bit: `checks` that did not hold. Nothing was written.
 };
 
 enum class IoEngine : uint8_t { kAuto, kUring, kThreads };

@@ -73,7 +73,21 @@ void bind_to_numa_node(uint8_t* address, uint64_t size, int node,
   }
 }
 
+/// The word in brackets of a setting such as "always [madvise] never"; empty: there is none.
+std::string chosen(const char* path) {
+  std::ifstream file(path);
+  for (std::string word; file >> word;) {
+    if (word.front() == '[') return word.substr(1, word.size() - 2);
+  }
+  return "";
+}
+
 }  // namespace
+
+bool huge_pages_can_be_had() {
+  const std::string choice = chosen("/sys/kernel/mm/transparent_hugepage/enabled");
+  return choice == "always" || choice == "madvise";
+}
 
 uint64_t available_memory_bytes() {
   std::ifstream file("/proc/meminfo");
@@ -131,7 +145,7 @@ Result<std::unique_ptr<SharedMemory>> SharedMemory::create(const Options& option
   memory.is_huge_ = huge;
   if (!huge && options.huge_pages == HugePages::kAuto) {
     notices.push_back("the pool uses 4 KiB OS pages: " + huge_page_remedy(options.size_bytes));
-    madvise(memory.address_, memory.size_bytes_, MADV_HUGEPAGE);
+    memory.is_advised_ = madvise(memory.address_, memory.size_bytes_, MADV_HUGEPAGE) == 0;
   }
   bind_to_numa_node(memory.address_, memory.size_bytes_, options.numa_node, notices);
   return made;
@@ -150,6 +164,12 @@ Result<std::unique_ptr<SharedMemory>> SharedMemory::map(Fd fd, uint64_t size_byt
   if (address == MAP_FAILED) return io_error("mapping the node's pool", errno);
   return std::unique_ptr<SharedMemory>(
       new SharedMemory(std::move(fd), static_cast<uint8_t*>(address), size_bytes, file_size));
+}
+
+bool SharedMemory::may_be_huge() const {
+  const std::string choice = chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+  const bool is_given = choice == "always" || choice == "within_size" || choice == "force";
+  return is_huge_ || is_given || (choice == "advise" && is_advised_);
 }
 
 uint64_t SharedMemory::backed_bytes() const {

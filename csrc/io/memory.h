@@ -21,6 +21,9 @@ enum class HugePages : uint8_t { kNever, kAuto, kAlways };
 /// UINT64_MAX where it does not say. Limits of control groups are looked at when a node starts.
 uint64_t available_memory_bytes();
 
+/// Whether private memory that asks for huge pages (MADV_HUGEPAGE) may get some.
+bool huge_pages_can_be_had();
+
 class SharedMemory {
  public:
   struct Options {
@@ -52,6 +55,9 @@ class SharedMemory {
   const Fd& fd() const { return fd_; }
   /// Of memory that create() made: whether huge pages were set aside for all of it.
   bool is_huge() const { return is_huge_; }
+  /// Of memory that create() made: whether it lies on huge pages, those set aside or those that the
+  /// kernel gives to shared memory of itself where its settings say so and it has some.
+  bool may_be_huge() const;
 
   /// Bytes of the file that memory stands behind now, whoever wrote them.
   uint64_t backed_bytes() const;
@@ -70,6 +76,7 @@ class SharedMemory {
   uint8_t* address_;
   uint64_t size_bytes_;
   bool is_huge_ = false;
+  bool is_advised_ = false;     // That huge pages are wanted.
   uint64_t mapped_size_bytes_;  // The whole file: huge pages are only unmapped as a whole.
 };
 

@@ -121,6 +121,7 @@ Status Node::open_ssd() {
   Result<std::unique_ptr<SsdTier>> tier =
       SsdTier::open(options_.ssd,
                     {.pool = memory_->address(),
+                     .copies_writes = !memory_->may_be_huge() && huge_pages_can_be_had(),
                      .wake = [this] { wake(); },
                      .on_notice = [this](const std::string& notice) { note(notice); }},
                     monotonic_ms());

@@ -4,13 +4,17 @@
 
 #include "base/clock.h"
 #include "transfer/checksum_copy.h"
+#include "transfer/staging_device.h"
 
 namespace hicache {
 namespace {
 
 constexpr uint32_t kDeviceDepth = 64;
 constexpr uint32_t kGroupsInFlight = 4;  // Of 8 MiB, per volume: a disk is busy, queues stay short.
-constexpr uint64_t kIoTimeoutMs = 10'000;  // A disk that takes longer is broken.
+// With copies, so much more: two groups are being copied while the disk has its four.
+constexpr uint32_t kGroupsCopied = 2;
+constexpr uint64_t kCopiedMax = 10 * kMiB;  // A group and its header, in whole huge pages.
+constexpr uint64_t kIoTimeoutMs = 10'000;   // A disk that takes longer is broken.
 constexpr uint64_t kRegionsPerVolumeMin = 8;
 constexpr uint64_t kLooksIntervalMs = 500;  // At what the watch has seen.
 constexpr uint32_t kPollMaxMs = 1000;
@@ -68,9 +72,15 @@ SsdLog::Options SsdTier::log_options() {
          .region_count = static_cast<uint32_t>(directory->region_count()),
          .region_count_max = static_cast<uint32_t>(directory->region_count_max())});
   }
-  options.make_device = [engine = options_.engine]() -> std::unique_ptr<BlockDevice> {
+  const bool copies = surroundings_.copies_writes;
+  options.make_device = [engine = options_.engine, copies]() -> std::unique_ptr<BlockDevice> {
     auto device = BlockDevice::make({.engine = engine, .depth = kDeviceDepth});
-    return device.ok() ? std::move(device.value()) : nullptr;
+    if (!device.ok()) return nullptr;
+    if (!copies) return std::move(device.value());
+    return StagingDevice::make({.depth = kDeviceDepth,
+                                .buffer_size = kCopiedMax,
+                                .buffer_count = kGroupsInFlight + kGroupsCopied},
+                               std::move(device.value()));
   };
   options.page_checksum = [](std::span<const uint8_t> bytes) {
     return page_checksum(bytes.data(), bytes.size());
@@ -89,7 +99,8 @@ SsdLog::Options SsdTier::log_options() {
   options.on_notice = surroundings_.on_notice;
   options.wake = surroundings_.wake;
   options.io_timeout_ms = kIoTimeoutMs;
-  options.write_depth = kGroupsInFlight;
+  options.on_damaged = [this](uint64_t tag) { damaged_.push_back(writing_.at(tag).ref); };
+  options.write_depth = kGroupsInFlight + (copies ? kGroupsCopied : 0);
   return options;
 }
 
@@ -254,6 +265,7 @@ uint64_t SsdTier::advance(uint64_t now_ms) {
   take_free_space(now_ms);
   uint64_t next_ms = log_->advance(now_ms, unix_time_s());
   for (const SsdPlace& place : std::exchange(failed_places_, {})) log_->drop_damaged(place);
+  for (const PageRef& ref : std::exchange(damaged_, {})) store_->report_corrupt(ref);
   write_flush();
   // The last thing that a node does is to write what it has; then its disks come to rest. What was
   // written makes room for puts meanwhile.

@@ -62,6 +62,7 @@ class SsdTier : public LowerTier {
   /// What it works on; all outlive it.
   struct Surroundings {
     uint8_t* pool;
+    bool copies_writes;  // To huge pages, and writes from there: the pool lies on small ones.
     std::function<void()> wake;  // Of the node's thread, from any thread.
     std::function<void(std::string)> on_notice;
   };
@@ -223,6 +224,7 @@ class SsdTier : public LowerTier {
   std::unordered_map<uint64_t, uint64_t> coming_hashes_;
   uint64_t coming_bytes_ = 0;
   std::vector<SsdPlace> failed_places_;
+  std::vector<PageRef> damaged_;  // Pages of the pool.
 
   uint64_t hit_pages_ = 0;
   uint64_t hit_bytes_ = 0;

@@ -47,6 +47,8 @@ class SsdLog : private SsdVolume::Listener {
     std::function<bool(uint64_t page_hash)> is_in_dram;
     /// What became of a page given to write(). `ok`: it is in the index.
     std::function<void(uint64_t tag, bool ok)> on_written;
+    /// Before on_written(): the page's bytes are not those of its checksum. May be empty.
+    std::function<void(uint64_t tag)> on_damaged;
     /// What became of a read(); SsdVolume::kAbandoned: its memory must not be used again.
     std::function<void(uint64_t tag, int error)> on_read;
     std::function<void(std::string notice)> on_notice;

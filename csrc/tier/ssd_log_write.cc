@@ -175,6 +175,7 @@ void SsdLog::on_written(SsdVolume& volume, uint32_t region, SsdVolume::PageWrite
     ++counts_.written_pages;
     counts_.written_bytes += found.size;
   }
+  if (page.is_damaged && options_.on_damaged) options_.on_damaged(page.tag);
   options_.on_written(page.tag, ok);
 }
 

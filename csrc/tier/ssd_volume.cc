@@ -156,6 +156,7 @@ void SsdVolume::append(std::vector<PageWrite> pages, std::vector<SsdEntry> remov
   Region& region = regions_[open_];
   auto group = std::make_shared<Group>();
   group->region = open_;
+  group->first_sector = region.used_sectors;
   group->header = MappedMemory::make(kSectorSize);
   GroupHeader header{region.sequence, region.group_count, 1, unix_time_s, {}};
   const bool is_durable = !removals.empty() || region.group_count == 0;
@@ -164,6 +165,7 @@ void SsdVolume::append(std::vector<PageWrite> pages, std::vector<SsdEntry> remov
                .parts = part_of(group->header)};
   for (PageWrite& page : pages) {
     page.entry.first_sector = region.used_sectors + header.sector_count;
+    io.checks.push_back({header.sector_count * kSectorSize, page.entry.size, page.entry.checksum});
     header.sector_count += static_cast<uint32_t>(sectors_of(page.entry.size));
     header.entries.push_back(page.entry);
     io.parts.insert(io.parts.end(), page.parts.begin(), page.parts.end());
@@ -176,6 +178,7 @@ void SsdVolume::append(std::vector<PageWrite> pages, std::vector<SsdEntry> remov
   region.removals.insert(region.removals.end(), removals.begin(), removals.end());
   region.used_sectors += header.sector_count;
   ++region.group_count;
+  group->head = std::move(header);
   group->pages = std::move(pages);
   group->removals = std::move(removals);
   group->size_bytes = io.size;
@@ -392,11 +395,7 @@ void SsdVolume::complete(const IoCompletion& completion) {
         *this, std::string("no space for another region: ") + std::strerror(completion.error));
     return;
   }
-  if (!ok) {
-    fail_request(request);
-    stop_writing(std::string("a write failed: ") + std::strerror(completion.error));
-    return;
-  }
+  if (!ok) return fail_write(std::move(request), completion);
   if (request.size_bytes != 0) {
     write_seconds_.add(completion.duration_ns);
     device_written_bytes_ += request.size_bytes;
@@ -428,6 +427,65 @@ void SsdVolume::complete(const IoCompletion& completion) {
   }
 }
 
+void SsdVolume::fail_write(Request request, const IoCompletion& completion) {
+  if (completion.damaged != 0 && can_write()) {
+    return write_sound_pages(std::move(request), completion.damaged);
+  }
+  fail_request(request);
+  stop_writing(std::string("a write failed: ") + std::strerror(completion.error));
+}
+
+void SsdVolume::write_sound_pages(Request request, uint32_t damaged) {
+  Group& group = *request.group;
+  std::vector<PageWrite> sound;
+  for (size_t i = 0; i < group.pages.size(); ++i) {
+    PageWrite& page = group.pages[i];
+    if ((damaged >> i & 1) == 0) {
+      sound.push_back(std::move(page));
+      continue;
+    }
+    std::erase(group.head.entries, page.entry);
+    std::erase(regions_[group.region].entries, page.entry);
+    page.is_damaged = true;
+    listener_.on_written(*this, group.region, page, false);
+  }
+  group.pages = std::move(sound);
+  encode(file_.log_id, group.head, MutableSector(group.header.span().first<kSectorSize>()));
+  IoRequest io = request_of(group);
+  if (!io.parts.empty()) return submit(std::move(request), std::move(io));
+  fail_request(request);
+  stop_writing("no memory to write a group anew without its damaged pages");
+}
+
+/// Pages stay where they are, since groups that follow may be on their way: zeros go between them.
+/// Without parts: there is no memory for that.
+IoRequest SsdVolume::request_of(Group& group) const {
+  IoRequest io{.kind = IoKind::kWriteDurable,
+               .offset = offset_of(group.region, group.first_sector),
+               .size = group.size_bytes,
+               .parts = part_of(group.header)};
+  uint64_t at = kSectorSize;
+  group.gaps.clear();
+  const auto fill_up_to = [&](uint64_t end) {
+    if (at == end) return true;
+    group.gaps.push_back(MappedMemory::make(end - at));
+    io.parts.push_back(part_of(group.gaps.back()).front());
+    at = end;
+    return group.gaps.back().valid();
+  };
+  bool is_whole = true;
+  for (const PageWrite& page : group.pages) {
+    const uint64_t offset = (page.entry.first_sector - group.first_sector) * kSectorSize;
+    is_whole = is_whole && fill_up_to(offset);
+    io.parts.insert(io.parts.end(), page.parts.begin(), page.parts.end());
+    io.checks.push_back({offset, page.entry.size, page.entry.checksum});
+    at = offset + sectors_of(page.entry.size) * kSectorSize;
+  }
+  is_whole = is_whole && fill_up_to(group.size_bytes);
+  if (!is_whole) io.parts.clear();
+  return io;
+}
+
 void SsdVolume::complete_group(Request& request) {
   Group& group = *request.group;
   group.is_done = true;
@@ -452,6 +510,7 @@ void SsdVolume::abandon_memory(Request& request) {
   if (!request.group) return;
   request.group->header.abandon();
   for (PageWrite& page : request.group->pages) page.memory.abandon();
+  for (MappedMemory& gap : request.group->gaps) gap.abandon();
 }
 
 void SsdVolume::fail_request(Request& request) {

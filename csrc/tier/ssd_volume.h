@@ -69,6 +69,7 @@ class SsdVolume {
     MappedMemory memory;       // What they point to, unless it lies in the pool.
     uint64_t tag = 0;
     bool is_rewrite = false;
+    bool is_damaged = false;  // Its bytes are not those of its checksum; it was not written.
   };
 
   /// What the volume tells its owner, from inside poll() and fail(). It must not call back.
@@ -187,9 +188,12 @@ class SsdVolume {
  private:
   struct Group {
     uint32_t region;
+    uint32_t first_sector;  // Of its header, in the region.
+    GroupHeader head;
     std::vector<PageWrite> pages;
     std::vector<SsdEntry> removals;
     MappedMemory header;
+    std::vector<MappedMemory> gaps;  // Zeros, in place of pages that were damaged.
     uint64_t size_bytes;
     bool is_done = false;
   };
@@ -226,6 +230,10 @@ class SsdVolume {
   void submit_waiting();
   void complete(const IoCompletion& completion);
   void complete_group(Request& request);
+  void fail_write(Request request, const IoCompletion& completion);
+  /// Writes a group without the pages that were found damaged while they were copied for it.
+  void write_sound_pages(Request request, uint32_t damaged);
+  IoRequest request_of(Group& group) const;
   void write_footer(uint32_t region, uint64_t now_ms);
   void seal_if_written(uint32_t region, uint64_t now_ms);
   void stop_writing(const std::string& reason);

@@ -42,6 +42,8 @@ class FakeDisk {
 
   /// Of a request when it is submitted: 0, an errno, or kNever. Called under the disk's mutex.
   std::function<int(const IoRequest&)> outcome_of = [](const IoRequest&) { return 0; };
+  /// Of a write: its checks that do not hold, by bit, as a device that copies would find them.
+  std::function<uint32_t(const IoRequest&)> damage_of = [](const IoRequest&) { return 0; };
   /// After each step of a write; for tests of one thread.
   std::function<void()> on_write_step = [] {};
 
@@ -247,6 +249,10 @@ class FakeDevice : public BlockDevice {
   bool submit(IoRequest request) override {
     if (in_flight() == depth_) return false;
     FakeDisk& disk = *disks_.at(request.fd);
+    if (const uint32_t damaged = disk.damage_of(request); damaged != 0) {
+      damaged_.push_back({request.tag, EBADMSG, 0, damaged});
+      return true;
+    }
     FakeDisk::Job job = disk.begin(std::move(request));
     (job.outcome == FakeDisk::kNever ? hanging_ : due_).push_back(std::move(job));
     disk.on_write_step();
@@ -255,6 +261,10 @@ class FakeDevice : public BlockDevice {
 
   size_t poll(std::span<IoCompletion> completions) override {
     size_t count = 0;
+    for (; count < completions.size() && !damaged_.empty(); ++count) {
+      completions[count] = damaged_.front();
+      damaged_.pop_front();
+    }
     while (count < completions.size() && !due_.empty()) {
       if (is_lazy_ && random_.one_in(3)) break;
       const uint64_t chosen = is_lazy_ ? random_.below(due_.size()) : 0;
@@ -269,7 +279,7 @@ class FakeDevice : public BlockDevice {
   }
 
   bool wait(Deadline deadline) override {
-    if (!due_.empty()) return true;
+    if (!due_.empty() || !damaged_.empty()) return true;
     while (!hanging_.empty() && !deadline.expired()) {
       const timespec pause{0, 1'000'000};
       nanosleep(&pause, nullptr);
@@ -278,7 +288,7 @@ class FakeDevice : public BlockDevice {
   }
 
   int event_fd() const override { return -1; }
-  size_t in_flight() const override { return due_.size() + hanging_.size(); }
+  size_t in_flight() const override { return due_.size() + hanging_.size() + damaged_.size(); }
   std::string_view engine_name() const override { return "fake"; }
 
  private:
@@ -288,6 +298,7 @@ class FakeDevice : public BlockDevice {
   const uint32_t depth_;
   std::deque<FakeDisk::Job> due_;
   std::deque<FakeDisk::Job> hanging_;
+  std::deque<IoCompletion> damaged_;
 };
 
 }  // namespace hicache::testing

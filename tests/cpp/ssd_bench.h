@@ -1,6 +1,8 @@
 // A node with an SSD directory on a real disk, for tests.
 #pragma once
 
+#include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -47,6 +49,25 @@ inline Node::Options ssd_node_options(std::string socket_path,
     options.ssd.directories.push_back({folder, setup.size_limit});
   }
   return options;
+}
+
+/// Flips one bit in the middle of these bytes, in a pool that this process has mapped; false: they
+/// lie nowhere in one piece.
+inline bool flip_bit_in_pool(const std::vector<uint8_t>& bytes) {
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find("mooncake-hicache-pool") == std::string::npos) continue;
+    char* rest = nullptr;
+    const uint64_t first = std::strtoull(line.c_str(), &rest, 16);
+    const uint64_t last = std::strtoull(rest + 1, nullptr, 16);
+    auto* const begin = reinterpret_cast<uint8_t*>(first);
+    auto* const end = reinterpret_cast<uint8_t*>(last);
+    uint8_t* const found = std::search(begin, end, bytes.begin(), bytes.end());
+    if (found == end) continue;
+    found[bytes.size() / 2] ^= 1;
+    return true;
+  }
+  return false;
 }
 
 class SsdNodeTest : public ::testing::Test {

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <map>
+#include <set>
 
 #include "ssd_log_rig.h"
 #include "tier/ssd_log.h"
@@ -51,6 +53,48 @@ LogRig::Images small_log(LogRig& rig, bool is_sealed) {
 
 const LogRig::Shape kSmall{
     .volume_count = 1, .region_count_max = 12, .key_count = 12, .page_size_max = 9000};
+
+TEST(SsdLogFaults, PagesFoundDamagedWhileTheyAreCopiedAreLeftOutAndTheOthersStay) {
+  HICACHE_TRACE_SEED();
+  Random random(60);
+  for (int round = 0; round < 20; ++round) {
+    LogRig rig({.volume_count = 1, .region_count_max = 60}, 60 + round);
+    std::set<uint64_t> damaged;  // Checksums.
+    rig.disk(0).damage_of = [&](const IoRequest& request) {
+      uint32_t found = 0;
+      for (size_t i = 0; i < request.checks.size(); ++i) {
+        if (!random.one_in(4)) continue;
+        found |= uint32_t{1} << i;
+        damaged.insert(request.checks[i].checksum);
+      }
+      return found;
+    };
+    rig.open();
+    ASSERT_TRUE(rig.recover());
+    std::map<LogRig::Name, uint64_t> written;
+    for (uint32_t n = 0; n < 40; ++n) {
+      ASSERT_TRUE(rig.write({0, n}));
+      written[{0, n}] = rig.newest({0, n}).checksum;
+      if (random.one_in(3)) rig.step();
+    }
+    ASSERT_TRUE(rig.settle());
+    const auto there = rig.check_all();
+    for (const auto& [name, checksum] : written) {
+      EXPECT_NE(there.contains(name), damaged.contains(checksum)) << rig.text(name);
+    }
+    EXPECT_EQ(rig.log().volume(0).health(), Health::kGood);
+    if (round % 2 == 0) {
+      rig.log().seal_all();
+      ASSERT_TRUE(rig.step_until([&] { return rig.log().is_quiet(); }));
+    }
+    LogRig second({.volume_count = 1, .region_count_max = 60}, 160 + round);
+    second.put_images(rig.images());
+    second.adopt_oracle(rig);
+    second.open();
+    ASSERT_TRUE(second.recover());
+    EXPECT_EQ(second.check_all(), there);
+  }
+}
 
 TEST(SsdLogFaults, AFullDiskGoesOnWithTheRegionsItHas) {
   HICACHE_TRACE_SEED();

@@ -323,6 +323,8 @@ class LogRig {
     return there;
   }
 
+  const Version& newest(Name name) { return versions_[name].back(); }
+
   /// Pages that no power cut can take away now.
   std::map<Name, uint64_t> stable_pages() {
     std::map<Name, uint64_t> there;

@@ -141,6 +141,61 @@ TEST_F(SsdTierTest, PagesThatWaitedToBeWrittenWhenTheyWereClearedStayCleared) {
   EXPECT_EQ(found(*client(), 0, 2000), 0U);
 }
 
+TEST_F(SsdTierTest, APageThatIsDamagedInThePoolIsNotWritten) {
+  std::vector<std::string> notices;
+  const auto pool = SharedMemory::create({16 * kMiB, HugePages::kAuto, -1}, notices);
+  ASSERT_TRUE(pool.ok());
+  if (pool.value()->may_be_huge() || !huge_pages_can_be_had()) {
+    GTEST_SKIP() << "writes are not copied here";
+  }
+  start();
+  {
+    const auto one = client();
+    put_pages(*one, 0, 10);
+  }
+  ASSERT_TRUE(testing::flip_bit_in_pool(bytes_of(4, kPageSize)));
+  ASSERT_TRUE(node_->flush(kPatienceMs));
+  EXPECT_EQ(stat("ssd_pages"), 9U);
+  EXPECT_TRUE(settles("corrupt_pages", 1));
+  EXPECT_EQ(stat("pages"), 9U);
+  EXPECT_EQ(stat("ssd_failed_directories"), 0U);
+  EXPECT_EQ(damage(4, kPageSize), 0) << "it is on the disk";
+  start();
+  const auto one = client();
+  EXPECT_EQ(found(*one, 0, 10), 9U);
+  EXPECT_EQ(found(*one, 4, 1), 0U);
+}
+
+TEST_F(SsdTierTest, PagesThatAreReplacedAndRemovedWhileTheyAreWrittenComeBackAsTheyWereLast) {
+  HICACHE_TRACE_SEED();
+  testing::Random random(70);
+  const testing::SsdSetup setup{.write_through = true};
+  start(setup);
+  std::map<uint64_t, uint64_t> sizes;  // Each version of a page has a size of its own.
+  {
+    const auto one = client();
+    for (int step = 0; step < 600; ++step) {
+      const uint64_t n = random.below(12);
+      if (random.one_in(4)) {
+        remove(*one, n);
+        sizes.erase(n);
+        continue;
+      }
+      const uint64_t size = random.between(1, 1200) * kKiB;
+      if (one->put(key_of(n), bytes_of(n, size), {.replace = true}) == Code::kOk) sizes[n] = size;
+    }
+  }
+  ASSERT_TRUE(node_->flush(kPatienceMs));
+  start(setup);
+  const auto one = client();
+  for (uint64_t n = 0; n < 12; ++n) {
+    std::vector<uint8_t> bytes;
+    const Code code = one->get(key_of(n), bytes);
+    EXPECT_EQ(code == Code::kOk, sizes.contains(n)) << n;
+    if (code == Code::kOk) EXPECT_TRUE(bytes == bytes_of(n, sizes[n])) << n;
+  }
+}
+
 TEST_F(SsdTierTest, PagesWithATimeToLiveAreNotWritten) {
   start({.write_through = true});
   const auto one = client();
