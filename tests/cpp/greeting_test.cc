@@ -49,8 +49,8 @@ Outcome greet(const Secret& of_client, const Secret& of_server, Greeting greetin
     bytes = std::move(reply);
     to_server = !to_server;
   }
-  outcome.is_over = client.wanted() == 0 && server.wanted() == 0 && outcome.client.ok() &&
-                    outcome.server.ok();
+  outcome.is_over =
+      client.wanted() == 0 && server.wanted() == 0 && outcome.client.ok() && outcome.server.ok();
   outcome.greeting = server.greeting();
   outcome.epoch = client.server_epoch();
   return outcome;
@@ -110,11 +110,11 @@ TEST(Greeting, EveryFlippedBitEndsIt) {
   ASSERT_EQ(whole.messages.size(), 4U);
   for (size_t step = 0; step < whole.messages.size(); ++step) {
     for (size_t bit = 0; bit < whole.messages[step].size() * 8; ++bit) {
-      const Outcome outcome =
-          greet(kSecret, kSecret, {Purpose::kControl, 77}, 77,
-                [&](size_t at, std::vector<uint8_t>& bytes) {
-                  if (at == step) bytes[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
-                });
+      const Outcome outcome = greet(kSecret, kSecret, {Purpose::kControl, 77}, 77,
+                                    [&](size_t at, std::vector<uint8_t>& bytes) {
+                                      if (at == step)
+                                        bytes[bit / 8] ^= static_cast<uint8_t>(1 << bit % 8);
+                                    });
       ASSERT_FALSE(outcome.is_over) << "message " << step << ", bit " << bit;
     }
   }
