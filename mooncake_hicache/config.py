@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
@@ -75,6 +75,10 @@ class NodeOptions(OptionsBase):
         >>> options.pool_size_bytes(), options.idle_timeout_s
         (67108864, 600)
     """
+
+    if TYPE_CHECKING:  # Values come as people write them ("2s"), not as they are kept.
+
+        def __init__(self, **values: Any) -> None: ...
 
     config: Path_ = ""
     """A TOML or JSON file of options. Empty: no file."""
@@ -288,6 +292,10 @@ class TransferOptions(OptionsBase):
     """
 
     prefix: ClassVar[str] = "transfer_"
+
+    if TYPE_CHECKING:  # Values come as people write them ("2s"), not as they are kept.
+
+        def __init__(self, **values: Any) -> None: ...
 
     config: Path_ = ""
     """A TOML or JSON file of options. Empty: the one that MOONCAKE_HICACHE_CONFIG names, if any."""

@@ -18,6 +18,7 @@
 #include "store/page_store.h"
 #include "tcp_targets.h"
 #include "tier/ssd_format.h"
+#include "transfer/segment.h"
 
 namespace hicache::fuzz {
 
@@ -31,6 +32,17 @@ inline void frame_header(Input input) {
   if (input.size() < kFrameHeaderSize) return;
   const auto header = decode_frame_header(input.first<kFrameHeaderSize>());
   if (header.ok()) require(header.value().payload_size <= kPayloadSizeMax);
+}
+
+/// What an engine reads of a peer's memory.
+inline void segment(Input input) {
+  const Result<SegmentDescriptor> read = decode_segment(input);
+  if (!read.ok()) return;
+  const std::vector<uint8_t> bytes = encode_segment(read.value());
+  require(std::equal(bytes.begin(), bytes.end(), input.begin(), input.end()));
+  for (const BufferDescriptor& buffer : read.value().buffers) {
+    require(read.value().find(buffer.address, buffer.size) == &buffer);
+  }
 }
 
 template <typename Message>
@@ -287,6 +299,7 @@ struct Target {
 
 inline constexpr std::array kTargets = {
     Target{"frame_header", frame_header},
+    Target{"segment", segment},
     Target{"requests", requests},
     Target{"replies", replies},
     Target{"places", places},
