@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 
@@ -103,11 +104,12 @@ class NearTarget : public Target {
   SegmentDescriptor describe() override { return end_->describe(); }
   void unregister_large() override {
     end_->remove(kLarge);
-    std::fill_n(memory_.large(), TargetMemory::kLargeSize, kOtherByte);
+    std::memset(memory_.large(), kOtherByte, TargetMemory::kLargeSize);
   }
   bool is_large_untouched() override {
-    return std::all_of(memory_.large(), memory_.large() + TargetMemory::kLargeSize,
-                       [](uint8_t byte) { return byte == kOtherByte; });
+    const uint8_t* bytes = memory_.large();
+    return bytes[0] == kOtherByte &&
+           std::memcmp(bytes, bytes + 1, TargetMemory::kLargeSize - 1) == 0;
   }
 
  private:

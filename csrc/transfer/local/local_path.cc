@@ -14,7 +14,10 @@ constexpr uint64_t kOpsMax = 1024;
 constexpr uint64_t kSliceSize = 8 * kMiB;
 /// An op of this size is copied sooner than another thread is awake.
 constexpr uint64_t kInlineMax = 128 * kKiB;
-/// What one call of submit() copies itself, with what is submitted from inside its completions.
+/// An op of this size is copied sooner than it is handed over.
+constexpr uint64_t kTinyMax = 16 * kKiB;
+/// What one call of submit() copies itself, with what is submitted from inside its completions;
+/// ops that are not tiny only if all of them together are no more: else threads share them.
 constexpr uint64_t kInlineBudget = 512 * kKiB;
 /// Larger ops would push everything else out of the cache.
 constexpr uint64_t kStreamingMin = 8 * kMiB;
@@ -66,7 +69,7 @@ class LocalPath::State : public PeerLink::User, public std::enable_shared_from_t
 
   uint64_t make_room(uint64_t wanted);
   void delivered(uint64_t count);
-  void start(const Op& op);
+  void start(const Op& op, uint64_t inline_max);
   /// False: the op has to wait for news. `status` is set if it is over.
   bool check(const Op& op, std::shared_ptr<PeerLink::RemoteBuffer>& buffer, Status& status) const;
   Status copy(const Op& op, PeerLink::RemoteBuffer& buffer, uint64_t offset, uint64_t size) const;
@@ -125,7 +128,10 @@ size_t LocalPath::State::submit(std::span<const Op> ops) {
   undelivered.fetch_add(wanted);
   const uint64_t taken = is_closed ? 0 : make_room(wanted);
   if (!turn().is_delivering) turn().inline_left = kInlineBudget;
-  for (const Op& op : ops.first(taken)) start(op);
+  uint64_t total = 0;
+  for (const Op& op : ops.first(taken)) total += std::min(op.size, kInlineBudget);
+  const uint64_t inline_max = total <= kInlineBudget ? kInlineMax : kTinyMax;
+  for (const Op& op : ops.first(taken)) start(op, inline_max);
   delivered(wanted - taken);
   return taken;
 }
@@ -178,7 +184,7 @@ bool LocalPath::State::check(const Op& op, std::shared_ptr<PeerLink::RemoteBuffe
   return true;
 }
 
-void LocalPath::State::start(const Op& op) {
+void LocalPath::State::start(const Op& op, uint64_t inline_max) {
   std::shared_ptr<PeerLink::RemoteBuffer> buffer;
   Status status;
   if (!check(op, buffer, status)) {
@@ -193,7 +199,7 @@ void LocalPath::State::start(const Op& op) {
   }
   if (!status.ok() || op.size == 0) return complete(op, std::move(status));
   uint64_t& inline_left = turn().inline_left;
-  if (op.size <= kInlineMax && op.size <= inline_left) {
+  if (op.size <= inline_max && op.size <= inline_left) {
     inline_left -= op.size;
     counters.inline_ops.fetch_add(1, std::memory_order_relaxed);
     return complete(op, copy(op, *buffer, 0, op.size));
@@ -211,8 +217,7 @@ void LocalPath::State::start_waiting() {
     ops.swap(waiting);
   }
   // Not in this thread, which may be the loop's.
-  if (!turn().is_delivering) turn().inline_left = 0;
-  for (const Op& op : ops) start(op);
+  for (const Op& op : ops) start(op, 0);
 }
 
 Status LocalPath::State::copy(const Op& op, PeerLink::RemoteBuffer& buffer, uint64_t offset,
