@@ -178,25 +178,25 @@ void Client::lookup(size_t name_space, std::span<const Key> keys, PageStore::Loo
   ++stats_.lookup_calls;
   const auto bits =
       static_cast<uint8_t>((flags.lease ? kLookupLease : 0) | (flags.prefix ? kLookupPrefix : 0));
-  call_for_codes(Op::kLookup, name_space, keys, bits, codes);
+  call_for_codes(NodeOp::kLookup, name_space, keys, bits, codes);
 }
 
 void Client::remove(size_t name_space, std::span<const Key> keys, std::vector<Code>& codes) {
-  call_for_codes(Op::kRemove, name_space, keys, 0, codes);
+  call_for_codes(NodeOp::kRemove, name_space, keys, 0, codes);
 }
 
 void Client::set_pin(size_t name_space, std::span<const Key> keys, Pin pin,
                      std::vector<Code>& codes) {
-  call_for_codes(Op::kSetPin, name_space, keys, static_cast<uint8_t>(pin), codes);
+  call_for_codes(NodeOp::kSetPin, name_space, keys, static_cast<uint8_t>(pin), codes);
 }
 
-void Client::call_for_codes(Op op, size_t name_space, std::span<const Key> keys, uint8_t flags,
+void Client::call_for_codes(NodeOp op, size_t name_space, std::span<const Key> keys, uint8_t flags,
                             std::vector<Code>& codes) {
   codes.clear();
   if (keys.size() > kBatchCountMax) {
     std::vector<Code> part;
     for (size_t first = 0; first < keys.size(); first += part.size()) {
-      const bool ended = op == Op::kLookup && (flags & kLookupPrefix) != 0 && first != 0 &&
+      const bool ended = op == NodeOp::kLookup && (flags & kLookupPrefix) != 0 && first != 0 &&
                          codes.back() != Code::kOk;
       const size_t count = std::min(kBatchCountMax, keys.size() - first);
       if (ended) {
@@ -229,7 +229,7 @@ Result<uint64_t> Client::clear(size_t name_space) {
   auto& [connection, index] = begun.value();
   ClearReply reply{};
   HICACHE_RETURN_IF_ERROR(connection->ask(
-      Op::kClear, until,
+      NodeOp::kClear, until,
       [&](WireWriter& writer) { encode_keys(writer, index, 0, {}, patience_ms(until)); },
       [&](WireReader reader) { return decode(reader, reply); }));
   if (reply.code == Code::kOk) return reply.page_count;
@@ -244,7 +244,7 @@ Result<std::string> Client::node_stats_json() {
   if (!current.ok()) return current.status();
   std::string json;
   HICACHE_RETURN_IF_ERROR(current.value()->ask(
-      Op::kStats, deadline(), [](WireWriter&) {},
+      NodeOp::kStats, deadline(), [](WireWriter&) {},
       [&](WireReader reader) {
         json = reader.get_string(kPayloadSizeMax);
         return reader.finished();
@@ -256,11 +256,11 @@ Status Client::stop_node() {
   Result<Connection> current = connection();
   if (!current.ok()) return current.status();
   return current.value()->ask(
-      Op::kStop, deadline(), [](WireWriter&) {},
+      NodeOp::kStop, deadline(), [](WireWriter&) {},
       [](WireReader reader) { return reader.finished(); });
 }
 
-void Client::notify_refs(ClientConnection& connection, Op op, const RefsRequest& refs,
+void Client::notify_refs(ClientConnection& connection, NodeOp op, const RefsRequest& refs,
                          Deadline deadline) {
   if (refs.refs.empty()) return;
   // If it fails the leases end with the connection, or by their time.
@@ -283,7 +283,7 @@ Status Client::reserve(ClientConnection& connection, NamespaceIndex index,
   request.keys.assign(keys.begin(), keys.end());
   request.sizes.assign(sizes.begin(), sizes.end());
   return connection.ask(
-      Op::kReserve, deadline, [&](WireWriter& writer) { encode(writer, request); },
+      NodeOp::kReserve, deadline, [&](WireWriter& writer) { encode(writer, request); },
       [&](WireReader reader) {
         bool sound = decode(reader, places, {connection.pool_size_bytes(), 0}) &&
                      places.places.size() == keys.size();
@@ -297,7 +297,7 @@ Status Client::reserve(ClientConnection& connection, NamespaceIndex index,
 Status Client::commit(ClientConnection& connection, CommitRequest& request, Deadline deadline,
                       std::vector<Code>& codes) {
   return connection.ask(
-      Op::kCommit, deadline,
+      NodeOp::kCommit, deadline,
       [&](WireWriter& writer) {
         request.patience_ms = patience_ms(deadline);
         encode(writer, request);

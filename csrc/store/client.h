@@ -137,7 +137,7 @@ class Client {
   void fail(const Status& status, std::vector<Code>& codes, size_t count);
   /// The same for the codes from `first` on.
   void fail_from(size_t first, const Status& status, std::vector<Code>& codes);
-  void call_for_codes(Op op, size_t name_space, std::span<const Key> keys, uint8_t flags,
+  void call_for_codes(NodeOp op, size_t name_space, std::span<const Key> keys, uint8_t flags,
                       std::vector<Code>& codes);
   struct GetRange;
   Status lease(const GetRange& range, Deadline deadline, Places& places);
@@ -156,7 +156,8 @@ class Client {
   Status reserve(ClientConnection& connection, NamespaceIndex index, std::span<const Key> keys,
                  std::span<const uint64_t> sizes, const PutOptions& options, Deadline deadline,
                  Places& places);
-  void notify_refs(ClientConnection& connection, Op op, const RefsRequest& refs, Deadline deadline);
+  void notify_refs(ClientConnection& connection, NodeOp op, const RefsRequest& refs,
+                   Deadline deadline);
 
   const Options options_;
   CopyThreads threads_;

@@ -69,7 +69,7 @@ Status ClientConnection::say_hello(const std::string& client_name, Deadline dead
   std::vector<uint8_t> frame = framed([&](WireWriter& writer) {
     encode(writer, HelloRequest{client_name.substr(0, kClientNameSizeMax)});
   });
-  end_frame(frame, static_cast<uint16_t>(Op::kHello), 0);
+  end_frame(frame, static_cast<uint16_t>(NodeOp::kHello), 0);
   HICACHE_RETURN_IF_ERROR(send_all(socket_, frame, deadline));
   frame.resize(kFrameHeaderSize + kHelloReplySize);
   std::array<Fd, 1 + kSsdFilesMax> passed;  // The pool, then the files.
@@ -78,7 +78,7 @@ Status ClientConnection::say_hello(const std::string& client_name, Deadline dead
       decode_frame_header(std::span(frame).first<kFrameHeaderSize>());
   if (!header.ok()) return header.status();
   HelloReply reply{};
-  if (header.value().op != (static_cast<uint16_t>(Op::kHello) | kReplyBit) ||
+  if (header.value().op != (static_cast<uint16_t>(NodeOp::kHello) | kReplyBit) ||
       header.value().payload_size != kHelloReplySize ||
       !decode(WireReader(std::span(frame).subspan(kFrameHeaderSize)), reply)) {
     return Status(Code::kCorrupt, "the node's greeting is malformed");
@@ -139,7 +139,7 @@ void ClientConnection::end_turn() {
   turn_free_.notify_one();
 }
 
-Status ClientConnection::exchange_in_turn(Op op, std::vector<uint8_t>& frame,
+Status ClientConnection::exchange_in_turn(NodeOp op, std::vector<uint8_t>& frame,
                                           std::vector<uint8_t>* reply, Deadline deadline) {
   if (broken_) return Status(Code::kUnavailable, "the connection to the node is broken");
   const uint64_t request_id = next_request_id_++;
@@ -187,7 +187,7 @@ Result<NamespaceIndex> ClientConnection::namespace_index(size_t local,
   }
   OpenNamespaceReply reply{};
   HICACHE_RETURN_IF_ERROR(ask(
-      Op::kOpenNamespace, deadline,
+      NodeOp::kOpenNamespace, deadline,
       [&](WireWriter& writer) { encode(writer, OpenNamespaceRequest{digest, description}); },
       [&](WireReader reader) { return decode(reader, reply); }));
   if (reply.code != Code::kOk) return Status(reply.code, reply.message);

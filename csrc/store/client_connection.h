@@ -35,7 +35,7 @@ class ClientConnection {
   /// the reply's. If that returns false the connection is broken: whoever talks nonsense once is
   /// not believed again.
   template <typename Encode, typename Decode>
-  Status ask(Op op, Deadline deadline, Encode encode, Decode decode) {
+  Status ask(NodeOp op, Deadline deadline, Encode encode, Decode decode) {
     std::vector<uint8_t> reply;
     HICACHE_RETURN_IF_ERROR(exchange(op, encode, &reply, deadline));
     if (decode(WireReader(reply))) return Status();
@@ -46,7 +46,7 @@ class ClientConnection {
 
   /// Sends a request that has no reply.
   template <typename Encode>
-  Status tell(Op op, Deadline deadline, Encode encode) {
+  Status tell(NodeOp op, Deadline deadline, Encode encode) {
     return exchange(op, encode, nullptr, deadline);
   }
 
@@ -86,7 +86,7 @@ class ClientConnection {
   Status take_turn(Deadline deadline);
   void end_turn();
   template <typename Encode>
-  Status exchange(Op op, Encode encode, std::vector<uint8_t>* reply, Deadline deadline) {
+  Status exchange(NodeOp op, Encode encode, std::vector<uint8_t>* reply, Deadline deadline) {
     HICACHE_RETURN_IF_ERROR(take_turn(deadline));
     // Not before: it may say how much time is left.
     std::vector<uint8_t> frame = framed(encode);
@@ -94,7 +94,7 @@ class ClientConnection {
     end_turn();
     return status;
   }
-  Status exchange_in_turn(Op op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
+  Status exchange_in_turn(NodeOp op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
                           Deadline deadline);
   Status say_hello(const std::string& client_name, Deadline deadline);
 

@@ -27,7 +27,7 @@ struct Client::GetRange {
 
 Status Client::lease(const GetRange& range, Deadline deadline, Places& places) {
   return range.connection.ask(
-      Op::kLease, deadline,
+      NodeOp::kLease, deadline,
       [&](WireWriter& writer) { encode_keys(writer, range.index, range.flags, range.keys); },
       [&](WireReader reader) {
         return decode(reader, places, range.connection.place_bounds()) &&
@@ -91,8 +91,8 @@ Status Client::get_range(const GetRange& range, const TargetOf& target_of, Deadl
     range.codes[range.numbers[wanted[n]]] = code;
     if (code == Code::kCorrupt) corrupt.refs.push_back(place.ref);
   }
-  notify_refs(range.connection, Op::kReportCorrupt, corrupt, *until);
-  notify_refs(range.connection, Op::kRelease, leased, *until);
+  notify_refs(range.connection, NodeOp::kReportCorrupt, corrupt, *until);
+  notify_refs(range.connection, NodeOp::kRelease, leased, *until);
   return Status();
 }
 

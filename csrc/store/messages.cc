@@ -19,33 +19,33 @@ bool is_code(uint8_t value) {
 
 }  // namespace
 
-std::string_view op_name(Op op) {
+std::string_view op_name(NodeOp op) {
   switch (op) {
-    case Op::kHello:
+    case NodeOp::kHello:
       return "hello";
-    case Op::kOpenNamespace:
+    case NodeOp::kOpenNamespace:
       return "open_namespace";
-    case Op::kLookup:
+    case NodeOp::kLookup:
       return "lookup";
-    case Op::kLease:
+    case NodeOp::kLease:
       return "lease";
-    case Op::kRelease:
+    case NodeOp::kRelease:
       return "release";
-    case Op::kReserve:
+    case NodeOp::kReserve:
       return "reserve";
-    case Op::kCommit:
+    case NodeOp::kCommit:
       return "commit";
-    case Op::kRemove:
+    case NodeOp::kRemove:
       return "remove";
-    case Op::kClear:
+    case NodeOp::kClear:
       return "clear";
-    case Op::kSetPin:
+    case NodeOp::kSetPin:
       return "set_pin";
-    case Op::kReportCorrupt:
+    case NodeOp::kReportCorrupt:
       return "report_corrupt";
-    case Op::kStats:
+    case NodeOp::kStats:
       return "stats";
-    case Op::kStop:
+    case NodeOp::kStop:
       return "stop";
   }
   return "";

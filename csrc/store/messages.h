@@ -16,7 +16,7 @@
 
 namespace hicache {
 
-enum class Op : uint16_t {
+enum class NodeOp : uint16_t {
   kHello = 1,
   kOpenNamespace = 2,
   kLookup = 3,
@@ -35,7 +35,7 @@ inline constexpr size_t kOpCount = 14;  // One more than the largest, so that op
 inline constexpr uint16_t kReplyBit = 0x8000;
 
 /// "lookup", "lease" …: the label of metrics; empty for what is not an op.
-std::string_view op_name(Op op);
+std::string_view op_name(NodeOp op);
 
 /// Pages of one request. Larger batches are the caller's to split.
 inline constexpr size_t kBatchCountMax = 65536;

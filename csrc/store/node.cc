@@ -477,7 +477,7 @@ bool Node::handle_frames(Connection& connection) {
     }
     const size_t frame_size = kFrameHeaderSize + header.value().payload_size;
     if (bytes.size() < frame_size) return true;
-    const Op op = static_cast<Op>(header.value().op);
+    const NodeOp op = static_cast<NodeOp>(header.value().op);
     const uint64_t started_ns = monotonic_ns();
     const Payload payload = bytes.subspan(kFrameHeaderSize, header.value().payload_size);
     if (!handle(connection, op, header.value().request_id, payload)) return false;

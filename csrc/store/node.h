@@ -105,16 +105,16 @@ class Node {
   void serve_unfinished();
   /// Handles whole frames, up to a bound; false: close the connection.
   bool handle_frames(Connection& connection);
-  bool handle(Connection& connection, Op op, uint64_t request_id, Payload payload);
+  bool handle(Connection& connection, NodeOp op, uint64_t request_id, Payload payload);
   /// Each decodes its payload, answers into reply_, and returns false for a hostile payload.
   bool handle_hello(Connection& connection, uint64_t request_id, Payload payload);
   bool handle_open_namespace(Payload payload);
   bool handle_lookup(Connection& connection, Payload payload);
   bool handle_lease(Connection& connection, Payload payload);
-  bool handle_refs(Connection& connection, Op op, Payload payload);
+  bool handle_refs(Connection& connection, NodeOp op, Payload payload);
   bool handle_reserve(Connection& connection, Payload payload);
   bool handle_commit(Connection& connection, Payload payload);
-  bool handle_keys(Op op, Payload payload);
+  bool handle_keys(NodeOp op, Payload payload);
   /// Each handles one key of a request; a ticket of the SSD tier delays the reply.
   Code remove(NamespaceIndex index, const Key& key);
   Code set_pin(NamespaceIndex index, const Key& key, Pin pin);
@@ -123,10 +123,10 @@ class Node {
               uint64_t now_ms);
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms);
   /// Sends reply_, or keeps it until what it says will outlive a restart.
-  bool answer(Connection& connection, Op op, uint64_t request_id);
+  bool answer(Connection& connection, NodeOp op, uint64_t request_id);
   bool answer_deferred(Connection& connection, uint64_t now_ms, uint64_t* next_ms);
   /// What is said in its place, and why: done, but a restart may undo it.
-  std::vector<uint8_t> doubtful_reply(Op op, uint64_t request_id, Code why) const;
+  std::vector<uint8_t> doubtful_reply(NodeOp op, uint64_t request_id, Code why) const;
   bool send(Connection& connection, std::span<const uint8_t> bytes);
   bool flush(Connection& connection);
   void close_connection(int fd);

@@ -51,72 +51,72 @@ void add_histogram(JsonWriter& json, std::string_view name, const DurationHistog
   json.close('}');
 }
 
-bool has_reply(Op op) {
-  return op != Op::kRelease && op != Op::kReportCorrupt;
+bool has_reply(NodeOp op) {
+  return op != NodeOp::kRelease && op != NodeOp::kReportCorrupt;
 }
 
 }  // namespace
 
-bool Node::handle(Connection& connection, Op op, uint64_t request_id, Payload payload) {
+bool Node::handle(Connection& connection, NodeOp op, uint64_t request_id, Payload payload) {
   const bool known = !op_name(op).empty();
-  if (!known || (op == Op::kHello) == connection.has_session) {
+  if (!known || (op == NodeOp::kHello) == connection.has_session) {
     ++bad_frames_;
     return false;
   }
-  if (op == Op::kHello) return handle_hello(connection, request_id, payload);
+  if (op == NodeOp::kHello) return handle_hello(connection, request_id, payload);
   begin_frame(reply_);
   ticket_ = 0;
   patience_ms_ = kPatient;
   bool valid = false;
   switch (op) {
-    case Op::kOpenNamespace:
+    case NodeOp::kOpenNamespace:
       valid = handle_open_namespace(payload);
       break;
-    case Op::kLookup:
+    case NodeOp::kLookup:
       valid = handle_lookup(connection, payload);
       break;
-    case Op::kLease:
+    case NodeOp::kLease:
       valid = handle_lease(connection, payload);
       break;
-    case Op::kRelease:
-    case Op::kReportCorrupt:
+    case NodeOp::kRelease:
+    case NodeOp::kReportCorrupt:
       valid = handle_refs(connection, op, payload);
       break;
-    case Op::kReserve:
+    case NodeOp::kReserve:
       valid = handle_reserve(connection, payload);
       break;
-    case Op::kCommit:
+    case NodeOp::kCommit:
       valid = handle_commit(connection, payload);
       break;
-    case Op::kRemove:
-    case Op::kClear:
-    case Op::kSetPin:
+    case NodeOp::kRemove:
+    case NodeOp::kClear:
+    case NodeOp::kSetPin:
       valid = handle_keys(op, payload);
       break;
-    case Op::kStats:
+    case NodeOp::kStats:
       valid = payload.empty();
       WireWriter(reply_).put_string(make_stats_json());
       break;
-    case Op::kStop: {
+    case NodeOp::kStop: {
       valid = payload.empty();
       std::lock_guard lock(mutex_);
       stop_asked_ = stop_asked_ || valid;
       break;
     }
-    case Op::kHello:
+    case NodeOp::kHello:
       break;
   }
   if (!valid) {
     ++bad_frames_;
     return false;
   }
-  if (op == Op::kStop) changed_.notify_all();
+  if (op == NodeOp::kStop) changed_.notify_all();
   if (!has_reply(op)) return true;
   end_frame(reply_, static_cast<uint16_t>(op) | kReplyBit, request_id);
   return answer(connection, op, request_id);
 }
 
-bool Node::answer(Connection& connection, Op op, uint64_t request_id) {
+bool Node::answer(Connection& connection, NodeOp op, uint64_t request_id) {
   if (ticket_ == 0) return send(connection, reply_);
   if (ssd_->is_done(ticket_)) {
     if (!ssd_->is_lost(ticket_)) return send(connection, reply_);
@@ -132,11 +132,11 @@ bool Node::answer(Connection& connection, Op op, uint64_t request_id) {
   return true;
 }
 
-std::vector<uint8_t> Node::doubtful_reply(Op op, uint64_t request_id, Code why) const {
+std::vector<uint8_t> Node::doubtful_reply(NodeOp op, uint64_t request_id, Code why) const {
   std::vector<uint8_t> reply;
   begin_frame(reply);
   WireWriter writer(reply);
-  if (op == Op::kClear) {
+  if (op == NodeOp::kClear) {
     encode(writer, ClearReply{why, 0});
   } else {
     std::vector<Code> codes = codes_;
@@ -181,7 +181,7 @@ bool Node::handle_hello(Connection& connection, uint64_t request_id, Payload pay
   WireWriter writer(reply_);
   encode(writer, HelloReply{incarnation_, options_.pool_size_bytes,
                             static_cast<uint8_t>(reader_fds_.size())});
-  end_frame(reply_, static_cast<uint16_t>(Op::kHello) | kReplyBit, request_id);
+  end_frame(reply_, static_cast<uint16_t>(NodeOp::kHello) | kReplyBit, request_id);
   // Before the reply: once a client knows that it is connected the node must not look idle.
   connection.session = store_.open_session();
   connection.has_session = true;
@@ -230,10 +230,10 @@ bool Node::handle_lease(Connection& connection, Payload payload) {
   return true;
 }
 
-bool Node::handle_refs(Connection& connection, Op op, Payload payload) {
+bool Node::handle_refs(Connection& connection, NodeOp op, Payload payload) {
   RefsRequest request;
   if (!decode(WireReader(payload), request)) return false;
-  if (op == Op::kRelease) {
+  if (op == NodeOp::kRelease) {
     release(connection.session, request.refs, monotonic_ms());
     return true;
   }
@@ -335,19 +335,19 @@ uint64_t Node::clear(NamespaceIndex index) {
   return std::max(store_.clear(index), below);
 }
 
-bool Node::handle_keys(Op op, Payload payload) {
+bool Node::handle_keys(NodeOp op, Payload payload) {
   KeysRequest& request = keys_request_;
   if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
   patience_ms_ = request.patience_ms;
-  if (op == Op::kClear) {
+  if (op == NodeOp::kClear) {
     WireWriter writer(reply_);
     encode(writer, ClearReply{Code::kOk, clear(request.index)});
     return true;
   }
-  if (op == Op::kSetPin && request.flags >= kPinCount) return false;
+  if (op == NodeOp::kSetPin && request.flags >= kPinCount) return false;
   codes_.clear();
   for (const Key& key : request.keys) {
-    codes_.push_back(op == Op::kRemove
+    codes_.push_back(op == NodeOp::kRemove
                          ? remove(request.index, key)
                          : set_pin(request.index, key, static_cast<Pin>(request.flags)));
   }
@@ -371,7 +371,7 @@ std::string Node::make_stats_json() const {
   json.member("eviction_policy", eviction_kind_name(options_.eviction));
   json.open_member("requests_seconds", '{');
   for (size_t i = 0; i < kOpCount; ++i) {
-    const std::string_view name = op_name(static_cast<Op>(i));
+    const std::string_view name = op_name(static_cast<NodeOp>(i));
     if (name.empty()) continue;
     add_histogram(json, name, durations_[i]);
   }

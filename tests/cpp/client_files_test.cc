@@ -149,7 +149,7 @@ TEST_F(ClientFiles, PagesOfThePoolAndOfFilesComeInOneCall) {
       EXPECT_EQ(reader.client.stats().ssd_bytes, file_bytes);
       EXPECT_EQ(reader.client.stats().ssd_failed_pages, 0U);
       EXPECT_TRUE(eventually(
-          2000, [&] { return shelf.node->refs_of(Op::kRelease).size() == kSizes.size(); }));
+          2000, [&] { return shelf.node->refs_of(NodeOp::kRelease).size() == kSizes.size(); }));
     }
   }
 }
@@ -217,7 +217,7 @@ TEST_F(ClientFiles, AFlippedBitIsAMissAndReported) {
   }
   EXPECT_EQ(reader.client.stats().corrupt_pages, 1U);
   EXPECT_TRUE(eventually(2000, [&] {
-    const std::vector<PageRef> reported = shelf.node->refs_of(Op::kReportCorrupt);
+    const std::vector<PageRef> reported = shelf.node->refs_of(NodeOp::kReportCorrupt);
     return reported.size() == 1 && reported[0].page == damaged && reported[0].generation == 7;
   }));
 }
@@ -239,7 +239,7 @@ TEST_F(ClientFiles, WhatAFileDoesNotHaveIsUnavailableAndNotCorrupt) {
   }
   EXPECT_EQ(reader.client.stats().ssd_failed_pages, failed);
   EXPECT_EQ(reader.client.stats().corrupt_pages, 0U);
-  EXPECT_TRUE(shelf.node->refs_of(Op::kReportCorrupt).empty());
+  EXPECT_TRUE(shelf.node->refs_of(NodeOp::kReportCorrupt).empty());
 }
 
 TEST_F(ClientFiles, BusyPagesAreAskedForAgainTwiceAtMost) {

@@ -85,12 +85,13 @@ TEST(Client, AClearEndsThePutsThatItMeets) {
   ASSERT_TRUE(other.client.clear(other.space).ok());
   // What was reserved before cannot be committed, and a later range of the same put is refused.
   const auto committed = raw->call(RawClient::frame_of(
-      Op::kCommit, CommitRequest{0, 0, {{first.places[0].ref, 1, WriteOutcome::kWritten}}}));
+      NodeOp::kCommit, CommitRequest{0, 0, {{first.places[0].ref, 1, WriteOutcome::kWritten}}}));
   std::vector<Code> codes;
   ASSERT_TRUE(committed && decode_codes(WireReader(*committed), codes));
   EXPECT_EQ(codes, std::vector<Code>{Code::kCancelled});
   const Places later = raw->places(RawClient::frame_of(
-      Op::kReserve, ReserveRequest{index, 0, Pin::kNone, first.space, Key{}, {key_of(2)}, {1000}}));
+      NodeOp::kReserve,
+      ReserveRequest{index, 0, Pin::kNone, first.space, Key{}, {key_of(2)}, {1000}}));
   EXPECT_EQ(later.places.at(0).code, Code::kCancelled);
   EXPECT_NE(later.space, first.space);
   EXPECT_EQ(stat_of(*node, "pages"), 0U);
@@ -145,7 +146,8 @@ TEST(Client, OneThatCannotMapThePoolDoesNotTakeItFromOthers) {
     const Places places = raw->reserve(index, {key_of(1000 + round)}, 2 * kMiB);
     ASSERT_EQ(places.places[0].code, Code::kOk) << "round " << round;
     const auto answer = raw->call(RawClient::frame_of(
-        Op::kCommit, CommitRequest{0, 0, {{places.places[0].ref, 0, WriteOutcome::kUnbacked}}}));
+        NodeOp::kCommit,
+        CommitRequest{0, 0, {{places.places[0].ref, 0, WriteOutcome::kUnbacked}}}));
     std::vector<Code> codes;
     ASSERT_TRUE(answer && decode_codes(WireReader(*answer), codes));
     EXPECT_EQ(codes, std::vector<Code>{Code::kNoSpace});

@@ -50,9 +50,9 @@ class FakeNode {
   };
 
   /// Pages that were released, or reported as corrupt, so far.
-  std::vector<PageRef> refs_of(Op op) {
+  std::vector<PageRef> refs_of(NodeOp op) {
     std::lock_guard lock(mutex_);
-    return op == Op::kRelease ? released_ : corrupt_;
+    return op == NodeOp::kRelease ? released_ : corrupt_;
   }
 
   const std::string path = socket_name();
@@ -79,18 +79,18 @@ class FakeNode {
     if (!header.ok()) return false;
     bytes.resize(header.value().payload_size);
     if (!receive_all(client, bytes, deadline).ok()) return false;
-    const auto op = static_cast<Op>(header.value().op);
+    const auto op = static_cast<NodeOp>(header.value().op);
     std::vector<uint8_t> reply;
     begin_frame(reply);
     WireWriter writer(reply);
     std::vector<int> passed;
-    if (op == Op::kHello) {
+    if (op == NodeOp::kHello) {
       encode(writer, HelloReply{1, kPoolSize, announced_});
       passed.push_back(pool->fd().get());
       passed.insert(passed.end(), files_.begin(), files_.end());
-    } else if (op == Op::kOpenNamespace) {
+    } else if (op == NodeOp::kOpenNamespace) {
       encode(writer, OpenNamespaceReply{Code::kOk, 0, ""});
-    } else if (op == Op::kLease) {
+    } else if (op == NodeOp::kLease) {
       KeysRequest request;
       if (!decode(WireReader(bytes), request)) return false;
       encode_locations(writer, lease(request));
@@ -102,11 +102,11 @@ class FakeNode {
     return send_all(client, reply, deadline, passed).ok();
   }
 
-  void note_refs(Op op, std::span<const uint8_t> payload) {
+  void note_refs(NodeOp op, std::span<const uint8_t> payload) {
     RefsRequest request;
     EXPECT_TRUE(decode(WireReader(payload), request));
     std::lock_guard lock(mutex_);
-    std::vector<PageRef>& noted = op == Op::kRelease ? released_ : corrupt_;
+    std::vector<PageRef>& noted = op == NodeOp::kRelease ? released_ : corrupt_;
     noted.insert(noted.end(), request.refs.begin(), request.refs.end());
   }
 

@@ -92,25 +92,26 @@ TEST(NodeFaults, HostileFramesCloseThatConnectionOnly) {
     EXPECT_TRUE(is_closed_after(frame_header(999, 0)));
     EXPECT_TRUE(is_closed_after(frame_header(0x8003, 0))) << "a reply";
     EXPECT_TRUE(is_closed_after(frame_header(3, 0))) << "an empty look-up";
-    EXPECT_TRUE(is_closed_after(RawClient::frame_of(Op::kHello, HelloRequest{"again"})));
-    EXPECT_TRUE(is_closed_after(RawClient::keys_frame(Op::kLookup, 77, 0, keys_of(0, 3))))
+    EXPECT_TRUE(is_closed_after(RawClient::frame_of(NodeOp::kHello, HelloRequest{"again"})));
+    EXPECT_TRUE(is_closed_after(RawClient::keys_frame(NodeOp::kLookup, 77, 0, keys_of(0, 3))))
         << "a namespace that does not exist";
-    EXPECT_TRUE(is_closed_after(RawClient::keys_frame(Op::kSetPin, 0, 9, keys_of(0, 3))));
-    std::vector<uint8_t> count_too_large = RawClient::keys_frame(Op::kLease, 0, 0, keys_of(0, 3));
+    EXPECT_TRUE(is_closed_after(RawClient::keys_frame(NodeOp::kSetPin, 0, 9, keys_of(0, 3))));
+    std::vector<uint8_t> count_too_large =
+        RawClient::keys_frame(NodeOp::kLease, 0, 0, keys_of(0, 3));
     count_too_large[kFrameHeaderSize + 5] = 200;
     EXPECT_TRUE(is_closed_after(count_too_large));
     std::vector<uint8_t> longer = frame_header(3, 1000);
     longer.insert(longer.end(), zeros.begin(), zeros.end());
     EXPECT_TRUE(is_closed_after(longer));
     RawClient no_hello(node.socket_path());
-    no_hello.send(RawClient::keys_frame(Op::kLookup, 0, 0, keys_of(0, 3)));
+    no_hello.send(RawClient::keys_frame(NodeOp::kLookup, 0, 0, keys_of(0, 3)));
     EXPECT_TRUE(no_hello.is_closed()) << "a request before hello";
   });
 }
 
 TEST(NodeFaults, FramesCutAnywhereHarmNobody) {
   attack_beside_a_client(0, [](Node& node) {
-    const std::vector<uint8_t> frame = RawClient::keys_frame(Op::kLookup, 0, 0, keys_of(0, 2));
+    const std::vector<uint8_t> frame = RawClient::keys_frame(NodeOp::kLookup, 0, 0, keys_of(0, 2));
     for (size_t size = 0; size < frame.size(); size += 3) {
       auto client = RawClient::greeted(node.socket_path());
       ASSERT_TRUE(client);
@@ -126,7 +127,7 @@ TEST(NodeFaults, FramesMayComeByteByByte) {
   const NamespaceIndex index = client->open_namespace(testing::kTestNamespace);
   std::vector<uint8_t> frames;
   for (int i = 0; i < 5; ++i) {
-    const auto frame = RawClient::keys_frame(Op::kLookup, index, 0, keys_of(0, 3));
+    const auto frame = RawClient::keys_frame(NodeOp::kLookup, index, 0, keys_of(0, 3));
     frames.insert(frames.end(), frame.begin(), frame.end());
   }
   for (const uint8_t byte : frames) ASSERT_TRUE(client->send({&byte, 1}));
@@ -152,7 +153,7 @@ TEST(NodeFaults, AClientThatDoesNotReadIsCutOff) {
     ASSERT_TRUE(client);
     const NamespaceIndex index = client->open_namespace(testing::kTestNamespace);
     const auto frame =
-        RawClient::keys_frame(Op::kLookup, index, 0, std::vector<Key>(kBatchCountMax));
+        RawClient::keys_frame(NodeOp::kLookup, index, 0, std::vector<Key>(kBatchCountMax));
     // 64 KiB of answers each, never read: the node gives up at some bound, the sender blocks or
     // fails.
     bool is_cut = false;
@@ -168,7 +169,8 @@ TEST(NodeFaults, ASlowReaderGetsEverythingInOrder) {
   constexpr int kRequests = 300;
   std::thread sender([&] {
     for (uint64_t i = 1; i <= kRequests; ++i) {
-      ASSERT_TRUE(client->send(RawClient::keys_frame(Op::kLookup, index, 0, keys_of(0, i * 10))));
+      ASSERT_TRUE(
+          client->send(RawClient::keys_frame(NodeOp::kLookup, index, 0, keys_of(0, i * 10))));
     }
   });
   for (uint64_t i = 1; i <= kRequests; ++i) {
@@ -184,7 +186,7 @@ TEST(NodeFaults, ASilentConnectionIsClosed) {
   auto node = start_node(4 * kMiB);
   RawClient silent(node->socket_path());
   RawClient half(node->socket_path());
-  const auto hello = RawClient::frame_of(Op::kHello, HelloRequest{"x"});
+  const auto hello = RawClient::frame_of(NodeOp::kHello, HelloRequest{"x"});
   half.send(std::span(hello).first(10));
   SimpleClient client(node->socket_path());
   EXPECT_FALSE(silent.is_closed(1000));

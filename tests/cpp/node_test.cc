@@ -316,7 +316,7 @@ TEST(Node, ABatchThatNamesTooManyExtentsIsCut) {
   }
   RefsRequest refs;
   for (const Place& place : all.places) refs.refs.push_back(place.ref);
-  ASSERT_TRUE(raw->send(RawClient::frame_of(Op::kRelease, refs)));
+  ASSERT_TRUE(raw->send(RawClient::frame_of(NodeOp::kRelease, refs)));
   std::vector<Code> codes;
   client.client.remove(client.space, leaving, codes);
   ASSERT_EQ(client.put(key_of(5000), bytes_of(5000, kSlots / 2 * kSlotSize)), Code::kOk);
@@ -329,7 +329,7 @@ TEST(Node, ABatchThatNamesTooManyExtentsIsCut) {
   for (const Place& place : places.places) {
     if (place.code == Code::kOk) refs.refs.push_back(place.ref);
   }
-  ASSERT_TRUE(raw->send(RawClient::frame_of(Op::kRelease, refs)));
+  ASSERT_TRUE(raw->send(RawClient::frame_of(NodeOp::kRelease, refs)));
   EXPECT_TRUE(eventually(2000, [&] { return stat_of(*node, "leases") == 0; }))
       << "the leases of what was cut are gone as well";
 }

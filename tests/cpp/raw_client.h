@@ -30,7 +30,7 @@ class RawClient {
   }
 
   bool say_hello() {
-    std::vector<uint8_t> frame = frame_of(Op::kHello, HelloRequest{"raw"});
+    std::vector<uint8_t> frame = frame_of(NodeOp::kHello, HelloRequest{"raw"});
     if (!send_all(socket, frame, Deadline::after_ms(2000)).ok()) return false;
     frame.resize(kFrameHeaderSize + kHelloReplySize);
     Fd fd;
@@ -44,7 +44,7 @@ class RawClient {
   }
 
   template <typename Message>
-  static std::vector<uint8_t> frame_of(Op op, const Message& message) {
+  static std::vector<uint8_t> frame_of(NodeOp op, const Message& message) {
     std::vector<uint8_t> frame;
     begin_frame(frame);
     WireWriter writer(frame);
@@ -52,7 +52,7 @@ class RawClient {
     end_frame(frame, static_cast<uint16_t>(op), 1);
     return frame;
   }
-  static std::vector<uint8_t> keys_frame(Op op, NamespaceIndex index, uint8_t flags,
+  static std::vector<uint8_t> keys_frame(NodeOp op, NamespaceIndex index, uint8_t flags,
                                          std::span<const Key> keys) {
     std::vector<uint8_t> frame;
     begin_frame(frame);
@@ -83,7 +83,8 @@ class RawClient {
   }
 
   NamespaceIndex open_namespace(const NamespaceDigest& digest) {
-    const auto payload = call(frame_of(Op::kOpenNamespace, OpenNamespaceRequest{digest, "raw"}));
+    const auto payload =
+        call(frame_of(NodeOp::kOpenNamespace, OpenNamespaceRequest{digest, "raw"}));
     OpenNamespaceReply reply{};
     EXPECT_TRUE(payload && decode(WireReader(*payload), reply) && reply.code == Code::kOk);
     return reply.index;
@@ -98,12 +99,12 @@ class RawClient {
 
   Places reserve(NamespaceIndex index, std::vector<Key> keys, uint64_t size) {
     std::vector<uint64_t> sizes(keys.size(), size);
-    return places(frame_of(Op::kReserve, ReserveRequest{index, 0, Pin::kNone, kAnySpace, Key{},
-                                                        std::move(keys), std::move(sizes)}));
+    return places(frame_of(NodeOp::kReserve, ReserveRequest{index, 0, Pin::kNone, kAnySpace, Key{},
+                                                            std::move(keys), std::move(sizes)}));
   }
 
   Places lease(NamespaceIndex index, std::span<const Key> keys) {
-    return places(keys_frame(Op::kLease, index, 0, keys));
+    return places(keys_frame(NodeOp::kLease, index, 0, keys));
   }
 
   /// True once the node has closed this connection.

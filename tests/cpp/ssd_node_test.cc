@@ -154,12 +154,12 @@ TEST_F(SsdNodeFaultsTest, AnAnswerWaitsForASlowDiskAndTheNodeForNobody) {
     const auto leaving = RawClient::greeted(node_->socket_path());
     const NamespaceIndex index = leaving->open_namespace(testing::kTestNamespace);
     const Key key = key_of(4);
-    leaving->send(RawClient::keys_frame(Op::kRemove, index, 0, {&key, 1}));
+    leaving->send(RawClient::keys_frame(NodeOp::kRemove, index, 0, {&key, 1}));
   }
   const auto babbling = RawClient::greeted(node_->socket_path());
   const NamespaceIndex index = babbling->open_namespace(testing::kTestNamespace);
   const Key key = key_of(5);
-  std::vector<uint8_t> frames = RawClient::keys_frame(Op::kRemove, index, 0, {&key, 1});
+  std::vector<uint8_t> frames = RawClient::keys_frame(NodeOp::kRemove, index, 0, {&key, 1});
   frames.resize(frames.size() + 4096, 0xEE);
   babbling->send(frames);
   for (const uint64_t n : {3, 4, 5}) {
