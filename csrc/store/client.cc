@@ -323,7 +323,7 @@ Status Client::put_range(const PutRange& range, PutOptions* options, Deadline* u
       reserve(range.connection, range.index, range.keys, range.sizes, *options, *until, places));
   options->space = places.space;
   std::vector<size_t> written;
-  CopyPlan plan(range.connection, Direction::kMemoryToPool, true);
+  CopyPlan plan(range.connection, CopyDirection::kMemoryToPool, true);
   for (size_t i = 0; i < range.keys.size(); ++i) {
     range.codes[i] = places.places[i].code;
     if (range.codes[i] != Code::kOk) continue;

@@ -64,7 +64,7 @@ Status Client::get_range(const GetRange& range, const TargetOf& target_of, Deadl
   RefsRequest leased;
   std::vector<size_t> wanted;
   std::vector<std::vector<MemorySegment>> targets(range.keys.size());
-  CopyPlan plan(range.connection, Direction::kPoolToMemory, options_.verify);
+  CopyPlan plan(range.connection, CopyDirection::kPoolToMemory, options_.verify);
   for (size_t i = 0; i < range.keys.size(); ++i) {
     const Place& place = places.places[i];
     Code& code = range.codes[range.numbers[i]];

@@ -38,7 +38,7 @@ class PieceCursor {
 
 }  // namespace
 
-CopyPlan::CopyPlan(ClientConnection& connection, Direction direction, bool checksum)
+CopyPlan::CopyPlan(ClientConnection& connection, CopyDirection direction, bool checksum)
     : connection_(connection), direction_(direction), checksum_(checksum) {}
 
 void CopyPlan::add(uint64_t size, uint8_t device, std::span<const Extent> extents,
@@ -159,7 +159,7 @@ void CopyPlan::copy(Stripe& stripe) {
   }
   const Page& page = pages_[stripe.page];
   const uint64_t size = size_of(stripe);
-  const SharedMemory::Access access = direction_ == Direction::kPoolToMemory
+  const SharedMemory::Access access = direction_ == CopyDirection::kPoolToMemory
                                           ? SharedMemory::Access::kRead
                                           : SharedMemory::Access::kWrite;
   PieceCursor<Extent> extent(page.extents, stripe.offset);
@@ -176,8 +176,8 @@ void CopyPlan::copy(Stripe& stripe) {
     }
     uint8_t* pool = connection_.pool() + pool_offset;
     uint8_t* memory = segment.piece().address + segment.inside();
-    uint8_t* target = direction_ == Direction::kPoolToMemory ? memory : pool;
-    const uint8_t* source = direction_ == Direction::kPoolToMemory ? pool : memory;
+    uint8_t* target = direction_ == CopyDirection::kPoolToMemory ? memory : pool;
+    const uint8_t* source = direction_ == CopyDirection::kPoolToMemory ? pool : memory;
     copy_piece(checksum_copy, target, source, piece);
     left -= piece;
     extent.advance(piece);

@@ -18,7 +18,7 @@ namespace hicache {
 
 struct MemorySegment;
 
-enum class Direction : uint8_t { kPoolToMemory, kMemoryToPool };
+enum class CopyDirection : uint8_t { kPoolToMemory, kMemoryToPool };
 
 /// kUnbacked: no memory stands behind its place in the pool. kStopped: the connection broke, and
 /// with it the lease or reservation that the copy relied on. kFailed: its file could not be read,
@@ -27,7 +27,7 @@ enum class CopyOutcome : uint8_t { kCopied, kUnbacked, kStopped, kFailed };
 
 class CopyPlan {
  public:
-  CopyPlan(ClientConnection& connection, Direction direction, bool checksum);
+  CopyPlan(ClientConnection& connection, CopyDirection direction, bool checksum);
 
   /// Adds one page, of the pool or of a file (see Place::device). The spans must stay valid until
   /// run() returns; their sizes add up to `size`.
@@ -84,7 +84,7 @@ class CopyPlan {
   void finish(Stripe& stripe, ChecksumCopy& checksum_copy) const;
 
   ClientConnection& connection_;
-  const Direction direction_;
+  const CopyDirection direction_;
   const bool checksum_;
   uint64_t total_size_ = 0;
   uint64_t file_size_ = 0;              // Of it, in files.
