@@ -43,6 +43,7 @@ from mooncake_hicache.options_types import (
     SliceSize,
     SsdPlaces,
     SsdSize,
+    TopologyPath,
     Transports,
     absolute_path,
     lower_case,
@@ -377,9 +378,10 @@ class TransferOptions(OptionsBase):
     """A JSON object of settings of the RDMA transport (queue pairs, depths, GID, traffic class).
     Empty: all as it comes."""
 
-    topology: Path_ = ""
+    topology: TopologyPath = ""
     """A JSON file with the costs between devices and places of memory, as `mooncake-hicache
-    topology` prints it. Empty: as the transports tell, corrected by what is measured."""
+    topology` prints it. auto: what this machine tells. Empty: as the transports tell. Either way
+    costs are corrected by what is measured."""
 
     def port_range(self) -> tuple[int, int]:
         """Return the first and the last port to listen on; (0, 0) for any."""

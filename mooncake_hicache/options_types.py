@@ -19,6 +19,7 @@ from mooncake_hicache.units import format_size, parse_duration_ms, parse_percent
 __all__ = [
     "POOL_SIZE_MIN_BYTES",
     "SSD_SIZE_MIN_BYTES",
+    "TOPOLOGY_AUTO",
     "Budget",
     "DiskShare",
     "Milliseconds",
@@ -30,6 +31,7 @@ __all__ = [
     "SliceSize",
     "SsdPlaces",
     "SsdSize",
+    "TopologyPath",
     "Transports",
     "absolute_path",
     "lower_case",
@@ -49,6 +51,7 @@ REGION_SIZE_UNIT_BYTES = 64 * KiB
 SLICE_SIZE_MIN_BYTES = 4 * KiB
 PORT_MAX = 65535
 TRANSPORTS = ("local", "rdma", "tcp")
+TOPOLOGY_AUTO = "auto"
 _TRANSPORTS_EXAMPLE = 'write some of "local,rdma,tcp"'
 
 
@@ -242,6 +245,9 @@ def _checked_place(item: str, example: str) -> tuple[str, str]:
 
 
 Path_ = Annotated[str, BeforeValidator(absolute_path)]
+TopologyPath = Annotated[
+    str, BeforeValidator(lambda value: value if value == TOPOLOGY_AUTO else absolute_path(value))
+]
 Milliseconds = Annotated[int, BeforeValidator(parse_duration_ms)]
 Seconds = Annotated[int, BeforeValidator(_seconds)]
 PoolSize = Annotated[str, BeforeValidator(_pool_size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,9 +12,19 @@ import numpy as np
 from mooncake_hicache.buffers import spans_of
 from mooncake_hicache.config import TransferOptions
 from mooncake_hicache.errors import ClosedError, InvalidArgumentError
+from mooncake_hicache.options_types import TOPOLOGY_AUTO
 from mooncake_hicache.secret import resolve_secret
+from mooncake_hicache.topology import detect, topology_of
 
-__all__ = ["Gone", "address_of", "core_options", "host_port", "number_of", "public_host"]
+__all__ = [
+    "Gone",
+    "address_of",
+    "core_options",
+    "host_port",
+    "number_of",
+    "public_host",
+    "topology_text",
+]
 
 
 class Gone:
@@ -33,14 +44,6 @@ def core_options(options: TransferOptions) -> dict[str, Any]:
         InvalidArgumentError, IoError: The secret or the topology cannot be read.
     """
     port_min, port_max = options.port_range()
-    topology = ""
-    if options.topology:
-        try:
-            topology = Path(options.topology).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidArgumentError(
-                f"cannot read the topology {options.topology}: {error}"
-            ) from None
     return {
         "name": options.name,
         "bind_host": options.host,
@@ -64,8 +67,27 @@ def core_options(options: TransferOptions) -> dict[str, Any]:
         "local_copy_threads": options.local_copy_thread_count(),
         "rdma_devices": options.rdma_devices,
         "rdma_options": options.rdma_settings,
-        "topology": topology,
+        "topology": topology_text(options.topology),
     }
+
+
+def topology_text(option: str) -> str:
+    """Return the topology that an option means, as the core reads it; empty for none.
+
+    Args:
+        option: Empty, a file, or `auto`: what sysfs tells of this machine.
+
+    Raises:
+        InvalidArgumentError: The file cannot be read.
+    """
+    if not option:
+        return ""
+    if option == TOPOLOGY_AUTO:
+        return json.dumps(topology_of(detect()).to_json())
+    try:
+        return Path(option).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"cannot read the topology {option}: {error}") from None
 
 
 def public_host(options: TransferOptions) -> str:

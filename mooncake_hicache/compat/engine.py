@@ -17,9 +17,11 @@ Nothing here raises for trouble of the environment: 0 is success, a negative num
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 
-from mooncake_hicache.compat.engine_base import EngineBase
+from mooncake_hicache.compat.engine_base import CONNECT_TIMEOUT_MS
+from mooncake_hicache.compat.engine_memory import EngineMemory
 from mooncake_hicache.compat.kinds import (
     FAILED,
     OK,
@@ -36,6 +38,7 @@ from mooncake_hicache.compat.kinds import (
 from mooncake_hicache.compat.settings import transfer_timeout_ms
 from mooncake_hicache.errors import Error, NotFoundError, TimeoutError_
 from mooncake_hicache.transfer import Batch, Segment
+from mooncake_hicache.transfer import TransferEngine as InnerTransferEngine
 
 __all__ = [
     "SUPPORT_CUDA",
@@ -45,6 +48,8 @@ __all__ = [
     "SUPPORT_MNNVL",
     "SUPPORT_MUSA",
     "CoroRPCInterface",
+    "InnerTransferEngine",
+    "Read",
     "ReceivedData",
     "ReceivedTensor",
     "RpcInterface",
@@ -52,6 +57,7 @@ __all__ = [
     "TransferEngine",
     "TransferNotify",
     "TransferOpcode",
+    "Write",
     "create_rpc_client",
     "create_rpc_server",
 ]
@@ -59,14 +65,18 @@ __all__ = [
 SUPPORT_CUDA = SUPPORT_EFA = SUPPORT_HIP = False
 SUPPORT_INTRA_NVLINK = SUPPORT_MNNVL = SUPPORT_MUSA = False
 
+Read, Write = TransferOpcode.Read, TransferOpcode.Write
+
 _DONE, _PENDING, _TIMED_OUT = 1, 0, -2
 _REMEMBERED_MAX = 4096
+_OPEN_MAX = 1024
 
 
-class TransferEngine(EngineBase):
-    """The original's engine. Any thread may call; nothing raises but for wrong types."""
+class TransferEngine(EngineMemory):
+    """The original's engine. Any thread may call; nothing raises but for wrong types.
 
-    TransferOpcode = TransferOpcode
+    Not usable after `fork()`: make another one in the child.
+    """
 
     # ---- transfers that wait
 
@@ -84,7 +94,7 @@ class TransferEngine(EngineBase):
             buffer,
             peer_buffer_address,
             length,
-            TransferOpcode.Write,
+            Write,
             transport_hint=transport_hint,
         )
 
@@ -102,7 +112,7 @@ class TransferEngine(EngineBase):
             buffer,
             peer_buffer_address,
             length,
-            TransferOpcode.Read,
+            Read,
             transport_hint=transport_hint,
         )
 
@@ -125,9 +135,9 @@ class TransferEngine(EngineBase):
             "transfer_sync",
             self._move_one,
             target_hostname,
-            buffer,
-            peer_buffer_address,
-            length,
+            operator.index(buffer),
+            operator.index(peer_buffer_address),
+            operator.index(length),
             opcode,
             notify,
         )
@@ -141,14 +151,10 @@ class TransferEngine(EngineBase):
         opcode: TransferOpcode,
         notify: TransferNotify | None,
     ) -> int:
-        def move(segment: Segment) -> None:
-            timeout_ms = transfer_timeout_ms(size)
-            if opcode == TransferOpcode.Write:
-                segment.write(local, remote, size, timeout_ms=timeout_ms)
-            else:
-                segment.read(local, remote, size, timeout_ms=timeout_ms)
-
-        self._with_peer(name, move, notify)
+        segment = self._living(name)
+        move = segment.write if opcode == Write else segment.read
+        move(local, remote, size, timeout_ms=transfer_timeout_ms(size))
+        _leave(segment, notify)
         return OK
 
     def batch_transfer_sync_write(
@@ -165,7 +171,7 @@ class TransferEngine(EngineBase):
             buffers,
             peer_buffer_addresses,
             lengths,
-            TransferOpcode.Write,
+            Write,
             transport_hint=transport_hint,
         )
 
@@ -183,7 +189,7 @@ class TransferEngine(EngineBase):
             buffers,
             peer_buffer_addresses,
             lengths,
-            TransferOpcode.Read,
+            Read,
             transport_hint=transport_hint,
         )
 
@@ -219,14 +225,10 @@ class TransferEngine(EngineBase):
         opcode: TransferOpcode,
         notify: TransferNotify | None,
     ) -> int:
-        def move(segment: Segment) -> None:
-            timeout_ms = transfer_timeout_ms(sum(sizes))
-            if opcode == TransferOpcode.Write:
-                segment.write_batch(locals_, remotes, sizes, timeout_ms=timeout_ms)
-            else:
-                segment.read_batch(locals_, remotes, sizes, timeout_ms=timeout_ms)
-
-        self._with_peer(name, move, notify)
+        segment = self._living(name)
+        move = segment.write_batch if opcode == Write else segment.read_batch
+        move(locals_, remotes, sizes, timeout_ms=transfer_timeout_ms(sum(sizes)))
+        _leave(segment, notify)
         return OK
 
     # ---- transfers that do not wait
@@ -245,10 +247,10 @@ class TransferEngine(EngineBase):
             "transfer_submit_write",
             self._submit,
             target_hostname,
-            [buffer],
-            [peer_buffer_address],
-            [length],
-            TransferOpcode.Write,
+            [operator.index(buffer)],
+            [operator.index(peer_buffer_address)],
+            [operator.index(length)],
+            Write,
         )
 
     def transfer_check_status(self, batch_id: int) -> int:
@@ -273,7 +275,7 @@ class TransferEngine(EngineBase):
             buffers,
             peer_buffer_addresses,
             lengths,
-            TransferOpcode.Write,
+            Write,
             transport_hint,
         )
 
@@ -291,7 +293,7 @@ class TransferEngine(EngineBase):
             buffers,
             peer_buffer_addresses,
             lengths,
-            TransferOpcode.Read,
+            Read,
             transport_hint,
         )
 
@@ -338,14 +340,23 @@ class TransferEngine(EngineBase):
         sizes: Sequence[int],
         opcode: TransferOpcode,
     ) -> int:
-        def submit(segment: Segment) -> Batch:
-            start = segment.submit_write if opcode == TransferOpcode.Write else segment.submit_read
-            return start(locals_, remotes, sizes, timeout_ms=transfer_timeout_ms(sum(sizes)))
-
-        batch: Batch = self._with_peer(name, submit)
+        segment = self._living(name)
+        submit = segment.submit_write if opcode == Write else segment.submit_read
+        batch = submit(locals_, remotes, sizes, timeout_ms=transfer_timeout_ms(sum(sizes)))
+        number = batch.number
         with self._lock:
-            self._batches[batch.number] = batch
-        return batch.number
+            self._batches[number] = batch
+            is_crowded = len(self._batches) > _OPEN_MAX
+        if is_crowded:
+            self._settle()
+        return number
+
+    def _settle(self) -> None:
+        """Release batches that are over, for callers who never ask how theirs ended."""
+        with self._lock:
+            batches = list(self._batches.items())
+        for number, batch in batches:
+            self._outcome(number, batch, batch.poll)
 
     def _outcome(self, batch_id: int, batch: Batch, ask: Callable[[], bool]) -> int:
         """How a batch stands; one that is over is released, and its outcome kept."""
@@ -366,3 +377,8 @@ class TransferEngine(EngineBase):
                 self._outcomes.popitem(last=False)
         batch.release()
         return code
+
+
+def _leave(segment: Segment, notify: TransferNotify | None) -> None:
+    if notify is not None:
+        segment.notify(notify.name, notify.msg, timeout_ms=CONNECT_TIMEOUT_MS)

@@ -1,14 +1,13 @@
-"""What the methods of `mooncake.engine.TransferEngine` have in common: life, memory, peers."""
+"""What the methods of `mooncake.engine.TransferEngine` have in common: life, errors, peers."""
 
 from __future__ import annotations
 
-import ctypes
-import json
 import logging
+import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,9 @@ from mooncake_hicache.compat.kinds import (
     OK,
     PEER_UNREACHABLE,
     TransferNotify,
+    TransferOpcode,
 )
+from mooncake_hicache.compat.local_topology import devices_of, local_topology
 from mooncake_hicache.compat.peers import Peers
 from mooncake_hicache.compat.settings import engine_settings
 from mooncake_hicache.errors import (
@@ -33,9 +34,10 @@ from mooncake_hicache.errors import (
     UnsupportedError,
 )
 from mooncake_hicache.metadata import HANDSHAKE, Entry, Metadata, open_metadata, owner_here
-from mooncake_hicache.topology import detect, topology_of
+from mooncake_hicache.options_types import TOPOLOGY_AUTO
 from mooncake_hicache.transfer import Batch, Segment
 from mooncake_hicache.transfer import TransferEngine as Engine
+from mooncake_hicache.transfer_core import topology_text
 
 __all__ = ["CONNECT_TIMEOUT_MS", "EngineBase"]
 
@@ -43,10 +45,13 @@ _log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_MS = 5000
 _LOG_INTERVAL_S = 10.0
+_LOGGED_MAX = 256
 
 
 class EngineBase:
     """See `mooncake_hicache.compat.engine.TransferEngine`."""
+
+    TransferOpcode = TransferOpcode
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -68,7 +73,7 @@ class EngineBase:
     def initialize(
         self, local_hostname: str, metadata_server: str, protocol: str, device_name: str = ""
     ) -> int:
-        """Start. Called again, it ends what was and starts anew, as in the original.
+        """Start: 0, or -1. Called again, it ends what was and starts anew, as in the original.
 
         Args:
             local_hostname: This machine, as peers reach it: "host" or "host:port"; the port is
@@ -107,17 +112,19 @@ class EngineBase:
             _log.warning("%s", notice)
         metadata = open_metadata(metadata_server)
         by_name = metadata_server != HANDSHAKE
-        engine = Engine(
-            name=local_hostname if by_name else "",
-            host=settings.host,
-            public_host=settings.public_host,
-            ports=settings.ports,
-            transports=settings.transports,
-            rdma_devices=settings.rdma_devices,
-            topology=settings.topology,
-        )
-        for notice in engine.notices:
-            _log.info("%s", notice)
+        try:
+            engine = Engine(
+                name=local_hostname if by_name else "",
+                host=settings.host,
+                public_host=settings.public_host,
+                ports=settings.ports,
+                transports=settings.transports,
+                rdma_devices=settings.rdma_devices,
+                topology=settings.topology or (TOPOLOGY_AUTO if self._is_aware_of_topology else ""),
+            )
+        except Error:
+            metadata.close()
+            raise
         try:
             if by_name:
                 metadata.publish(local_hostname, Entry(engine.address, engine.epoch, owner_here()))
@@ -125,14 +132,15 @@ class EngineBase:
             engine.close()
             metadata.close()
             raise
-        self._engine, self._metadata = engine, metadata
-        self._peers = Peers(engine, metadata)
-        if self._prefetches:
-            self._peers.keep_warm()
+        with self._lock:
+            self._engine, self._metadata = engine, metadata
+            self._peers = Peers(engine, metadata)
+            if self._prefetches:
+                self._peers.keep_warm()
         return OK
 
     def close(self) -> None:
-        """End everything (ours: the original ends when it is collected)."""
+        """End everything (ours: the original ends when it is collected). May be called again."""
         with self._lock:
             engine, self._engine = self._engine, None
             metadata, self._metadata = self._metadata, None
@@ -171,119 +179,74 @@ class EngineBase:
             " use get_engine() for ours"
         )
 
-    # ---- memory
-
-    def register_memory(self, buffer_addr: int, capacity: int, location: str = "*") -> int:
-        """Make memory reachable: 0, or -7 if it overlaps what is registered, or -1."""
-        return self._call("register_memory", self._register, buffer_addr, capacity, location)
-
-    def _register(self, address: int, size: int, location: str) -> int:
-        self._need_engine().register_memory(address, size, location=location)
-        self._registered[address] = size
-        return OK
-
-    def unregister_memory(self, buffer_addr: int) -> int:
-        """End that: 0, or -3 if nothing is registered there."""
-        return self._call("unregister_memory", self._unregister, buffer_addr)
-
-    def _unregister(self, address: int) -> int:
-        self._need_engine().unregister(address)
-        self._registered.pop(address, None)
-        return OK
-
-    def batch_register_memory(
-        self, buffer_addresses: Sequence[int], capacities: Sequence[int], location: str = "*"
-    ) -> int:
-        """Register many ranges, or none of them."""
-        if len(buffer_addresses) != len(capacities):
-            return self._fail("batch_register_memory", "as many addresses as capacities are needed")
-        done: list[int] = []
-        for address, size in zip(buffer_addresses, capacities, strict=True):
-            code = self.register_memory(address, size, location)
-            if code != OK:
-                error = self.last_error
-                for registered in done:
-                    self.unregister_memory(registered)
-                self.last_error = error
-                return code
-            done.append(address)
-        return OK
-
-    def batch_unregister_memory(self, buffer_addresses: Sequence[int]) -> int:
-        """End the registration of many; of those that fail the first one's code is returned."""
-        codes = [self.unregister_memory(address) for address in buffer_addresses]
-        return next((code for code in codes if code != OK), OK)
-
-    def allocate_managed_buffer(self, length: int) -> int:
-        """Return the address of new registered memory that peers of this machine map; 0: none."""
-        address = self._call("allocate_managed_buffer", self._allocate, length)
-        return max(address, 0)
-
-    def _allocate(self, size: int) -> int:
-        array = self._need_engine().allocate(max(size, 1))
-        address = int(array.ctypes.data)
-        self._managed[address] = array
-        return address
-
-    def free_managed_buffer(self, buffer_addr: int, length: int) -> int:
-        """Give it back: 0, or -1 if it was not allocated. The length is not needed."""
-        del length
-        array = self._managed.pop(buffer_addr, None)
-        if array is None:
-            return self._fail("free_managed_buffer", f"nothing was allocated at {buffer_addr:#x}")
-        return self._call("free_managed_buffer", self._free, array)
-
-    def _free(self, array: npt.NDArray[np.uint8]) -> int:
-        self._need_engine().free(array)
-        return OK
-
-    def get_first_buffer_address(self, segment_name: str) -> int:
-        """Return the address of the buffer that a peer registered first; 0: none, or no peer."""
-        return max(self._call("get_first_buffer_address", self._first_buffer, segment_name), 0)
-
-    def _first_buffer(self, name: str) -> int:
-        buffers = self._open(name).describe(timeout_ms=CONNECT_TIMEOUT_MS)["buffers"]
-        return int(min(buffers, key=lambda buffer: buffer["id"])["address"]) if buffers else 0
-
-    def write_bytes_to_buffer(self, dest_address: int, src_ptr: bytes | str, length: int) -> int:
-        """Copy bytes into memory that is registered or allocated here: 0, or -1."""
-        source = src_ptr.encode() if isinstance(src_ptr, str) else bytes(src_ptr)
-        if not 0 <= length <= len(source) or not self._is_ours(dest_address, length):
-            return self._fail("write_bytes_to_buffer", "outside of the bytes or of the buffers")
-        ctypes.memmove(dest_address, source, length)
-        return OK
-
-    def read_bytes_from_buffer(self, source_address: int, length: int) -> bytes:
-        """Return bytes of memory that is registered or allocated here; nothing if it is not."""
-        if not self._is_ours(source_address, length):
-            self._fail("read_bytes_from_buffer", "outside of the buffers")
-            return b""
-        return ctypes.string_at(source_address, length)
-
-    def _is_ours(self, address: int, size: int) -> bool:
-        ranges = [*self._registered.items()]
-        ranges += [(start, array.nbytes) for start, array in [*self._managed.items()]]
-        return size >= 0 and any(
-            start <= address and address + size <= start + length for start, length in ranges
-        )
-
-    # ---- what the original does not have
+    # ---- topology and warmth
 
     def enable_topology_awareness(self) -> int:
-        """Choose rails by the distance between memory, devices and processors, as this machine
-        tells it. Before `initialize`: 0. After it, -1: the rails are chosen by then."""
-        if self._engine is not None:
-            return self._fail("enable_topology_awareness", "call it before initialize()")
+        """Choose devices by how near they are to memory and GPUs, as this machine tells it: 0.
+
+        The original does not have it. May come before or after `initialize`.
+        """
+        return self._call("enable_topology_awareness", self._become_aware)
+
+    def _become_aware(self) -> int:
         self._is_aware_of_topology = True
+        engine = self._engine
+        if engine is not None:
+            engine.set_topology(topology_text(TOPOLOGY_AUTO))
         return OK
 
     def enable_intelligent_prefetching(self) -> int:
         """Keep the connections to all peers that were used warm: one that was lost is opened
-        again in the background, before a transfer needs it: 0."""
-        self._prefetches = True
-        if self._peers is not None:
-            self._peers.keep_warm()
+        again in the background, before a transfer needs it: 0. The original does not have it."""
+        with self._lock:
+            self._prefetches = True
+            if self._peers is not None:
+                self._peers.keep_warm()
         return OK
+
+    def get_local_topology(self, device_name: str | None = None) -> str:
+        """Return which RDMA devices are near to which memory, as the original's JSON.
+
+        Args:
+            device_name: Only these devices, separated by commas.
+        """
+        custom = os.environ.get("MC_CUSTOM_TOPO_JSON", "")
+        return local_topology(devices_of(device_name or ""), custom)
+
+    # ---- peers
+
+    def get_notifies(self) -> list[TransferNotify]:
+        """Return the messages that peers have left since the last call."""
+        engine = self._engine
+        if engine is None:
+            return []
+        try:
+            notices = engine.take_notices()
+        except Error as error:
+            self._fail("get_notifies", error)
+            return []
+        return [TransferNotify(notice.name, notice.message) for notice in notices]
+
+    def send_probe(self, peer_server_name: str) -> int:
+        """Return 0 if a peer answers, otherwise -102. Blocks for 5 s at most."""
+        found = self._call("send_probe", self._probe, peer_server_name)
+        return OK if found == OK else PEER_UNREACHABLE
+
+    def _probe(self, name: str) -> int:
+        try:
+            self._living(name).probe(timeout_ms=CONNECT_TIMEOUT_MS)
+        except UnavailableError:  # It has died since; another one may listen there now.
+            self._living(name).probe(timeout_ms=CONNECT_TIMEOUT_MS)
+        return OK
+
+    def warmup_efa_segment(self, segment_name: str) -> int:
+        """Connect to a peer now rather than at the first transfer: 0, or -1."""
+
+        def warm() -> int:
+            self._living(segment_name)
+            return OK
+
+        return self._call("warmup_efa_segment", warm)
 
     # ---- what all calls do
 
@@ -306,93 +269,30 @@ class EngineBase:
             # A caller that asks a dead peer again and again shall not fill the disk.
             if now_s - self._logged.get(self.last_error, -_LOG_INTERVAL_S) < _LOG_INTERVAL_S:
                 return code
-            if len(self._logged) > 256:
+            if len(self._logged) >= _LOGGED_MAX:
                 self._logged.clear()
             self._logged[self.last_error] = now_s
         _log.warning("%s", self.last_error)
         return code
 
     def _need_engine(self) -> Engine:
-        if self._engine is None:
+        engine = self._engine
+        if engine is None:
             raise ClosedError("initialize() was not called, or has failed")
-        return self._engine
+        return engine
 
-    def _open(self, name: str) -> Segment:
+    def _living(self, name: str) -> Segment:
+        """Return the segment of that name; if it was lost, whoever goes by the name now.
+
+        A transfer that fails is not tried again: what listens there then may be another process,
+        and part of it may have been done.
+        """
         self._need_engine()
         peers = self._peers
         if peers is None:
             raise ClosedError("the engine was closed meanwhile")
-        return peers.get(name, CONNECT_TIMEOUT_MS)
-
-    def _with_peer(
-        self, name: str, move: Callable[[Segment], Any], notify: TransferNotify | None = None
-    ) -> Any:
-        """Do something with a peer; one that was lost since is opened anew, once."""
-        segment = self._open(name)
+        segment = peers.get(name, CONNECT_TIMEOUT_MS)
         if segment.is_lost:
-            segment = self._reopen(name, segment)
-        try:
-            result = move(segment)
-        except UnavailableError:
-            # Not tried again: what listens there now may be another process, and part of it done.
-            self._forget(name, segment)
-            raise
-        if notify is not None:
-            segment.notify(notify.name, notify.msg, timeout_ms=CONNECT_TIMEOUT_MS)
-        return result
-
-    def _reopen(self, name: str, segment: Segment) -> Segment:
-        self._forget(name, segment)
-        return self._open(name)
-
-    def _forget(self, name: str, segment: Segment) -> None:
-        if self._peers is not None:
-            self._peers.drop(name, segment)
-
-    # ---- peers, messages, topology
-
-    def get_notifies(self) -> list[TransferNotify]:
-        """Return the messages that peers have left since the last call."""
-        if self._engine is None:
-            return []
-        return [
-            TransferNotify(notice.name, notice.message) for notice in self._engine.take_notices()
-        ]
-
-    def send_probe(self, peer_server_name: str) -> int:
-        """Return 0 if a peer answers, otherwise -102. Blocks for 5 s at most."""
-
-        def probe() -> int:
-            segment = self._open(peer_server_name)
-            try:
-                segment.probe(timeout_ms=CONNECT_TIMEOUT_MS)
-            except UnavailableError:
-                segment = self._reopen(peer_server_name, segment)
-                segment.probe(timeout_ms=CONNECT_TIMEOUT_MS)
-            return OK
-
-        return OK if self._call("send_probe", probe) == OK else PEER_UNREACHABLE
-
-    def warmup_efa_segment(self, segment_name: str) -> int:
-        """Connect to a peer now rather than at the first transfer: 0, or -1."""
-
-        def warm() -> int:
-            self._open(segment_name)
-            return OK
-
-        return self._call("warmup_efa_segment", warm)
-
-    def get_local_topology(self, device_name: str | None = None) -> str:
-        """Return which RDMA devices are near to which memory, as the original's JSON.
-
-        Args:
-            device_name: Only these devices, separated by commas.
-        """
-        wanted = {name.strip() for name in (device_name or "").split(",") if name.strip()}
-        topology = topology_of(detect()).to_original()
-        if wanted:
-            topology = {
-                place: [[name for name in names if name in wanted] for names in lists]
-                for place, lists in topology.items()
-            }
-        return json.dumps(topology, indent=1)
+            peers.drop(name, segment)
+            segment = peers.get(name, CONNECT_TIMEOUT_MS)
+        return segment

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from importlib.metadata import distributions
+import os
+import re
+import sys
+from collections.abc import Iterable
 
 __all__ = ["original_distributions", "refuse_original"]
 
-_ORIGINAL = "mooncake-transfer-engine"
-"""The original's wheels are named this, or this and a suffix (`-non-cuda`, `-cuda13`)."""
+# The original's wheels: this, or this and a suffix (`-non-cuda`, `-cuda13`). Looked for by the name
+# of their folder: reading the metadata of every distribution takes a fifth of a second.
+_ORIGINAL = re.compile(
+    r"(mooncake[-_.]transfer[-_.]engine(?:[-_.][a-z0-9_.]+?)?)-[^-]+\.(?:dist-info|egg-info)", re.I
+)
 
 
-def original_distributions() -> list[str]:
-    """Return the names of the original's distributions in this environment, sorted."""
-    names = {
-        str(found.metadata["Name"] or "").lower().replace("_", "-") for found in distributions()
-    }
-    return sorted(name for name in names if name == _ORIGINAL or name.startswith(f"{_ORIGINAL}-"))
+def original_distributions(folders: Iterable[str] | None = None) -> list[str]:
+    """Return the names of the original's distributions in this environment, sorted.
+
+    Args:
+        folders: Where packages are; by default those of `sys.path`.
+    """
+    names = set()
+    for folder in sys.path if folders is None else folders:
+        try:
+            with os.scandir(folder or ".") as entries:
+                found = [_ORIGINAL.fullmatch(entry.name) for entry in entries]
+        except OSError:
+            continue  # Not there, or an archive.
+        names |= {re.sub("[-_.]+", "-", match.group(1)).lower() for match in found if match}
+    return sorted(names)
 
 
 def refuse_original() -> None:

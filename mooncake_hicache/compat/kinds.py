@@ -53,8 +53,8 @@ class TransferNotify:
 
 def _not_supported(name: str) -> NoReturn:
     raise UnsupportedError(
-        f"mooncake.engine.{name} is not supported: this engine moves registered memory; for remote "
-        "procedure calls use a library for them"
+        f"mooncake.engine.{name} is not supported: this engine moves registered memory, which "
+        "processes of one machine share by themselves; for remote procedure calls use a library"
     )
 
 
@@ -80,7 +80,18 @@ class ReceivedTensor(_NotSupported):
 
 
 class SharedSegment(_NotSupported):
-    """Not supported: constructing it raises UnsupportedError."""
+    """Not supported, which `supported` says: constructing it raises UnsupportedError."""
+
+    @staticmethod
+    def supported(mmap: bool = True, host_register: bool = False) -> bool:
+        """Return False."""
+        del mmap, host_register
+        return False
+
+    @staticmethod
+    def create(*_: Any, **__: Any) -> NoReturn:
+        """Raise UnsupportedError."""
+        _not_supported("SharedSegment")
 
 
 def create_rpc_client(*_: Any, **__: Any) -> NoReturn:

@@ -11,6 +11,7 @@ Of the original's environment these count here; all others have no meaning in ou
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Mapping
@@ -88,12 +89,10 @@ def engine_settings(
     )
     first = _number(environment, "MC_MIN_RPC_PORT", _PORT_MIN)
     last = max(first, _number(environment, "MC_MAX_RPC_PORT", _PORT_MAX))
-    bind = environment.get("MC_TCP_BIND_ADDRESS", "") or _own_address(host)
+    bind = environment.get("MC_TCP_BIND_ADDRESS", "") or _where_to_listen(host)
     if not bind:
         bind = "::" if ":" in host else "0.0.0.0"
-        notices.append(
-            f"{host} is no address of this machine: listening on all of its addresses instead"
-        )
+        notices.append(f"listening on every address of this machine: {host} is none that is its")
     return EngineSettings(
         host=bind,
         public_host=host,
@@ -120,17 +119,33 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def _own_address(host: str) -> str:
-    """Return the host if something of this machine can listen there, otherwise nothing."""
+def _where_to_listen(host: str) -> str:
+    """Return the host if peers that look it up find what listens there, otherwise nothing."""
     try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
         return ""
-    for family, kind, protocol, _, address in found:
+    is_name = host != "localhost" and not _is_address(host)
+    for family, kind, protocol, _, place in found:
+        # Many machines look their own name up as 127.0.1.1, which others do not.
+        if is_name and _is_loopback(str(place[0])):
+            continue
         with socket.socket(family, kind, protocol) as probe:
             try:
-                probe.bind(address)
+                probe.bind(place)
             except OSError:
                 continue
             return host
     return ""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(address: str) -> bool:
+    return _is_address(address) and ipaddress.ip_address(address).is_loopback

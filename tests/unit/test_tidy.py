@@ -79,9 +79,10 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "supervisor": CORE | {"node"},
     "store": CORE | {"arguments", "pages", "buffers", "namespace", "metrics", "node", "supervisor"},
     "secret": CORE | {"node"},
-    "transfer_core": CORE | {"buffers", "secret"},
+    "transfer_core": CORE | {"buffers", "secret", "topology"},
     "segment": CORE | {"arguments", "buffers", "transfer_core"},
     "transfer": CORE | {"arguments", "buffers", "transfer_core", "segment"},
+    "compat": CORE | {"metadata", "topology", "segment", "transfer", "transfer_core"},
     "sglang": CORE | {"pages", "buffers", "namespace", "metrics", "node", "store"},
     "cli": CORE
     | {"pages", "ssd", "topology", "metadata", "metrics", "node", "namespace", "store", "sglang"},

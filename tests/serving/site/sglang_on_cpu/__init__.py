@@ -6,6 +6,7 @@ Nothing of HiCache is replaced. What a CPU lacks is supplied, each at the moment
     torchvision   the schemas of two operators                            stand_ins.py
     sgl_kernel    a pure torch stand-in                                   ../sgl_kernel
     host pools    the copy operators, and no pinning                      copies.py, patches.py
+    mooncake      page numbers without CUDA events (prefill server)       patches.py
 
 `activate()` must run before the first import of sglang; it imports nothing heavy by itself.
 """
@@ -53,6 +54,7 @@ PATCHED_MODULES = frozenset(
         "sglang.srt.mem_cache.pool_host.mha",
         "sglang.srt.mem_cache.pool_host.mla",
         "sglang.srt.mem_cache.allocator.paged",
+        "sglang.srt.disaggregation.mooncake.conn",
     }
 )
 

@@ -57,9 +57,16 @@ def _allocate_without_triton(paged: ModuleType) -> None:
         paged.alloc_extend_kernel, paged.alloc_decode_kernel = _Kernel(extend), _Kernel(decode)
 
 
+def _send_indices_of_numpy(conn: ModuleType) -> None:
+    """Take SGLang's own other way of telling which pages to send: the first one records CUDA
+    events and pins memory."""
+    conn.MooncakeKVSender.supports_host_tensor_indices = False
+
+
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
     "base": _never_pin,
     "mha": _add_copies,
     "mla": _add_copies,
     "paged": _allocate_without_triton,
+    "conn": _send_indices_of_numpy,
 }
