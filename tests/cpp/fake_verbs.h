@@ -80,7 +80,12 @@ class FakeVerbs final : public Verbs {
       }
     }
   }
-  /// How much of each kind is open: to be 0 in the end.
+  /// After a fault was lifted: what waited goes on.
+  void resume() const {
+    const std::lock_guard lock(mutex_);
+    wake_.notify_all();
+  }
+  /// How many objects are open: to be 0 in the end.
   size_t open_count() const {
     const std::lock_guard lock(mutex_);
     return open_;

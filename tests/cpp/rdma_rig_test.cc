@@ -48,6 +48,7 @@ class RegisteringPath : public Path, private CompletionSink {
   Path& inner() { return *path_; }
 
   const std::string& name() const override { return path_->name(); }
+  std::string_view device() const override { return path_->device(); }
   PathCost cost() const override { return path_->cost(); }
   uint64_t slice_size_bytes() const override { return path_->slice_size_bytes(); }
   Status probe() override { return path_->probe(); }

@@ -213,7 +213,7 @@ void RdmaPathCore::post_some(Lane& lane) {
                             "ibv_post_send of " + std::to_string(count) + " requests, " +
                                 std::to_string(posted) + " posted",
                             rc < 0 ? errno : rc));
-  for (size_t i = posted; i < count; ++i) part_lost(lane, parts[i]);
+  for (size_t i = posted; i < count; ++i) part_lost(parts[i]);
 }
 
 void RdmaPathCore::finish(OpSlot slot) {
@@ -229,6 +229,7 @@ void RdmaPathCore::part_done(Lane& lane, const WorkPart& part) {
   if (part.slot == kPing) {
     ++lane.pings_done;
     if (lane.state == Lane::State::kJoining) lane.state = Lane::State::kUp;
+    changed_.notify_all();
     return;
   }
   const bool writes = ops_.order(part).direction == Direction::kWrite;
@@ -237,7 +238,7 @@ void RdmaPathCore::part_done(Lane& lane, const WorkPart& part) {
   if (ops_.part_done(part)) finish(part.slot);
 }
 
-void RdmaPathCore::part_lost(Lane&, const WorkPart& part) {
+void RdmaPathCore::part_lost(const WorkPart& part) {
   if (part.slot != kPing && ops_.part_lost(part)) finish(part.slot);
 }
 
@@ -272,7 +273,7 @@ void RdmaPathCore::on_completion(const ibv_wc& completion) {
   std::vector<WorkPart> parts;
   for (size_t i = 0; i < count; ++i) parts.push_back(lane->pop());
   on_failure(*lane, completion, parts.back());
-  for (const WorkPart& part : parts) part_lost(*lane, part);
+  for (const WorkPart& part : parts) part_lost(part);
 }
 
 void RdmaPathCore::on_failure(Lane& lane, const ibv_wc& completion, const WorkPart& culprit) {
@@ -300,6 +301,7 @@ void RdmaPathCore::break_lane(Lane& lane, const Status& why) {
   lane.state = Lane::State::kBroken;
   why_broken_ = why;
   services_.counters.lanes_broken.fetch_add(1, std::memory_order_relaxed);
+  changed_.notify_all();
   lane.flush_by_ns = monotonic_ns() + (lane.pair.flush() ? kFlushNs : 0);
   ends_.rail->loop().wake_by(lane.flush_by_ns);
 }
@@ -361,7 +363,7 @@ uint64_t RdmaPathCore::on_time(uint64_t now_ns) {
     services_.counters.flushes_overdue.fetch_add(1, std::memory_order_relaxed);
     lane->flush_by_ns = now_ns + kDestroyAgainNs;
     if (!lane->pair.destroy()) continue;
-    while (lane->count() > 0) part_lost(*lane, lane->pop());
+    while (lane->count() > 0) part_lost(lane->pop());
   }
   retire_broken();
   pump();

@@ -72,6 +72,7 @@ class RdmaPathCore final : public RdmaRail::Client,
   Status prepare();
 
   const std::string& name() const { return name_; }
+  const std::string& device() const { return ends_.rail->name(); }
   PathCost cost() const;
   size_t submit(std::span<const Op> ops);
   Status probe();
@@ -100,7 +101,7 @@ class RdmaPathCore final : public RdmaRail::Client,
   void finish(OpSlot slot);
   void fail_op(OpSlot slot, const Status& status);
   void part_done(Lane& lane, const WorkPart& part);
-  void part_lost(Lane& lane, const WorkPart& part);
+  void part_lost(const WorkPart& part);
   void on_completion(const ibv_wc& completion);
   void on_failure(Lane& lane, const ibv_wc& completion, const WorkPart& culprit);
   void break_lane(Lane& lane, const Status& why);
@@ -163,6 +164,7 @@ class RdmaPath final : public Path {
   }
 
   const std::string& name() const override { return core_->name(); }
+  std::string_view device() const override { return core_->device(); }
   PathCost cost() const override { return core_->cost(); }
   uint64_t slice_size_bytes() const override;
   size_t submit(std::span<const Op> ops) override { return core_->submit(ops); }
