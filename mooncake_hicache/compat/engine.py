@@ -151,7 +151,7 @@ class TransferEngine(EngineMemory):
         opcode: TransferOpcode,
         notify: TransferNotify | None,
     ) -> int:
-        segment = self._living(name)
+        segment = self.segment_of(name)
         move = segment.write if opcode == Write else segment.read
         move(local, remote, size, timeout_ms=transfer_timeout_ms(size))
         _leave(segment, notify)
@@ -225,7 +225,7 @@ class TransferEngine(EngineMemory):
         opcode: TransferOpcode,
         notify: TransferNotify | None,
     ) -> int:
-        segment = self._living(name)
+        segment = self.segment_of(name)
         move = segment.write_batch if opcode == Write else segment.read_batch
         move(locals_, remotes, sizes, timeout_ms=transfer_timeout_ms(sum(sizes)))
         _leave(segment, notify)
@@ -340,7 +340,7 @@ class TransferEngine(EngineMemory):
         sizes: Sequence[int],
         opcode: TransferOpcode,
     ) -> int:
-        segment = self._living(name)
+        segment = self.segment_of(name)
         submit = segment.submit_write if opcode == Write else segment.submit_read
         batch = submit(locals_, remotes, sizes, timeout_ms=transfer_timeout_ms(sum(sizes)))
         number = batch.number

@@ -234,16 +234,16 @@ class EngineBase:
 
     def _probe(self, name: str) -> int:
         try:
-            self._living(name).probe(timeout_ms=CONNECT_TIMEOUT_MS)
+            self.segment_of(name).probe(timeout_ms=CONNECT_TIMEOUT_MS)
         except UnavailableError:  # It has died since; another one may listen there now.
-            self._living(name).probe(timeout_ms=CONNECT_TIMEOUT_MS)
+            self.segment_of(name).probe(timeout_ms=CONNECT_TIMEOUT_MS)
         return OK
 
     def warmup_efa_segment(self, segment_name: str) -> int:
         """Connect to a peer now rather than at the first transfer: 0, or -1."""
 
         def warm() -> int:
-            self._living(segment_name)
+            self.segment_of(segment_name)
             return OK
 
         return self._call("warmup_efa_segment", warm)
@@ -281,11 +281,14 @@ class EngineBase:
             raise ClosedError("initialize() was not called, or has failed")
         return engine
 
-    def _living(self, name: str) -> Segment:
-        """Return the segment of that name; if it was lost, whoever goes by the name now.
+    def segment_of(self, name: str) -> Segment:
+        """Return the segment of that name; if it was lost, whoever goes by the name now (ours).
 
         A transfer that fails is not tried again: what listens there then may be another process,
         and part of it may have been done.
+
+        Raises:
+            Error: It is not initialized; or nobody goes by that name, or nobody answers.
         """
         self._need_engine()
         peers = self._peers

@@ -93,7 +93,7 @@ class EngineMemory(EngineBase):
         return max(self._call("get_first_buffer_address", self._first_buffer, segment_name), 0)
 
     def _first_buffer(self, name: str) -> int:
-        buffers = self._living(name).describe(timeout_ms=CONNECT_TIMEOUT_MS)["buffers"]
+        buffers = self.segment_of(name).describe(timeout_ms=CONNECT_TIMEOUT_MS)["buffers"]
         return int(min(buffers, key=lambda buffer: buffer["id"])["address"]) if buffers else 0
 
     def write_bytes_to_buffer(self, dest_address: int, src_ptr: bytes | str, length: int) -> int:

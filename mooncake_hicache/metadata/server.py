@@ -106,6 +106,11 @@ class MetadataServer:
         """What clients are given."""
         return f"http://{self.address}/metadata"
 
+    @property
+    def thread(self) -> threading.Thread:
+        """The thread that answers."""
+        return self._thread
+
     def is_running(self) -> bool:
         """Return whether it answers."""
         return self._thread.is_alive()
