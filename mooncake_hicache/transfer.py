@@ -224,6 +224,18 @@ class TransferEngine:
         """
         return [Notice(*notice) for notice in self._core.take_notices()]
 
+    def set_topology(self, text: str) -> None:
+        """Prefer rails that are near to the memory they move, from now on.
+
+        Args:
+            text: JSON as `mooncake-hicache topology --json` prints it, or the original's form.
+                Empty: rails are chosen by what is measured alone.
+
+        Raises:
+            InvalidArgumentError: It is no topology; the message says where and why.
+        """
+        self._core.set_topology(text)
+
     def stats(self) -> dict[str, Any]:
         """Return what is counted: peers, paths with health, cost and bytes, transports."""
         return self._core.stats()

@@ -376,6 +376,12 @@ void bind_transfer(nb::module_& m) {
           },
           nb::sig("def stats(self) -> dict[str, typing.Any]"))
       .def(
+          "set_topology",
+          [](const Self& self, const std::string& json) {
+            raise_if_error(self.engine->set_topology(json));
+          },
+          "json"_a, "Prefer rails that are near to the memory they move; \"\": as measured.")
+      .def(
           "stop",
           [](const Self& self) {
             nb::gil_scoped_release no_gil;

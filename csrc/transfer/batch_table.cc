@@ -88,11 +88,14 @@ std::optional<BatchTable::Next> BatchTable::next() const {
   if (!from) return std::nullopt;
   if (from->is_retry) {
     const Slice& slice = slices_[retries_[from->level].front()];
-    return Next{slice.size, slice.rail, slice.tier_min, true, deadline_of(slice)};
+    const Request& request = batches_[slice.batch].requests[slice.request];
+    return Next{slice.size, slice.rail,         slice.tier_min,
+                true,       deadline_of(slice), request.local_buffer};
   }
   const Batch& batch = batches_[uncut_[from->level].front()];
-  const uint64_t left = batch.requests[batch.next_request].size - batch.next_offset;
-  return Next{left, kNoRail, 0, false, batch.deadline_ns};
+  const Request& request = batch.requests[batch.next_request];
+  const uint64_t left = request.size - batch.next_offset;
+  return Next{left, kNoRail, 0, false, batch.deadline_ns, request.local_buffer};
 }
 
 uint32_t BatchTable::cut(uint32_t batch_slot, uint64_t size_max) {
@@ -133,7 +136,7 @@ void BatchTable::take(RailIndex rail, uint64_t size_max, uint64_t now_ns, Op& op
     if (!batches_[batch].is_cut()) uncut_[from.level].push_back(batch);
   }
   Slice& slice = slices_[slot];
-  ++slice.generation;
+  slice.generation = (slice.generation + 1) & INT32_MAX;  // Tokens are below 2^63.
   ++slice.tries;
   slice.rail = rail;
   slice.in_flight = true;

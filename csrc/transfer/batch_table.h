@@ -68,6 +68,7 @@ class BatchTable {
     uint8_t tier_min;
     bool is_retry;
     uint64_t deadline_ns;
+    BufferId local_buffer;
   };
 
   struct Slice {

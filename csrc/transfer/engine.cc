@@ -74,6 +74,7 @@ class PeerEngine final : public TransferEngine {
                 uint64_t deadline_ns) override;
   std::vector<Notice> take_notices() override;
   Status probe(SegmentId segment, uint64_t deadline_ns) override;
+  Status set_topology(const std::string& json) override;
   std::string stats() const override;
 
  private:
@@ -132,6 +133,7 @@ PeerEngine::PeerEngine(const Options& options, uint64_t epoch, TransportSet set)
 }
 
 Status PeerEngine::run(const Options& options) {
+  HICACHE_RETURN_IF_ERROR(set_topology(options.topology));
   const TlsContext::Files& tls = options.tls;
   if (!tls.certificate.empty() || !tls.key.empty() || !tls.authority.empty()) {
     Result<std::shared_ptr<TlsContext>> loaded = TlsContext::load(tls);
@@ -245,6 +247,10 @@ Result<SegmentId> PeerEngine::open_segment(const std::string& address, uint64_t 
     peer->close(Status(Code::kCancelled, "the transfer engine was stopped"));
     return Status(Code::kClosed, "the transfer engine was stopped");
   }
+  {
+    const std::lock_guard lock(context_.topology_mutex);
+    peer->set_topology(context_.topology);
+  }
   peer->look_at_control();  // What happened before it could be found by its id.
   return id;
 }
@@ -285,6 +291,21 @@ Status PeerEngine::probe(SegmentId segment, uint64_t deadline_ns) {
   const std::shared_ptr<Peer> peer = peers_.find(segment);
   if (peer == nullptr) return no_segment(segment);
   return peer->ask(ControlOp::kProbe, {}, deadline_ns);
+}
+
+Status PeerEngine::set_topology(const std::string& json) {
+  std::shared_ptr<const Topology> topology;
+  if (!json.empty()) {
+    Result<Topology> parsed = Topology::parse(json);
+    if (!parsed.ok()) return parsed.status();
+    topology = std::make_shared<const Topology>(std::move(parsed.value()));
+  }
+  {
+    const std::lock_guard lock(context_.topology_mutex);
+    context_.topology = topology;
+  }
+  for (const std::shared_ptr<Peer>& peer : peers_.all()) peer->set_topology(topology);
+  return Status();
 }
 
 // ---- batches

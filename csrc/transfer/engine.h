@@ -138,6 +138,10 @@ class TransferEngine {
   /// Whether the peer answers. Blocks.
   virtual Status probe(SegmentId segment, uint64_t deadline_ns) = 0;
 
+  /// From now on prefers rails that are near to the memory they move, as this JSON tells it
+  /// (topology.h); "": as they are measured. kInvalidArgument says what is wrong with it.
+  virtual Status set_topology(const std::string& json) = 0;
+
   /// JSON: peers, paths with health, cost and bytes; batches; transports.
   virtual std::string stats() const = 0;
 };

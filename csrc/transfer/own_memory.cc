@@ -215,6 +215,14 @@ BufferId OwnMemory::find(uint64_t address, uint64_t size) const {
   return is_inside ? entry.buffer.id : kNoBuffer;
 }
 
+std::string OwnMemory::location_of(BufferId id) const {
+  const std::shared_lock lock(mutex_);
+  for (const auto& [address, entry] : entries_) {
+    if (entry.buffer.id == id) return entry.buffer.location;
+  }
+  return "*";
+}
+
 SegmentDescriptor OwnMemory::describe(const std::string& name) const {
   SegmentDescriptor segment{name, epoch_, 0, {}, {}};
   for (const Transport* transport : transports_) {

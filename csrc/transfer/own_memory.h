@@ -38,6 +38,8 @@ class OwnMemory {
 
   /// The buffer that holds the whole range; kNoBuffer if none does.
   BufferId find(uint64_t address, uint64_t size) const;
+  /// Where a buffer's memory is: "cpu:0", "cuda:1"; "*" if that is not known, or the buffer gone.
+  std::string location_of(BufferId id) const;
   SegmentDescriptor describe(const std::string& name) const;
 
   size_t count() const;

@@ -192,6 +192,7 @@ bool Peer::open_tier(size_t tier, uint64_t deadline_ns) {
         open.kind = transport->kind();
         open.path = std::move(path);
         rails_.add(open.path->cost(), static_cast<uint8_t>(tier), open.path->slice_size_bytes());
+        distance_.add_rail(open.path->device());
         if (is_lost_) unwanted.push_back(&open);
         has_paths = true;
       }
@@ -200,6 +201,11 @@ bool Peer::open_tier(size_t tier, uint64_t deadline_ns) {
   }
   for (OpenPath* open : unwanted) close_path(*open);
   return has_paths;
+}
+
+void Peer::set_topology(const std::shared_ptr<const Topology>& topology) {
+  const std::lock_guard lock(mutex_);
+  distance_.set_topology(topology);
 }
 
 void Peer::close_path(OpenPath& open) const {

@@ -28,6 +28,7 @@
 #include "transfer/errands.h"
 #include "transfer/own_memory.h"
 #include "transfer/rail_choice.h"
+#include "transfer/rail_distance.h"
 
 namespace hicache {
 
@@ -45,6 +46,8 @@ struct PeerContext {
   std::function<void(uint64_t at_ns)> wake_at;
   /// Has Peer::look_at_control() called when something happens to this socket.
   std::function<void(const class Peer&, int fd)> watch;
+  std::mutex topology_mutex;
+  std::shared_ptr<const Topology> topology;  // Of peers to come; guarded by topology_mutex.
   std::atomic<uint32_t> generation{0};
   std::atomic<uint64_t> unknown_completions{0};
 
@@ -89,6 +92,8 @@ class Peer final : public CompletionSink,
   void close(const Status& status);
   /// Does what is due: probes, deadlines. Returns when it wants to be called again.
   uint64_t tick(uint64_t now_ns);
+  /// From now on slices go to the rails that this one says are near.
+  void set_topology(const std::shared_ptr<const Topology>& topology);
   /// Whether the connection still stands; if not, the peer is lost.
   void look_at_control();
 
@@ -146,6 +151,7 @@ class Peer final : public CompletionSink,
                       std::vector<BatchTable::Request>& resolved) const;
   bool dispatch();
   Taken take_some(std::span<Op> ops);
+  std::span<const double> distances_from(BufferId buffer);
   void give_back(std::span<const Op> ops, RailIndex rail, bool is_refusal);
   void no_rail(const BatchTable::Next& next, uint64_t now_ns);
   BatchTable::Verdict judge(const BatchTable::Slice& slice, const Status& status, uint64_t now_ns);
@@ -170,6 +176,9 @@ class Peer final : public CompletionSink,
   std::shared_ptr<const SegmentDescriptor> descriptor_;
   BatchTable table_;
   RailChoice rails_;
+  RailDistance distance_;
+  BufferId placed_buffer_ = kNoBuffer;  // The one whose location was asked for last.
+  std::string placed_location_;
   std::vector<Tier> tiers_;
   std::deque<DoneSignal> signals_;  // By slot; entries stay in place.
   std::string last_failure_;

@@ -148,7 +148,8 @@ Peer::Taken Peer::take_some(std::span<Op> ops) {
     if (!next) break;
     if (now_ns == 0) now_ns = monotonic_ns();
     const RailChoice::Choice choice =
-        rails_.choose(next->size, next->tier_min, next->avoid, table_.waiting_bytes());
+        rails_.choose(next->size, next->tier_min, next->avoid, table_.waiting_bytes(),
+                      distances_from(next->local_buffer));
     if (choice.rail == kNoRail) {
       if (!choice.any_usable && count == 0) no_rail(*next, now_ns);
       break;
@@ -173,6 +174,16 @@ Peer::Taken Peer::take_some(std::span<Op> ops) {
   }
   taken.has_more = table_.has_waiting();
   return taken;
+}
+
+/// With the lock held. Buffer ids are never used twice, so what was asked for stays true.
+std::span<const double> Peer::distances_from(BufferId buffer) {
+  if (distance_.topology() == nullptr || rails_.count() < 2) return {};
+  if (buffer != placed_buffer_ || buffer == kNoBuffer) {
+    placed_location_ = context_.memory->location_of(buffer);
+    placed_buffer_ = buffer;
+  }
+  return distance_.extra_ns_per_byte(placed_location_);
 }
 
 /// What a path did not take waits again. `is_refusal`: it took nothing although it was idle.

@@ -57,7 +57,8 @@ double RailChoice::estimate_ns(RailIndex index, uint64_t size) const {
 }
 
 RailChoice::Choice RailChoice::choose(uint64_t size, uint8_t tier_min, RailIndex avoid,
-                                      uint64_t waiting_bytes) const {
+                                      uint64_t waiting_bytes,
+                                      std::span<const double> extra_ns_per_byte) const {
   if (rails_.size() == 1 && rails_[0].is_alive && rails_[0].tier >= tier_min) {
     return {has_room(rails_[0]) ? RailIndex{0} : kNoRail, true};
   }
@@ -75,7 +76,8 @@ RailChoice::Choice RailChoice::choose(uint64_t size, uint8_t tier_min, RailIndex
     if (!rail.is_alive || rail.tier != tier || (i == avoid && usable > 1)) continue;
     // A rail without room serves this slice once everything that waits has been shared out: only
     // then is a slower one worse.
-    const double ns = estimate_ns(i, has_room(rail) ? size : std::max(size, waiting_bytes));
+    double ns = estimate_ns(i, has_room(rail) ? size : std::max(size, waiting_bytes));
+    if (i < extra_ns_per_byte.size()) ns += static_cast<double>(size) * extra_ns_per_byte[i];
     if (best != kNoRail && ns >= best_ns) continue;
     best = i;
     best_ns = ns;

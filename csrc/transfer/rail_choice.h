@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "transfer/transport.h"
@@ -61,8 +62,10 @@ class RailChoice {
   bool has_alternative(RailIndex index) const;
 
   /// For a slice of `size` bytes that may use tiers from `tier_min` on, and better not `avoid`.
-  /// `waiting_bytes`: what waits for a rail, this slice included.
-  Choice choose(uint64_t size, uint8_t tier_min, RailIndex avoid, uint64_t waiting_bytes) const;
+  /// `waiting_bytes`: what waits for a rail, this slice included. `extra_ns_per_byte`: what a byte
+  /// of this slice costs more on each rail (rail_distance.h); empty: nothing.
+  Choice choose(uint64_t size, uint8_t tier_min, RailIndex avoid, uint64_t waiting_bytes,
+                std::span<const double> extra_ns_per_byte = {}) const;
 
   /// The time that a rail will need for what it holds, as it is estimated.
   double estimate_ns(RailIndex index, uint64_t size) const;

@@ -165,6 +165,17 @@ std::optional<PathCost> Topology::cost(std::string_view location, std::string_vi
   return entry->cost;
 }
 
+std::optional<PathCost> Topology::nearest_cost(std::string_view device) const {
+  std::optional<PathCost> nearest;
+  for (const auto& [location, devices] : locations_) {
+    const auto entry = devices.find(device);
+    if (entry == devices.end()) continue;
+    const PathCost& cost = entry->second.cost;
+    if (!nearest || cost.ns_per_byte < nearest->ns_per_byte) nearest = cost;
+  }
+  return nearest;
+}
+
 bool Topology::is_preferred(std::string_view location, std::string_view device) const {
   const Entry* entry = find(location, device);
   return entry != nullptr && entry->is_preferred;

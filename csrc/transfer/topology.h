@@ -40,6 +40,9 @@ class Topology {
   /// of the topology counts for every one that it does not list.
   std::optional<PathCost> cost(std::string_view location, std::string_view device) const;
 
+  /// What the device costs from the place that is nearest to it; empty: it is not known.
+  std::optional<PathCost> nearest_cost(std::string_view device) const;
+
   /// Whether the device is among the nearest for memory at `location`.
   bool is_preferred(std::string_view location, std::string_view device) const;
 

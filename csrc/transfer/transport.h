@@ -20,7 +20,8 @@
 //
 // Codes of completions: kOk · kTimeout (deadline) · kUnavailable (this path is down; another may
 // do) · kCorrupt (checksum; trying again may do) · kInvalidArgument (outside what the peer
-// registered; no path will do) · kCancelled (close()) · kIo, kNoSpace (local trouble of this path).
+// registered; no path will do) · kUnsupported (not this memory by this transport; others may do) ·
+// kCancelled (close()) · kIo, kNoSpace (local trouble of this path).
 //
 // Threads: everything may be called from any thread. CompletionSink is called from a thread of the
 // transport or from inside submit() and close(); without a lock of the transport held, so it may
@@ -31,6 +32,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -58,7 +60,7 @@ struct Op {
   BufferId remote_buffer;
   uint64_t size;
   uint64_t deadline_ns;  // monotonic_ns()
-  uint64_t token;        // The engine's; comes back with the completion.
+  uint64_t token;        // The engine's, below 2^63; comes back with the completion.
 };
 
 /// Who hears of completions. Must be quick and must not block.
@@ -81,6 +83,8 @@ class Path {
 
   /// Names the rails at both ends, for people: "rxe0 -> rxe1", "tcp 10.0.0.1 -> 10.0.0.2:15001".
   virtual const std::string& name() const = 0;
+  /// The local device that it goes through, as topologies name it ("mlx5_0"); empty: none.
+  virtual std::string_view device() const = 0;
   virtual PathCost cost() const = 0;
   /// The size of slice that this path likes best, in bytes.
   virtual uint64_t slice_size_bytes() const = 0;

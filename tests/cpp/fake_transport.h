@@ -78,6 +78,7 @@ class FakePath final : public Path {
   ~FakePath() override { close(); }
 
   const std::string& name() const override { return rail_->name; }
+  std::string_view device() const override { return rail_->name; }
   PathCost cost() const override { return {1000, 0.1}; }
   uint64_t slice_size_bytes() const override { return 64 * 1024; }
 

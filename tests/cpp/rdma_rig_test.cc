@@ -84,7 +84,9 @@ class RegisteringPath : public Path, private CompletionSink {
   void register_all(std::vector<Op>& ops) {
     constexpr uint64_t kOsPage = 4096;
     std::vector<Op*> by_address;
-    for (Op& op : ops) by_address.push_back(&op);
+    for (Op& op : ops) {
+      if (op.local_buffer == kNoBuffer) by_address.push_back(&op);
+    }
     std::ranges::sort(by_address, {}, [](const Op* op) { return op->local_address; });
     for (size_t first = 0; first < by_address.size();) {
       const uint64_t begin = by_address[first]->local_address;
@@ -105,8 +107,10 @@ class RegisteringPath : public Path, private CompletionSink {
   void release(uint64_t token) {
     std::shared_ptr<Lease> dropped;  // Without the lock.
     const std::lock_guard lock(mutex_);
-    dropped = std::move(leases_[token]);
-    leases_.erase(token);
+    const auto found = leases_.find(token);
+    if (found == leases_.end()) return;
+    dropped = std::move(found->second);
+    leases_.erase(found);
   }
   void complete(uint64_t token, Status status) override {
     release(token);

@@ -38,6 +38,7 @@ class LocalPath : public Path {
   ~LocalPath() override;
 
   const std::string& name() const override;
+  std::string_view device() const override { return {}; }
   PathCost cost() const override;
   uint64_t slice_size_bytes() const override;
   size_t submit(std::span<const Op> ops) override;

@@ -38,6 +38,7 @@ class TcpPath : public Path {
   bool has_lanes() const;
 
   const std::string& name() const override { return name_; }
+  std::string_view device() const override { return {}; }
   PathCost cost() const override;
   uint64_t slice_size_bytes() const override;
   size_t submit(std::span<const Op> ops) override;
