@@ -141,6 +141,7 @@ TEST_F(EngineTest, OnlyRegisteredRangesCanBeTouched) {
   const Result<BatchState> again = run();
   ASSERT_TRUE(again.ok()) << again.status().message();
   EXPECT_TRUE(again.value().status.ok()) << "registered anew: " << again.value().status.message();
+  EXPECT_TRUE(server_->unregister_memory(address_of(for_reading)).ok()) << "before it is freed";
 }
 
 TEST_F(EngineTest, RegistrationsDoNotOverlap) {
