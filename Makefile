@@ -18,7 +18,7 @@ cpp_files := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name CMakeLists.t
 cpp_tests := $(shell find tests/cpp -name '*.cc' -o -name '*.h' 2>/dev/null)
 say = @printf '\033[1m[%s]\033[0m %s\n' $(1) $(2)
 
-.PHONY: help demo test bench lint format stubs sanitize build clean pytest cpp-test
+.PHONY: help demo test test-rdma guest-kernel bench lint format stubs sanitize build clean pytest cpp-test
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,14 @@ pytest: $(stamps)/build $(stamps)/sglang
 cpp-test: build/cpp/.built
 	$(call say,ctest,"C++ tests")
 	ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS) --progress
+
+test-rdma: build/cpp/.built guest-kernel  ## Run the RDMA tests on soft-RoCE, in a guest kernel (built once, ~12 CPU minutes)
+	$(call say,test-rdma,"real verbs in a guest kernel")
+	HICACHE_CPP_TESTS=$(abspath build/cpp/hicache_tests) $(py) -m pytest tests/rdma $(PYTEST_ARGS)
+
+guest-kernel: $(stamps)/dev  ## Have the guest kernel of test-rdma, built if it is missing
+	@tools/system_packages.sh $(PYTHON) tests/rdma/packages.txt
+	@JOBS=$(JOBS) $(py) -m tests.rdma.kernel
 
 bench: $(stamps)/build $(stamps)/sglang  ## Run the benchmarks; writes bench/results/*.json and *.png
 	@mkdir -p bench/results

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Install the packages of system-packages.txt that are missing: as root with apt-get, otherwise
 # print the line to run.
-#   tools/system_packages.sh [PYTHON]
+#   tools/system_packages.sh [PYTHON [LIST]]
 # Exit status: 0 nothing is missing any more, 1 something is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python3}
+list=${2:-system-packages.txt}
 
 present() {  # PROBE: is what the probe names on this machine?
   local kind=${1%%:*} name=${1#*:}
   case $kind in
-    command) command -v "$name" >/dev/null ;;
+    command) command -v "$name" >/dev/null || command -v "/usr/sbin/$name" >/dev/null ;;
+    file) [ -e "$name" ] ;;
     header) echo "#include <$name>" | g++ -E -x c++ - >/dev/null 2>&1 ;;
     python)
       if [ "$name" = Python.h ]; then
@@ -19,7 +21,7 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
       else
         "$python" -c "import $name" 2>/dev/null
       fi ;;
-    *) echo "system-packages.txt: unknown probe $1" >&2; exit 2 ;;
+    *) echo "$list: unknown probe $1" >&2; exit 2 ;;
   esac
 }
 
@@ -27,7 +29,7 @@ missing=()
 while read -r package probe _; do
   case $package in ''|'#'*) continue ;; esac
   present "$probe" || missing+=("$package")
-done < system-packages.txt
+done < "$list"
 
 if [ ${#missing[@]} -eq 0 ]; then
   exit 0
@@ -40,6 +42,6 @@ else
   echo "Missing on this machine: ${missing[*]}" >&2
   echo "Run this, then make again:" >&2
   echo "    sudo sh -c '$line'" >&2
-  echo "(on another distribution: its packages of the same purpose, see system-packages.txt)" >&2
+  echo "(on another distribution: its packages of the same purpose, see $list)" >&2
   exit 1
 fi

@@ -2,7 +2,7 @@
 
     python -m tests.rdma.guest --devices 4 -- ibv_devinfo
 
-Verbs are real in there: rdma_rxe carries them over Ethernet between virtual interfaces. The guest is
+Verbs are real in there: rdma_rxe carries them over Ethernet between virtual interfaces. It is
 User-Mode Linux (kernel.py), an ordinary process of this user: no KVM, no root. It sees the host's
 root; the working folder is read and written for real, everything else into memory. Output and exit
 status are the command's; 124: the time was up; 125: the guest failed, and said why.
@@ -69,7 +69,7 @@ def _write_plan(
     # The interpreter behind a venv's link: before anything is mounted, only that is sure to start.
     python = Path(sys.executable).resolve()
     init = control / "init"
-    init.write_text(f'#!/bin/sh\nexec {python} -I {INIT} {control}\n')
+    init.write_text(f"#!/bin/sh\nexec {python} -I {INIT} {control}\n")
     init.chmod(0o755)
     mhz = re.search(r"cpu MHz\s*: (\S+)", Path("/proc/cpuinfo").read_text())
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}

@@ -1,6 +1,6 @@
 """First process of the guest: mounts, makes soft-RoCE devices, runs the command, powers off.
 
-Started by the guest's kernel with the host's root, read-only, as /. Whatever the command writes goes
+Started by the guest's kernel with the host's root, read-only, as /. What the command writes goes
 into memory, but for the folders that plan.json lists. Only the standard library: no venv is active.
 
 Device i is rxe<i> on eth<i> with address 10.77.<i>.1; all hang on one bridge by their other ends
@@ -134,7 +134,7 @@ def main(control: Path) -> None:
         make_devices(plan["devices"])
         (control / "ready").write_text(Path("/proc/uptime").read_text())
         status = run_command(plan, control)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, the guest must power off.
         traceback.print_exc()  # To the console, which the host keeps.
     try:
         (control / "status.part").write_text(str(status))

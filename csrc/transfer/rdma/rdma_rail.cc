@@ -116,7 +116,9 @@ Status RdmaRail::error(Code code, const std::string& call, int error_number,
 Result<std::shared_ptr<RdmaRail>> RdmaRail::open(const Verbs& verbs, ibv_device* device,
                                                  uint8_t port, const std::string& name,
                                                  const RdmaSettings& settings) {
-  std::shared_ptr<RdmaRail> rail(new RdmaRail(verbs, settings, name, port));
+  // A private constructor, which make_shared cannot call.
+  std::shared_ptr<RdmaRail> rail(
+      std::unique_ptr<RdmaRail>(new RdmaRail(verbs, settings, name, port)));
   HICACHE_RETURN_IF_ERROR(rail->prepare(device));
   return rail;
 }
