@@ -14,6 +14,7 @@
 
 #include <sys/uio.h>
 
+#include <cerrno>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -61,6 +62,11 @@ struct IoCompletion {
   uint64_t duration_ns;  // Since submit().
   uint32_t damaged = 0;  // With EBADMSG, by bit: `checks` that did not hold. Nothing was written.
 };
+
+/// An error that says nothing of the disk: the machine was short of memory, and may not be soon.
+inline bool is_want_of_memory(int error) {
+  return error == ENOMEM || error == EAGAIN || error == EFAULT || error == ENOBUFS;
+}
 
 enum class IoEngine : uint8_t { kAuto, kUring, kThreads };
 

@@ -1,6 +1,5 @@
 // Pages on their way from the SSDs to the pool.
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 
 #include "store/ssd_tier.h"
@@ -131,9 +130,8 @@ void SsdTier::after_read(uint64_t tag, int error) {
   }
   if (error != 0) {
     store_->drop_from_below(coming.page);
-    // Not now: the log is in the middle of it. Want of memory says nothing about the disk.
-    const bool is_passing = error == ENOMEM || error == EAGAIN || error == EFAULT;
-    if (!is_passing) failed_places_.push_back(coming.place);
+    // Not now: the log is in the middle of it.
+    if (!is_want_of_memory(error)) failed_places_.push_back(coming.place);
     return;
   }
   if (!is_wanted) return store_->drop_from_below(coming.page);

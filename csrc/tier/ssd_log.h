@@ -16,7 +16,9 @@
 
 #include <deque>
 #include <functional>
+#include <list>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -152,11 +154,13 @@ class SsdLog : private SsdVolume::Listener {
     uint32_t volume;
     uint32_t number;
   };
+  using Queue = std::list<SsdVolume::PageWrite>;
   struct Reclaim {
     RegionIndex region = kNoRegion;
-    std::deque<SsdPlace> unread;
+    std::deque<SsdPage> unread;
     uint32_t outstanding = 0;  // Reads and rewrites on their way.
-    bool is_forced = false;    // Nothing can be written before it is done.
+    bool is_forced = false;    // Nothing can be written to the volume before it is done.
+    size_t keeper = 0;         // The volume that takes over its removals.
   };
   struct Rewrite {
     size_t volume;
@@ -172,7 +176,7 @@ class SsdLog : private SsdVolume::Listener {
   struct VolumeState {
     std::unique_ptr<SsdVolume> volume;
     std::vector<RegionIndex> regions;  // By number.
-    std::deque<SsdVolume::PageWrite> rewrites;
+    Queue rewrites;
     std::deque<SsdEntry> removals;
     size_t carried_count = 0;  // Of them, at the front: from the region that is reclaimed.
     Reclaim reclaim;
@@ -182,6 +186,13 @@ class SsdLog : private SsdVolume::Listener {
     uint32_t unreadable_count = 0;  // Regions of which this life knows nothing.
     bool is_low = false;            // The file system has too little left.
     uint32_t dropped_count = 0;     // Regions forgotten since it failed.
+  };
+
+  /// A region on its way into the index, some entries at a time: first the removals among them.
+  struct Taking {
+    RecoveredRegion region;
+    size_t removals_end = 0;  // Entries before it were looked at.
+    size_t pages_end = 0;
   };
 
   // SsdVolume::Listener
@@ -209,24 +220,34 @@ class SsdLog : private SsdVolume::Listener {
   // Writing (ssd_log_write.cc)
   static SsdVolume::PageWrite page_write(Page page, uint64_t sequence);
   bool write_groups(VolumeState& state, uint64_t now_ms);
-  bool write_group(VolumeState& state, std::deque<SsdVolume::PageWrite>& from, bool is_rewrite,
-                   uint64_t now_ms);
+  bool write_group(VolumeState& state, Queue& from, bool is_rewrite, uint64_t now_ms);
+  SsdVolume::PageWrite take_queued(Queue::iterator page);
   void refuse_queue();
-  bool cancel_queued(SpaceIndex space, const Key* key);
+  /// Takes queued pages back: of one key, or of the whole space.
+  void cancel_queued(SpaceIndex space, const Key* key);
   // Reclaim (ssd_log_reclaim.cc)
   void reclaim(size_t volume, uint64_t now_ms);
   void begin_reclaim(size_t volume, uint64_t now_ms);
   void read_rewrites(VolumeState& state, size_t volume, uint64_t now_ms);
   void finish_rewrite(Rewrite rewrite, int error);
-  void finish_reclaim(VolumeState& state, uint64_t now_ms);
+  void finish_reclaim(size_t volume, uint64_t now_ms);
   RegionIndex choose_victim(size_t volume);
+  RegionIndex choose_forced(size_t volume, std::vector<RegionIndex> sealed) const;
+  /// Another volume that can take an entry, or this one.
+  size_t roomy_but(size_t volume) const;
+  /// The page, if it is still in the index and where it was.
+  SsdPageIndex find_same(const SsdPage& page) const;
   void drop_rewrites(VolumeState& state);
   uint64_t oldest_sequence_but(RegionIndex region) const;
   // Recovery (ssd_log_recovery.cc)
   void recover(uint64_t now_ms);
   void set_sequence_base(uint64_t base);
-  void take_region(RecoveredRegion region, uint64_t now_ms);
-  void take_removals(const RecoveredRegion& region);
+  void begin_taking(RecoveredRegion region, uint64_t now_ms);
+  /// Returns how many entries it looked at; with less than `count_max` the region is done.
+  size_t take_entries(size_t count_max, uint64_t now_ms);
+  void finish_taking(uint64_t now_ms);
+  void take_removals(std::span<const SsdEntry> entries);
+  void take_pages(std::span<const SsdEntry> entries, uint64_t now_ms);
   void settle_copies(const SsdEntry& entry, const SsdPage& page, size_t volume);
   void remove_older(const NamespaceDigest& name_space, const Key& key, uint64_t sequence,
                     size_t volume);
@@ -243,7 +264,8 @@ class SsdLog : private SsdVolume::Listener {
   uint64_t now_ms_ = 0;
   uint64_t unix_time_s_ = 0;
   size_t next_volume_ = 0;  // Groups are dealt in turn.
-  std::deque<SsdVolume::PageWrite> queue_;
+  Queue queue_;
+  std::unordered_multimap<uint64_t, Queue::iterator> queued_;  // By page_hash.
   std::unordered_map<uint64_t, InFlight> in_flight_;  // New pages given to a volume, by page_hash.
   uint64_t writing_bytes_ = 0;
   bool sealing_all_ = false;
@@ -261,6 +283,7 @@ class SsdLog : private SsdVolume::Listener {
   uint64_t next_rewrite_tag_ = 0;
 
   std::unique_ptr<SsdRecovery> recovery_;
+  std::optional<Taking> taking_;
   uint64_t recovery_begun_ms_ = 0;
   bool may_write_ = false;  // All heads were read, so that sequences are known.
   // Of removals seen so far in this recovery: the largest sequence by page, and by namespace.

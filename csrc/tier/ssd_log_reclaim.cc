@@ -25,7 +25,7 @@ void SsdLog::reclaim(size_t volume, uint64_t now_ms) {
   }
   if (state.reclaim.region == kNoRegion) return;
   read_rewrites(state, volume, now_ms);
-  finish_reclaim(state, now_ms);
+  finish_reclaim(volume, now_ms);
 }
 
 /// The smallest sequence of all regions but this one that may hold something; 0 if one may be older
@@ -63,8 +63,7 @@ RegionIndex SsdLog::choose_victim(size_t volume) {
       *std::min_element(sealed.begin(), sealed.end(), [this](RegionIndex left, RegionIndex right) {
         return index_.region(left).sequence < index_.region(right).sequence;
       });
-  // No removal of the oldest one is about another region of this volume: it goes without room.
-  if (state.reclaim.is_forced) return options_.is_leased(oldest) ? kNoRegion : oldest;
+  if (state.reclaim.is_forced) return choose_forced(volume, std::move(sealed));
   const bool has_room = state.volume->free_region_count() >= kFreeRegionsMin;
   if (has_room) {  // Then it is for those beyond the size limit, oldest first.
     std::erase_if(sealed, [&](RegionIndex region) {
@@ -89,6 +88,41 @@ RegionIndex SsdLog::choose_victim(size_t volume) {
   return victim != kNoRegion ? victim : index_.choose_victim(is_eligible);
 }
 
+/// The volume has no room for what must outlive a region. Of those without such removals the
+/// oldest; else the oldest of all, whose removals another volume takes. On a volume alone the
+/// oldest has none: they are about what was older still.
+RegionIndex SsdLog::choose_forced(size_t volume, std::vector<RegionIndex> sealed) const {
+  std::erase_if(sealed, [this](RegionIndex region) { return options_.is_leased(region); });
+  if (sealed.empty()) return kNoRegion;
+  std::sort(sealed.begin(), sealed.end(), [this](RegionIndex left, RegionIndex right) {
+    return index_.region(left).sequence < index_.region(right).sequence;
+  });
+  const uint64_t oldest = oldest_sequence_but(kNoRegion);
+  for (const RegionIndex region : sealed) {
+    const bool is_oldest = index_.region(region).sequence == oldest;
+    const uint64_t other = is_oldest ? oldest_sequence_but(region) : oldest;
+    const auto removals = volumes_[volume].volume->removals(regions_[region].number);
+    const auto is_needed = [other](const SsdEntry& entry) { return entry.sequence > other; };
+    if (std::none_of(removals.begin(), removals.end(), is_needed)) return region;
+  }
+  return sealed.front();
+}
+
+size_t SsdLog::roomy_but(size_t volume) const {
+  for (size_t other = 0; other < volumes_.size(); ++other) {
+    const SsdVolume& candidate = *volumes_[other].volume;
+    const bool can_take = other != volume && candidate.can_write() && !candidate.is_silent();
+    const bool has_room = candidate.open_fits(1, 0) || candidate.free_region_count() != 0;
+    if (can_take && has_room) return other;
+  }
+  return volume;
+}
+
+SsdPageIndex SsdLog::find_same(const SsdPage& page) const {
+  const SsdPageIndex found = index_.find(page.space, page.key);
+  return found != kNoSsdPage && index_[found].place == page.place ? found : kNoSsdPage;
+}
+
 void SsdLog::begin_reclaim(size_t volume, uint64_t now_ms) {
   VolumeState& state = volumes_[volume];
   state.reclaim.is_forced = state.volume->free_region_count() == 0;
@@ -103,7 +137,7 @@ void SsdLog::begin_reclaim(size_t volume, uint64_t now_ms) {
       static_cast<uint64_t>(share * static_cast<double>(state.volume->file().region_size_bytes));
   const std::vector<SsdPageIndex> kept =
       index_.choose_rewrites(victim, bytes_max, options_.is_in_dram);
-  for (const SsdPageIndex page : kept) state.reclaim.unread.push_back(index_[page].place);
+  for (const SsdPageIndex page : kept) state.reclaim.unread.push_back(index_[page]);
 
   std::unordered_set<SsdPageIndex> is_kept(kept.begin(), kept.end());
   for (const SsdPageIndex page : index_.pages_of(victim)) {
@@ -115,19 +149,19 @@ void SsdLog::begin_reclaim(size_t volume, uint64_t now_ms) {
   // A removal outlives its region while anything that it removes may still be on a disk. It goes
   // first: rewrites may find no room.
   const uint64_t oldest = oldest_sequence_but(victim);
+  state.reclaim.keeper = state.reclaim.is_forced ? roomy_but(volume) : volume;
   for (const SsdEntry& entry : state.volume->removals(number)) {
     if (oldest >= entry.sequence) continue;
-    state.removals.push_front(entry);
-    ++state.carried_count;
+    volumes_[state.reclaim.keeper].removals.push_front(entry);
+    ++volumes_[state.reclaim.keeper].carried_count;
     removing_.insert(entry.sequence);
   }
 }
 
 void SsdLog::read_rewrites(VolumeState& state, size_t volume, uint64_t now_ms) {
   while (!state.reclaim.unread.empty() && state.reclaim.outstanding < kReadsInFlightMax) {
-    const SsdPlace place = state.reclaim.unread.front();
+    const SsdPageIndex found = find_same(state.reclaim.unread.front());
     state.reclaim.unread.pop_front();
-    const SsdPageIndex found = index_.page_at(place);
     if (found == kNoSsdPage) continue;
     const SsdPage& page = index_[found];
     MappedMemory memory = MappedMemory::make(sectors_of(page.size) * kSectorSize);
@@ -143,7 +177,7 @@ void SsdLog::read_rewrites(VolumeState& state, size_t volume, uint64_t now_ms) {
 void SsdLog::finish_rewrite(Rewrite rewrite, int error) {
   VolumeState& state = volumes_[rewrite.volume];
   const SsdPage& page = rewrite.page;
-  const SsdPageIndex now = index_.page_at(page.place);
+  const SsdPageIndex now = find_same(page);
   // Of a space that ended nothing may be written into a region newer than its end.
   const bool is_wanted = now != kNoSsdPage && index_[now].sequence == page.sequence &&
                          !ended_spaces_.contains(page.space);
@@ -173,7 +207,8 @@ void SsdLog::finish_rewrite(Rewrite rewrite, int error) {
   state.rewrites.push_back(std::move(write));
 }
 
-void SsdLog::finish_reclaim(VolumeState& state, uint64_t now_ms) {
+void SsdLog::finish_reclaim(size_t volume, uint64_t now_ms) {
+  VolumeState& state = volumes_[volume];
   Reclaim& reclaim = state.reclaim;
   if (reclaim.outstanding != 0 || !reclaim.unread.empty()) return;
   const uint32_t number = regions_[reclaim.region].number;
@@ -188,8 +223,12 @@ void SsdLog::finish_reclaim(VolumeState& state, uint64_t now_ms) {
   const bool is_carried =
       std::none_of(removals.begin(), removals.end(),
                    [this](const SsdEntry& entry) { return removing_.contains(entry.sequence); });
-  if ((is_carried || reclaim.is_forced) && !options_.is_leased(reclaim.region))
+  // Where nothing has room for them, the region's own is all there is.
+  const bool is_stuck = reclaim.is_forced &&
+                        (reclaim.keeper == volume || !volumes_[reclaim.keeper].volume->can_write());
+  if ((is_carried || is_stuck) && !options_.is_leased(reclaim.region)) {
     state.volume->erase(number, now_ms);
+  }
 }
 
 void SsdLog::on_region_free(SsdVolume& volume, uint32_t number) {

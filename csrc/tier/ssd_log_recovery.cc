@@ -6,30 +6,55 @@
 namespace hicache {
 namespace {
 
-constexpr size_t kEntriesPerStep =
-    4096;  // Then others have their turn: below a millisecond or two.
+constexpr size_t kEntriesPerStep = 4096;  // Then others have their turn.
 // Between the largest sequence of a region and those of its entries: no region holds that many.
 constexpr uint64_t kSequenceGap = uint64_t{1} << 32;
+
+/// Of namespaces in the order of a region's entries: those of one follow each other.
+class LastSpace {
+ public:
+  explicit LastSpace(const std::function<SpaceIndex(const NamespaceDigest&)>& space_of)
+      : space_of_(space_of) {}
+
+  SpaceIndex of(const NamespaceDigest& digest) {
+    if (digest_ == nullptr || *digest_ != digest) {
+      space_ = space_of_(digest);
+      digest_ = &digest;
+    }
+    return space_;
+  }
+
+ private:
+  const std::function<SpaceIndex(const NamespaceDigest&)>& space_of_;
+  const NamespaceDigest* digest_ = nullptr;
+  SpaceIndex space_ = kAnySpace;
+};
 
 }  // namespace
 
 void SsdLog::recover(uint64_t now_ms) {
   if (!recovery_) return;
-  size_t entry_count = 0;
   if (!may_write_) {
     const auto max_sequence = recovery_->max_sequence();
     if (!max_sequence) return;
     if (*max_sequence != 0) set_sequence_base(*max_sequence + kSequenceGap);
     may_write_ = true;
   }
-  while (entry_count < kEntriesPerStep) {
-    std::optional<RecoveredRegion> region = recovery_->take();
-    if (!region) break;
-    entry_count += region->entries.size() + 1;
-    take_region(std::move(*region), now_ms);
+  size_t left = kEntriesPerStep;
+  while (left != 0) {
+    if (!taking_) {
+      std::optional<RecoveredRegion> region = recovery_->take();
+      if (!region) break;
+      --left;
+      begin_taking(std::move(*region), now_ms);
+      continue;
+    }
+    const size_t taken = take_entries(left, now_ms);
+    if (taken < left) finish_taking(now_ms);
+    left -= taken;
   }
-  if (!recovery_->is_finished()) {
-    if (entry_count >= kEntriesPerStep) options_.wake();  // Else it wakes when there is more.
+  if (taking_ || !recovery_->is_finished()) {
+    if (left == 0) options_.wake();  // Else it wakes when there is more.
     return;
   }
   recovery_.reset();
@@ -55,18 +80,19 @@ void SsdLog::set_sequence_base(uint64_t base) {
   for (auto& [hash, sequence] : cleared_) sequence += base;
 }
 
-void SsdLog::take_region(RecoveredRegion region, uint64_t now_ms) {
+void SsdLog::begin_taking(RecoveredRegion region, uint64_t now_ms) {
   VolumeState& state = volumes_[region.volume];
-  --state.unrecovered_count;
   counts_.corrupt_pages += region.damaged_pages;
   if (region.kind == RecoveredRegion::Kind::kUnreadable) {
     ++counts_.read_errors;  // It stays unknown, and unused in this life.
     ++state.unreadable_count;
+    --state.unrecovered_count;
     return;
   }
   const RegionIndex index = region_index(region.volume, region.region);
   if (region.kind == RecoveredRegion::Kind::kFree) {
     state.volume->recovered_free(region.region, now_ms);
+    --state.unrecovered_count;
     return;
   }
   const uint64_t sectors = region.sector_count + footer_sectors(region.entries.size());
@@ -78,12 +104,48 @@ void SsdLog::take_region(RecoveredRegion region, uint64_t now_ms) {
   // A number beyond all that were given out would outlive every removal.
   counts_.corrupt_pages += std::erase_if(
       region.entries, [this](const SsdEntry& entry) { return entry.sequence >= sequence_base_; });
-  take_removals(region);
-  if (state.volume->health() == SsdVolume::Health::kFailed) return;
   index_.begin_region(index, region.sequence);
-  for (const SsdEntry& entry : region.entries) {
+  taking_.emplace(Taking{.region = std::move(region)});
+}
+
+size_t SsdLog::take_entries(size_t count_max, uint64_t now_ms) {
+  Taking& taking = *taking_;
+  const std::span<const SsdEntry> entries = taking.region.entries;
+  const auto next = [&entries](size_t& end, size_t most) {
+    const size_t first = std::exchange(end, std::min(entries.size(), end + most));
+    return entries.subspan(first, end - first);
+  };
+  const auto removals = next(taking.removals_end, count_max);
+  take_removals(removals);
+  const auto pages = next(taking.pages_end, count_max - removals.size());
+  take_pages(pages, now_ms);
+  return removals.size() + pages.size();
+}
+
+void SsdLog::finish_taking(uint64_t now_ms) {
+  RecoveredRegion region = std::move(taking_->region);
+  taking_.reset();
+  VolumeState& state = volumes_[region.volume];
+  --state.unrecovered_count;
+  if (state.volume->health() == SsdVolume::Health::kFailed) return;
+  if (region.kind == RecoveredRegion::Kind::kUnsealed) {
+    state.volume->seal_recovered(region.region, region.sequence, region.sector_count,
+                                 std::move(region.entries), now_ms);
+    return;
+  }
+  std::erase_if(region.entries,
+                [](const SsdEntry& entry) { return entry.kind == SsdEntryKind::kPage; });
+  state.volume->recovered_sealed(region.region, region.sequence, std::move(region.entries));
+}
+
+void SsdLog::take_pages(std::span<const SsdEntry> entries, uint64_t now_ms) {
+  const uint32_t volume = taking_->region.volume;
+  if (volumes_[volume].volume->health() == SsdVolume::Health::kFailed) return;
+  const RegionIndex region = volumes_[volume].regions[taking_->region.region];
+  LastSpace spaces(options_.space_of);
+  for (const SsdEntry& entry : entries) {
     if (entry.kind != SsdEntryKind::kPage || is_removed(entry)) continue;
-    const SpaceIndex space = options_.space_of(entry.name_space);
+    const SpaceIndex space = spaces.of(entry.name_space);
     if (space == kAnySpace) continue;
     name_spaces_.try_emplace(space, entry.name_space);
     SsdPage page;
@@ -93,18 +155,10 @@ void SsdLog::take_region(RecoveredRegion region, uint64_t now_ms) {
     page.parent_hash = entry.parent_key_hash == 0 ? 0 : page_hash(space, entry.parent_key_hash);
     page.space = space;
     page.size = static_cast<uint32_t>(entry.size);
-    page.place = {index, entry.first_sector};
+    page.place = {region, entry.first_sector};
     page.written_s = static_cast<uint32_t>(now_ms / 1000);
-    settle_copies(entry, page, region.volume);
+    settle_copies(entry, page, volume);
     counts_.recovered_pages += index_.insert(page) != SsdIndex::Inserted::kOlder;
-  }
-  if (region.kind == RecoveredRegion::Kind::kUnsealed) {
-    state.volume->seal_recovered(region.region, region.sequence, region.sector_count,
-                                 std::move(region.entries), now_ms);
-  } else {
-    std::erase_if(region.entries,
-                  [](const SsdEntry& entry) { return entry.kind == SsdEntryKind::kPage; });
-    state.volume->recovered_sealed(region.region, region.sequence, std::move(region.entries));
   }
 }
 
@@ -135,15 +189,16 @@ void SsdLog::remove_older(const NamespaceDigest& name_space, const Key& key, uin
   queue_removal(volume, removal);
 }
 
-void SsdLog::take_removals(const RecoveredRegion& region) {
-  for (const SsdEntry& entry : region.entries) {
+void SsdLog::take_removals(std::span<const SsdEntry> entries) {
+  LastSpace spaces(options_.space_of);
+  for (const SsdEntry& entry : entries) {
     if (entry.kind == SsdEntryKind::kPage) continue;
     auto& table = entry.kind == SsdEntryKind::kRemoved ? removed_ : cleared_;
     uint64_t& sequence = table[removal_hash(entry)];
     sequence = std::max(sequence, entry.sequence);
     if (entry.kind != SsdEntryKind::kRemoved) continue;
     // A page that was rewritten may have come in already, from a newer region.
-    const SpaceIndex space = options_.space_of(entry.name_space);
+    const SpaceIndex space = spaces.of(entry.name_space);
     if (space == kAnySpace) continue;
     const SsdPageIndex page = index_.find(space, entry.key);
     if (page != kNoSsdPage && index_[page].sequence < entry.sequence) index_.erase(page);

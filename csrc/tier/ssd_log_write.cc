@@ -32,31 +32,49 @@ SsdVolume::PageWrite SsdLog::page_write(Page page, uint64_t sequence) {
 void SsdLog::write(Page page) {
   writing_bytes_ += page.size;
   name_spaces_.try_emplace(page.space, page.name_space);
+  const uint64_t hash = page_hash(page.space, page.key);
   queue_.push_back(page_write(std::move(page), next_sequence_++));
+  queued_.emplace(hash, std::prev(queue_.end()));
 }
 
-/// Takes queued pages back: of one key, or of the whole space. True if there were any.
-bool SsdLog::cancel_queued(SpaceIndex space, const Key* key) {
+SsdVolume::PageWrite SsdLog::take_queued(Queue::iterator page) {
+  auto known = queued_.equal_range(page_hash(page->space, page->entry.key)).first;
+  while (known->second != page) ++known;
+  queued_.erase(known);
+  SsdVolume::PageWrite taken = std::move(*page);
+  queue_.erase(page);
+  return taken;
+}
+
+void SsdLog::cancel_queued(SpaceIndex space, const Key* key) {
+  const auto is_it = [&](const SsdVolume::PageWrite& write) {
+    return write.space == space && (key == nullptr || write.entry.key == *key);
+  };
+  std::vector<Queue::iterator> found;
+  if (key != nullptr) {
+    const auto [first, last] = queued_.equal_range(page_hash(space, *key));
+    for (auto known = first; known != last; ++known) {
+      if (is_it(*known->second)) found.push_back(known->second);
+    }
+  } else {
+    for (auto page = queue_.begin(); page != queue_.end(); ++page) {
+      if (is_it(*page)) found.push_back(page);
+    }
+  }
   std::vector<uint64_t> cancelled;
-  std::erase_if(queue_, [&](const SsdVolume::PageWrite& write) {
-    if (write.space != space || (key != nullptr && write.entry.key != *key)) return false;
-    cancelled.push_back(write.tag);
-    writing_bytes_ -= write.entry.size;
-    return true;
-  });
+  for (const Queue::iterator page : found) {
+    writing_bytes_ -= page->entry.size;
+    cancelled.push_back(take_queued(page).tag);
+  }
   for (VolumeState& state : volumes_) {
-    std::erase_if(state.rewrites, [&](const SsdVolume::PageWrite& write) {
-      if (write.space != space || (key != nullptr && write.entry.key != *key)) return false;
-      --state.reclaim.outstanding;
-      return true;
-    });
+    state.reclaim.outstanding -= static_cast<uint32_t>(std::erase_if(state.rewrites, is_it));
   }
   for (const uint64_t tag : cancelled) options_.on_written(tag, false);
-  return !cancelled.empty();
 }
 
 /// No volume takes pages any more.
 void SsdLog::refuse_queue() {
+  queued_.clear();
   for (const SsdVolume::PageWrite& write : std::exchange(queue_, {})) {
     writing_bytes_ -= write.entry.size;
     options_.on_written(write.tag, false);
@@ -84,8 +102,7 @@ bool SsdLog::write_groups(VolumeState& state, uint64_t now_ms) {
   return !queue_.empty() && write_group(state, queue_, false, now_ms);
 }
 
-bool SsdLog::write_group(VolumeState& state, std::deque<SsdVolume::PageWrite>& from,
-                         bool is_rewrite, uint64_t now_ms) {
+bool SsdLog::write_group(VolumeState& state, Queue& from, bool is_rewrite, uint64_t now_ms) {
   SsdVolume& volume = *state.volume;
   // What does not fit an empty region fits none.
   const uint64_t sectors_max = std::min(kGroupSectorsMax, volume.page_size_max() / kSectorSize);
@@ -93,11 +110,13 @@ bool SsdLog::write_group(VolumeState& state, std::deque<SsdVolume::PageWrite>& f
   size_t count = 0;
   uint64_t sector_count = 0;
   size_t part_count = 1;
-  for (; count < from.size() && removal_count + count < kGroupEntryCountMax; ++count) {
-    const uint64_t sectors = sectors_of(from[count].entry.size);
-    part_count += from[count].parts.size();
+  for (const SsdVolume::PageWrite& page : from) {
+    if (removal_count + count == kGroupEntryCountMax) break;
+    const uint64_t sectors = sectors_of(page.entry.size);
+    part_count += page.parts.size();
     if (count != 0 && (sector_count + sectors > sectors_max || part_count > kPartsMax)) break;
     sector_count += sectors;
+    ++count;
   }
   const size_t entry_count = removal_count + count;
   if (!volume.open_fits(entry_count, sector_count) && volume.free_region_count() < 2) {
@@ -116,12 +135,14 @@ bool SsdLog::write_group(VolumeState& state, std::deque<SsdVolume::PageWrite>& f
 
   std::vector<SsdVolume::PageWrite> pages;
   for (; count != 0; --count) {
-    pages.push_back(std::move(from.front()));
-    from.pop_front();
-    const SsdVolume::PageWrite& page = pages.back();
-    if (!is_rewrite) {
-      in_flight_[page_hash(page.space, page.entry.key)] = {index_of(volume), page.entry.sequence};
+    if (is_rewrite) {
+      pages.push_back(std::move(from.front()));
+      from.pop_front();
+      continue;
     }
+    pages.push_back(take_queued(from.begin()));
+    const SsdVolume::PageWrite& page = pages.back();
+    in_flight_[page_hash(page.space, page.entry.key)] = {index_of(volume), page.entry.sequence};
   }
   const auto removals_end = state.removals.begin() + static_cast<ptrdiff_t>(removal_count);
   std::vector<SsdEntry> removals(state.removals.begin(), removals_end);

@@ -10,6 +10,8 @@ namespace {
 constexpr uint32_t kNoRegionNumber = UINT32_MAX;
 constexpr uint32_t kBadReadsMax = 16;
 constexpr uint64_t kWatchIntervalMs = 1000;  // Of requests in flight, for their deadlines.
+constexpr uint64_t kRetryMs = 100;           // After a write for which there was no memory.
+constexpr uint32_t kRetriesMax = 600;        // Of one write: a minute.
 constexpr uint64_t kSilenceMax = 6;          // In time limits: then the disk will not come back.
 constexpr uint64_t kNever = UINT64_MAX;
 
@@ -304,6 +306,7 @@ void SsdVolume::note_bad_read(const std::string& what) {
 void SsdVolume::submit(Request request, IoRequest io) {
   io.fd = file_.fd;
   io.tag = next_tag_++;
+  if (request.purpose != Purpose::kRead) request.io = io;
   requests_.emplace(io.tag, std::move(request));
   waiting_.push_back(std::move(io));
   submit_waiting();
@@ -332,8 +335,19 @@ uint64_t SsdVolume::poll(uint64_t now_ms) {
     submit_waiting();
   }
   if (device_ && !answered) judge_silence(now_ms);
+  try_again(now_ms);
   if (!device_ || requests_.empty()) return kNever;
+  if (!retries_.empty()) return retries_.front().due_ms;
   return now_ms + std::min(kWatchIntervalMs, std::max<uint64_t>(1, options_.io_timeout_ms / 4));
+}
+
+void SsdVolume::try_again(uint64_t now_ms) {
+  for (; !retries_.empty() && retries_.front().due_ms <= now_ms; retries_.pop_front()) {
+    Request& request = requests_.at(retries_.front().tag);
+    request.begun_ms = now_ms;
+    waiting_.push_back(request.io);
+  }
+  submit_waiting();
 }
 
 /// The process was stopped, or its machine: requests are as old as they were, and a little more.
@@ -364,6 +378,12 @@ void SsdVolume::judge_silence(uint64_t now_ms) {
 void SsdVolume::complete(const IoCompletion& completion) {
   const auto found = requests_.find(completion.tag);
   if (found == requests_.end()) return;
+  const bool is_passing = is_want_of_memory(completion.error);
+  if (is_passing && found->second.purpose != Purpose::kRead &&
+      ++found->second.retry_count <= kRetriesMax) {
+    retries_.push_back({now_ms_ + kRetryMs, completion.tag});
+    return;
+  }
   Request request = std::move(found->second);
   requests_.erase(found);
   const bool ok = completion.error == 0;
@@ -373,7 +393,7 @@ void SsdVolume::complete(const IoCompletion& completion) {
     --reads_in_flight_;
     if (ok) bad_reads_ = 0;
     listener_.on_read(*this, request.read_tag, completion.error);
-    if (!ok) note_bad_read(std::strerror(completion.error));
+    if (!ok && !is_passing) note_bad_read(std::strerror(completion.error));
     return;
   }
   if (request.purpose == Purpose::kDiscard) {
@@ -543,6 +563,7 @@ void SsdVolume::fail(const std::string& reason) {
   if (health_ == Health::kFailed) return;
   device_.reset();
   waiting_.clear();
+  retries_.clear();
   stop_writing(reason);
   health_ = Health::kFailed;
   for (auto& [tag, request] : std::exchange(requests_, {})) {

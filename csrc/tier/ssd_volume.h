@@ -6,10 +6,11 @@
 // is sealed, which happens once all its groups are written. Before a region is used again its head
 // and its footer are overwritten with zeros, so that nothing of its old content can come back.
 //
-// A write that fails ends writing to this file: what it holds can still be read. While a request
-// takes longer than io_timeout_ms the file rests: nothing new is asked of it. One that takes six
-// times as long, or reads that fail repeatedly, end it altogether. Time in which the owner did not
-// look, since its process stood still, is not the disk's.
+// A write that fails ends writing to this file: what it holds can still be read. One for which the
+// machine had no memory is tried again. While a request takes longer than io_timeout_ms the file
+// rests: nothing new is asked of it. One that takes six times as long, or reads that fail
+// repeatedly, end it altogether. Time in which the owner did not look, since its process stood
+// still, is not the disk's.
 //
 // Not here: what is worth writing, which region to reuse, what pages mean (ssd_log).
 // Threads: one owner. Nothing blocks. Time is an argument.
@@ -220,6 +221,12 @@ class SsdVolume {
     uint64_t size_bytes = 0;
     std::shared_ptr<Group> group{};
     std::shared_ptr<MappedMemory> memory{};
+    IoRequest io{};  // But of reads: to be submitted again if there was no memory for it.
+    uint32_t retry_count = 0;
+  };
+  struct Retry {
+    uint64_t due_ms;
+    uint64_t tag;
   };
 
   bool fits(const Region& region, size_t entry_count, uint64_t sector_count) const;
@@ -228,6 +235,7 @@ class SsdVolume {
   void discard(uint32_t region, uint64_t now_ms);
   void submit(Request request, IoRequest io);
   void submit_waiting();
+  void try_again(uint64_t now_ms);
   void complete(const IoCompletion& completion);
   void complete_group(Request& request);
   void fail_write(Request request, const IoCompletion& completion);
@@ -256,6 +264,7 @@ class SsdVolume {
   uint32_t opening_ = UINT32_MAX;
   std::unordered_map<uint64_t, Request> requests_;
   std::deque<IoRequest> waiting_;  // The device had no room.
+  std::deque<Retry> retries_;      // By due_ms.
   uint64_t next_tag_ = 1;
   uint64_t now_ms_ = 0;  // Of the last poll().
   bool is_silent_ = false;

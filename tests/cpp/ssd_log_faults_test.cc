@@ -236,6 +236,25 @@ TEST(SsdLogFaults, ARemovalHoldsForAPageFoundDamaged) {
   EXPECT_EQ(rig.check_all().size(), 3u);
 }
 
+TEST(SsdLogFaults, ManyDamagedPagesEndNoDirectory) {
+  HICACHE_TRACE_SEED();
+  LogRig rig({.volume_count = 1, .region_count_max = 24}, 1);
+  rig.open();
+  ASSERT_TRUE(rig.recover());
+  write_pages(rig, 50);
+  ASSERT_TRUE(rig.settle());
+  for (uint32_t n = 0; n < 40; ++n) {
+    rig.log().drop_damaged(rig.log().index()[rig.find({0, n})].place);
+    rig.step();
+  }
+  EXPECT_EQ(rig.log().counts().corrupt_pages, 40u);
+  EXPECT_EQ(rig.log().volume(0).health(), Health::kGood);
+  EXPECT_EQ(rig.check_all().size(), 10u);
+  write_pages(rig, 20);
+  ASSERT_TRUE(rig.settle());
+  EXPECT_EQ(rig.check_all().size(), 30u);
+}
+
 TEST(SsdLogFaults, ALateReportOfDamageLeavesWhatWasWrittenThereSince) {
   HICACHE_TRACE_SEED();
   LogRig rig({.volume_count = 1, .key_count = 30}, 1);

@@ -248,5 +248,77 @@ TEST(SsdLogRemovals, OfAPageForgottenTwiceReachTheCopyThatIsLeft) {
   EXPECT_GT(tried, 0u);
 }
 
+/// Cuts the power after each step of a write: what was removed must be so on what is left.
+class Cutter {
+ public:
+  Cutter(LogRig& rig, const LogRig::Shape& shape) : rig_(rig), shape_(shape), random_(11) {
+    for (uint32_t i = 0; i < shape.volume_count; ++i) rig.disk(i).on_write_step = [this] { cut(); };
+  }
+  ~Cutter() {
+    for (uint32_t i = 0; i < shape_.volume_count; ++i) rig_.disk(i).on_write_step = [] {};
+  }
+
+ private:
+  void cut() {
+    if (::testing::Test::HasFailure()) return;
+    LogRig survivor(shape_, 12);
+    survivor.put_images(rig_.cut(random_));
+    survivor.adopt_oracle(rig_);
+    survivor.allow_damage();
+    survivor.lease_everything(true);
+    survivor.open();
+    EXPECT_TRUE(survivor.recover());
+    survivor.check_all();
+  }
+
+  LogRig& rig_;
+  const LogRig::Shape shape_;
+  testing::Random random_;
+};
+
+TEST(SsdLogRemovals, OfOtherDirectoriesOutliveRegionsThatMustGoAtOnce) {
+  HICACHE_TRACE_SEED();
+  uint64_t forced = 0;
+  for (uint32_t volume_count = 2; volume_count < 4; ++volume_count) {
+    for (uint64_t stream = 0; stream < 4 && !HasFailure(); ++stream) {
+      SCOPED_TRACE("volumes " + std::to_string(volume_count) + ", stream " +
+                   std::to_string(stream));
+      const LogRig::Shape shape{.volume_count = volume_count,
+                                .region_count_max = 10,
+                                .space_count = 1,
+                                .key_count = 200,
+                                .page_size_max = 12 * kKiB};
+      LogRig rig(shape, 9000 + stream);
+      rig.open();
+      ASSERT_TRUE(rig.recover());
+      for (uint32_t n = 0; n < 40; ++n) {
+        rig.write({0, n});
+        rig.step();
+      }
+      seal_all(rig);
+      // The last directory cannot be written any more, the first gets no more space.
+      const size_t last = volume_count - 1;
+      rig.disk(last).set_outcome([](const IoRequest& asked) { return is_write(asked) ? EIO : 0; });
+      for (uint32_t n = 100; rig.log().volume(last).can_write(); ++n) {
+        rig.write({0, n});
+        rig.step();
+      }
+      rig.disk(0).set_outcome(
+          [](const IoRequest& asked) { return asked.kind == IoKind::kAllocate ? ENOSPC : 0; });
+      for (uint32_t n = 0; n < 40; n += 2) rig.remove({0, n});
+      ASSERT_TRUE(rig.settle());
+      const Cutter cutter(rig, shape);
+      const uint64_t before = rig.log().counts().dropped_pages;
+      for (uint32_t n = 100; n < 160 && !HasFailure(); ++n) {
+        rig.write({0, n});
+        for (int i = 0; i < 3; ++i) rig.step();
+        forced += rig.log().volume(0).free_region_count() == 0;
+      }
+      EXPECT_GT(rig.log().counts().dropped_pages, before);
+    }
+  }
+  EXPECT_GT(forced, 0u);
+}
+
 }  // namespace
 }  // namespace hicache

@@ -40,6 +40,7 @@ class LogRig {
     uint32_t space_count = 2;
     uint32_t key_count = 60;
     uint64_t page_size_max = 24 * kKiB;
+    bool has_large_pages = true;  // Some as large as a region takes them.
     uint64_t io_timeout_ms = 10'000;
   };
   using Images = std::vector<std::vector<uint8_t>>;
@@ -85,6 +86,8 @@ class LogRig {
   void limit_regions(uint32_t count_max) { region_count_max_ = count_max; }
   void lease_everything(bool yes) { all_leased_ = yes; }
   std::vector<std::pair<uint64_t, int>>& reads_done() { return reads_done_; }
+  /// How often the log has asked for the life of a namespace.
+  uint64_t space_questions() const { return space_questions_; }
 
   Images images() const {
     Images images;
@@ -144,6 +147,7 @@ class LogRig {
     };
     options.page_checksum = checksum_of;
     options.space_of = [this](const NamespaceDigest& digest) {
+      ++space_questions_;
       for (uint32_t i = 0; i < spaces_.size(); ++i) {
         if (digest_of(i) == digest) return spaces_[i];
       }
@@ -211,8 +215,9 @@ class LogRig {
     if (log_->find(space(name), key(name), hash) != kNoSsdPage) remove(name);
     Version version;
     version.id = ++next_id_;
-    version.size = random_.one_in(8) ? random_.between(1, log_->page_size_max())
-                                     : random_.between(1, shape_.page_size_max);
+    version.size = shape_.has_large_pages && random_.one_in(8)
+                       ? random_.between(1, log_->page_size_max())
+                       : random_.between(1, shape_.page_size_max);
     version.size = std::min(version.size, log_->page_size_max());
     const std::vector<uint8_t> bytes = bytes_of(version.id, version.size);
     version.checksum = checksum_of(bytes);
@@ -446,6 +451,7 @@ class LogRig {
   std::vector<std::string> notices_;
   std::vector<std::pair<uint64_t, int>> reads_done_;
   uint64_t damaged_reads_ = 0;
+  uint64_t space_questions_ = 0;
   bool damage_is_allowed_ = false;
   bool all_leased_ = false;
 };

@@ -1,5 +1,8 @@
-// The log when its process stands still, and when a disk does not answer for a while.
+// The log when its process stands still, when a disk does not answer for a while, and when the
+// machine has no memory to spare.
 #include <gtest/gtest.h>
+
+#include <array>
 
 #include "ssd_log_rig.h"
 #include "tier/ssd_log.h"
@@ -87,6 +90,73 @@ TEST(SsdLogSilence, ADiskThatNeverAnswersIsGivenUpInTheEnd) {
   ASSERT_TRUE(rig.step_until([&] { return rig.log().volume(0).health() == Health::kFailed; }));
   EXPECT_GE(rig.now_ms() - begun_ms, 5 * kTimeoutMs);
   EXPECT_EQ(rig.pending_count(), 0u);
+}
+
+TEST(SsdLogSilence, WhatThereWasNoMemoryForIsWrittenLater) {
+  HICACHE_TRACE_SEED();
+  for (uint64_t stream = 0; stream < 20; ++stream) {
+    SCOPED_TRACE("stream " + std::to_string(stream));
+    LogRig rig({.volume_count = 2, .region_count_max = 20}, 6000 + stream);
+    rig.open();
+    ASSERT_TRUE(rig.recover());
+    auto random = std::make_shared<testing::Random>(stream);
+    auto failures = std::make_shared<int>(0);
+    for (size_t i = 0; i < 2; ++i) {
+      rig.disk(i).set_outcome([random, failures](const IoRequest& request) {
+        if (request.kind == IoKind::kRead || random->one_in(2)) return 0;
+        return std::array{ENOMEM, EAGAIN, EFAULT}[++*failures % 3];
+      });
+    }
+    write_pages(rig, 0, 30);
+    rig.remove({0, 3});
+    ASSERT_TRUE(rig.settle());
+    rig.log().seal_all();
+    ASSERT_TRUE(rig.step_until([&] { return rig.log().is_quiet(); }));
+    EXPECT_GT(*failures, 3);
+    EXPECT_TRUE(rig.notices().empty()) << rig.notices().front();
+    const LogRig::Images images = rig.images();
+    rig.close();
+    rig.put_images(images);
+    rig.open();
+    ASSERT_TRUE(rig.recover());
+    EXPECT_EQ(rig.check_all().size(), 29u);
+  }
+}
+
+TEST(SsdLogSilence, ADirectoryForWhichThereIsNeverMemoryIsNotWrittenAnyMore) {
+  HICACHE_TRACE_SEED();
+  LogRig rig({.volume_count = 1}, 3);
+  rig.open();
+  ASSERT_TRUE(rig.recover());
+  write_pages(rig, 0, 5);
+  ASSERT_TRUE(rig.settle());
+  const auto before = rig.check_all();
+  rig.disk(0).set_outcome(
+      [](const IoRequest& request) { return request.kind == IoKind::kRead ? 0 : ENOMEM; });
+  write_pages(rig, 5, 1);
+  const uint64_t begun_ms = rig.now_ms();
+  ASSERT_TRUE(rig.step_until([&] { return rig.pending_count() == 0; }, 200'000));
+  EXPECT_GE(rig.now_ms() - begun_ms, 50'000u);
+  EXPECT_EQ(rig.log().volume(0).health(), Health::kReadOnly);
+  EXPECT_EQ(rig.check_all(), before);
+}
+
+TEST(SsdLogSilence, ReadsThatFindNoMemoryEndNoDirectory) {
+  HICACHE_TRACE_SEED();
+  LogRig rig({.volume_count = 1}, 4);
+  rig.open();
+  ASSERT_TRUE(rig.recover());
+  write_pages(rig, 0, 4);
+  ASSERT_TRUE(rig.settle());
+  rig.disk(0).set_outcome(
+      [](const IoRequest& request) { return request.kind == IoKind::kRead ? ENOMEM : 0; });
+  const SsdPage page = rig.log().index()[rig.find({0, 2})];
+  MappedMemory memory = MappedMemory::make(sectors_of(page.size) * kSectorSize);
+  for (uint64_t i = 0; i < 40; ++i) {
+    rig.log().read(page, {{memory.address(), memory.size()}}, i, rig.now_ms());
+    ASSERT_TRUE(rig.step_until([&] { return rig.reads_done().size() > i; }));
+  }
+  EXPECT_EQ(rig.log().volume(0).health(), Health::kGood);
 }
 
 }  // namespace
