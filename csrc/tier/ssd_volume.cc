@@ -401,7 +401,7 @@ void SsdVolume::complete(const IoCompletion& completion) {
     if (!is_excess(request.region)) free_.push_back(request.region);
     return;
   }
-  if (!ok && request.purpose == Purpose::kAllocate) {
+  if (!ok && !is_passing && request.purpose == Purpose::kAllocate) {
     // The disk is full: go on with the regions that there are.
     region.state = RegionState::kFree;
     opening_ = kNoRegionNumber;

@@ -210,7 +210,7 @@ TEST(Messages, AHelloWithTooManyFilesIsRefused) {
 
 TEST(Messages, EveryOpHasAName) {
   for (uint16_t op = 0; op < 100; ++op) {
-    EXPECT_EQ(!op_name(static_cast<Op>(op)).empty(), op >= 1 && op < kOpCount) << op;
+    EXPECT_EQ(!op_name(static_cast<NodeOp>(op)).empty(), op >= 1 && op < kOpCount) << op;
   }
 }
 
