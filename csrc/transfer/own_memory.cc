@@ -4,7 +4,9 @@
 #include <mutex>
 #include <utility>
 
+#include "io/gpu.h"
 #include "transfer/control.h"
+#include "transfer/memory_place.h"
 
 namespace hicache {
 namespace {
@@ -43,8 +45,25 @@ Status OwnMemory::add(uint64_t address, uint64_t size, const std::string& locati
     return Status(Code::kInvalidArgument,
                   "a location is a short name: \"cpu:0\", \"cuda:1\", \"*\"");
   }
-  const MemoryKind kind = location.starts_with("cuda") ? MemoryKind::kCuda : MemoryKind::kHost;
-  return add(Buffer{kNoBuffer, address, size, kind, location, remote_write, -1, 0}, nullptr);
+  const Result<MemoryPlace> place = place_of(address, size);
+  if (!place.ok()) return place.status();
+  const bool is_on_device = place.value().is_on_device();
+  const std::string found =
+      is_on_device ? "cuda:" + std::to_string(place.value().device) : "memory of the CPU";
+  const bool says_device = location.starts_with("cuda");
+  if (location != "*" &&
+      (says_device != is_on_device || (is_on_device && location != "cuda" && location != found))) {
+    return Status(Code::kInvalidArgument,
+                  "registering " + range_name(address, size) + " as \"" + location + "\": it is " +
+                      found + " (so says " +
+                      (GpuDriver::of_process() == nullptr ? "that no CUDA driver is in use here"
+                                                          : "the CUDA driver") +
+                      "); give the right location, or \"*\"");
+  }
+  const MemoryKind kind = is_on_device ? MemoryKind::kCuda : MemoryKind::kHost;
+  return add(
+      Buffer{kNoBuffer, address, size, kind, is_on_device ? found : location, remote_write, -1, 0},
+      nullptr);
 }
 
 Result<uint64_t> OwnMemory::allocate(uint64_t size) {

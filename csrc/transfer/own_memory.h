@@ -28,6 +28,7 @@ class OwnMemory {
   OwnMemory(const OwnMemory&) = delete;
   OwnMemory& operator=(const OwnMemory&) = delete;
 
+  /// `location`: "*" is found out for memory of a GPU; one that the driver contradicts is refused.
   Status add(uint64_t address, uint64_t size, const std::string& location, bool remote_write);
   Status remove(uint64_t address);
   Result<uint64_t> allocate(uint64_t size);

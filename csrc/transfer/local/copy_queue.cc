@@ -6,7 +6,6 @@
 
 #include "base/bytes.h"
 #include "base/clock.h"
-#include "transfer/local/peer_link.h"
 
 namespace hicache {
 namespace {
@@ -47,7 +46,7 @@ CopyQueue::~CopyQueue() {
 
 uint64_t CopyQueue::piece_size(const Job& job) const {
   const uint64_t share = round_up(job.size_ / threads_.size(), 4 * kKiB);
-  return std::min(std::clamp(share, kPieceMin, kLocalPieceMax), job.size_ - job.next_);
+  return std::min(std::clamp(share, kPieceMin, job.piece_max_), job.size_ - job.next_);
 }
 
 void CopyQueue::add(std::shared_ptr<Job> job) {

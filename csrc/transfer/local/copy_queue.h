@@ -26,8 +26,13 @@ class CopyQueue {
   /// Something to be copied in pieces.
   class Job {
    public:
-    Job(const void* group, uint64_t size, uint64_t deadline_ns, Priority priority)
-        : group_(group), size_(size), deadline_ns_(deadline_ns), priority_(priority) {}
+    Job(const void* group, uint64_t size, uint64_t piece_max, uint64_t deadline_ns,
+        Priority priority)
+        : group_(group),
+          size_(size),
+          piece_max_(piece_max),
+          deadline_ns_(deadline_ns),
+          priority_(priority) {}
     virtual ~Job() = default;
 
    private:
@@ -39,6 +44,7 @@ class CopyQueue {
 
     const void* const group_;
     const uint64_t size_;
+    const uint64_t piece_max_;
     const uint64_t deadline_ns_;
     const Priority priority_;
     // Guarded by the queue's mutex.

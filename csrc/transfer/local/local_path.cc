@@ -6,6 +6,7 @@
 
 #include "base/bytes.h"
 #include "base/clock.h"
+#include "transfer/memory_place.h"
 
 namespace hicache {
 namespace {
@@ -21,11 +22,12 @@ constexpr uint64_t kTinyMax = 16 * kKiB;
 constexpr uint64_t kInlineBudget = 512 * kKiB;
 /// Larger ops would push everything else out of the cache.
 constexpr uint64_t kStreamingMin = 8 * kMiB;
+/// Of memory of a GPU: what it takes to begin a copy and to hear of its end is little beside it.
+constexpr uint64_t kDevicePieceMax = 4 * kMiB;
 
 constexpr PathCost kCost{.fixed_ns = 2'000, .ns_per_byte = 0.12};
 
-/// Where an address becomes memory, for the local end of an op: the seam for memory that the CPU
-/// cannot reach.
+/// Where an address becomes memory, for the local end of an op that the CPU can reach.
 uint8_t* local_memory_at(uint64_t address) {
   return reinterpret_cast<uint8_t*>(static_cast<uintptr_t>(address));
 }
@@ -34,9 +36,14 @@ uint8_t* local_memory_at(uint64_t address) {
 
 class LocalPath::State : public PeerLink::User, public std::enable_shared_from_this<State> {
  public:
-  State(std::shared_ptr<PeerLink> peer, CopyQueue& copies, IoLoop& io, CompletionSink& completions,
-        LocalCounters& counted)
-      : link(std::move(peer)), counters(counted), queue(copies), loop(io), sink(completions) {}
+  State(std::shared_ptr<PeerLink> peer, CopyQueue& copies, DeviceStaging& gpu, IoLoop& io,
+        CompletionSink& completions, LocalCounters& counted)
+      : link(std::move(peer)),
+        counters(counted),
+        queue(copies),
+        staging(gpu),
+        loop(io),
+        sink(completions) {}
 
   size_t submit(std::span<const Op> ops);
   void close();
@@ -73,12 +80,15 @@ class LocalPath::State : public PeerLink::User, public std::enable_shared_from_t
   /// False: the op has to wait for news. `status` is set if it is over.
   bool check(const Op& op, std::shared_ptr<PeerLink::RemoteBuffer>& buffer, Status& status) const;
   Status copy(const Op& op, PeerLink::RemoteBuffer& buffer, uint64_t offset, uint64_t size) const;
+  Status copy_on_device(const Op& op, PeerLink::RemoteBuffer& buffer, uint64_t offset,
+                        uint64_t size) const;
   Status closed_status() const;
   void start_waiting();
   void complete(const Op& op, Status status);
   void deliver(uint64_t token, Status status);
 
   CopyQueue& queue;
+  DeviceStaging& staging;
   IoLoop& loop;
   CompletionSink& sink;
 
@@ -95,16 +105,20 @@ class LocalPath::State : public PeerLink::User, public std::enable_shared_from_t
 
 class LocalPath::State::OpJob : public CopyQueue::Job {
  public:
-  OpJob(std::shared_ptr<State> state, const Op& op, std::shared_ptr<PeerLink::RemoteBuffer> buffer)
-      : Job(state.get(), op.size, op.deadline_ns, op.priority),
+  OpJob(std::shared_ptr<State> state, const Op& op, std::shared_ptr<PeerLink::RemoteBuffer> buffer,
+        bool is_on_device)
+      : Job(state.get(), op.size, is_on_device ? kDevicePieceMax : kLocalPieceMax, op.deadline_ns,
+            op.priority),
         state_(std::move(state)),
         op_(op),
-        buffer_(std::move(buffer)) {}
+        buffer_(std::move(buffer)),
+        is_on_device_(is_on_device) {}
 
  private:
   Status copy_piece(uint64_t offset, uint64_t size) override {
     if (state_->is_closed) return state_->closed_status();
-    return state_->copy(op_, *buffer_, offset, size);
+    return is_on_device_ ? state_->copy_on_device(op_, *buffer_, offset, size)
+                         : state_->copy(op_, *buffer_, offset, size);
   }
   void finish(Status status) override {
     buffer_.reset();
@@ -115,6 +129,7 @@ class LocalPath::State::OpJob : public CopyQueue::Job {
   const std::shared_ptr<State> state_;
   const Op op_;
   std::shared_ptr<PeerLink::RemoteBuffer> buffer_;
+  const bool is_on_device_;
 };
 
 Status LocalPath::State::closed_status() const {
@@ -180,6 +195,9 @@ bool LocalPath::State::check(const Op& op, std::shared_ptr<PeerLink::RemoteBuffe
   } else if (op.direction == Direction::kWrite && !range.remote_write) {
     status = Status(Code::kInvalidArgument,
                     "the peer lets nobody write to its buffer " + std::to_string(op.remote_buffer));
+  } else if (range.is_on_device && !link->is_own_process()) {
+    status = Status(Code::kUnsupported,
+                    "memory of a GPU in another process is not reached by the local transport");
   }
   return true;
 }
@@ -198,15 +216,18 @@ void LocalPath::State::start(const Op& op, uint64_t inline_max) {
     return;
   }
   if (!status.ok() || op.size == 0) return complete(op, std::move(status));
+  const Result<MemoryPlace> place = place_of(op.local_address, op.size);
+  if (!place.ok()) return complete(op, place.status());
+  const bool is_on_device = place.value().is_on_device() || buffer->range.is_on_device;
   uint64_t& inline_left = turn().inline_left;
-  if (op.size <= inline_max && op.size <= inline_left) {
+  if (!is_on_device && op.size <= inline_max && op.size <= inline_left) {
     inline_left -= op.size;
     counters.inline_ops.fetch_add(1, std::memory_order_relaxed);
     return complete(op, copy(op, *buffer, 0, op.size));
   }
   counters.queued_ops.fetch_add(1, std::memory_order_relaxed);
   loop.wake_by(op.deadline_ns);
-  queue.add(std::make_shared<OpJob>(shared_from_this(), op, std::move(buffer)));
+  queue.add(std::make_shared<OpJob>(shared_from_this(), op, std::move(buffer), is_on_device));
 }
 
 /// Starts the ops that waited, as far as there is news; ends them if there will be none.
@@ -224,6 +245,41 @@ Status LocalPath::State::copy(const Op& op, PeerLink::RemoteBuffer& buffer, uint
                               uint64_t size) const {
   return link->copy(buffer, op.direction, local_memory_at(op.local_address + offset),
                     op.remote_address + offset, size, op.size >= kStreamingMin);
+}
+
+/// One end at least is memory of a GPU; in another process, only the local one.
+Status LocalPath::State::copy_on_device(const Op& op, PeerLink::RemoteBuffer& buffer,
+                                        uint64_t offset, uint64_t size) const {
+  const bool is_read = op.direction == Direction::kRead;
+  const uint64_t local = op.local_address + offset;
+  const uint64_t remote = op.remote_address + offset;
+  if (link->is_own_process()) {
+    return link->use(buffer, [&] {
+      return staging.move(is_read ? local : remote, is_read ? remote : local, size);
+    });
+  }
+  const Result<MemoryPlace> place = place_of(local, size);
+  if (!place.ok()) return place.status();
+  const int device = place.value().device;
+  const Result<DeviceStaging::Slot> slot = staging.take_waiting(device);
+  if (!slot.ok()) return slot.status();
+  uint8_t* memory = slot.value().memory();
+  const uint64_t address = slot.value().address();
+  for (uint64_t done = 0; done < size; done += DeviceStaging::kSlotSize) {
+    const uint64_t piece = std::min(DeviceStaging::kSlotSize, size - done);
+    if (is_read) {
+      HICACHE_RETURN_IF_ERROR(
+          link->copy(buffer, Direction::kRead, memory, remote + done, piece, false));
+      HICACHE_RETURN_IF_ERROR(staging.copy_waiting(local + done, address, piece, device,
+                                                   DeviceStaging::Way::kToDevice));
+    } else {
+      HICACHE_RETURN_IF_ERROR(staging.copy_waiting(address, local + done, piece, device,
+                                                   DeviceStaging::Way::kFromDevice));
+      HICACHE_RETURN_IF_ERROR(
+          link->copy(buffer, Direction::kWrite, memory, remote + done, piece, false));
+    }
+  }
+  return Status();
 }
 
 void LocalPath::State::complete(const Op& op, Status status) {
@@ -277,9 +333,9 @@ void LocalPath::State::close() {
 
 // ---- The path
 
-LocalPath::LocalPath(std::shared_ptr<PeerLink> link, CopyQueue& queue, IoLoop& loop,
-                     CompletionSink& sink, LocalCounters& counters)
-    : state_(std::make_shared<State>(std::move(link), queue, loop, sink, counters)) {
+LocalPath::LocalPath(std::shared_ptr<PeerLink> link, CopyQueue& queue, DeviceStaging& staging,
+                     IoLoop& loop, CompletionSink& sink, LocalCounters& counters)
+    : state_(std::make_shared<State>(std::move(link), queue, staging, loop, sink, counters)) {
   state_->counters.paths.fetch_add(1);
   state_->link->start(state_);
 }

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "transfer/device_staging.h"
 #include "transfer/local/copy_queue.h"
 #include "transfer/local/peer_link.h"
 #include "transfer/transport.h"
@@ -32,9 +33,9 @@ struct LocalCounters {
 
 class LocalPath : public Path {
  public:
-  /// `queue`, `loop` and `counters` outlive it; `sink` as Transport::open() says.
-  LocalPath(std::shared_ptr<PeerLink> link, CopyQueue& queue, IoLoop& loop, CompletionSink& sink,
-            LocalCounters& counters);
+  /// `queue`, `staging`, `loop` and `counters` outlive it; `sink` as Transport::open() says.
+  LocalPath(std::shared_ptr<PeerLink> link, CopyQueue& queue, DeviceStaging& staging, IoLoop& loop,
+            CompletionSink& sink, LocalCounters& counters);
   ~LocalPath() override;
 
   const std::string& name() const override;

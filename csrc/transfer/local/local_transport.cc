@@ -52,6 +52,7 @@ class LocalTransport : public Transport {
   LocalCounters counters_;
   LocalServerCounters server_counters_;
   std::shared_ptr<OwnBuffers> buffers_;
+  DeviceStaging staging_{"local-gpu"};
   std::unique_ptr<CopyQueue> queue_;
   std::unique_ptr<IoLoop> loop_;  // Last: what it runs uses the others.
 };
@@ -88,6 +89,7 @@ Result<std::vector<std::unique_ptr<Path>>> LocalTransport::open(const SegmentDes
       PeerLink::connect(peer.epoch, options_.secret, *loop_, deadline);
   if (!link.ok()) return link.status();
   const bool wants_more = std::ranges::any_of(peer.buffers, [](const BufferDescriptor& buffer) {
+    if (buffer.kind != MemoryKind::kHost) return false;
     const auto key = std::ranges::find(buffer.keys, TransportKind::kLocal, &TransportBytes::kind);
     return key != buffer.keys.end() && !is_mappable_key(key->bytes);
   });
@@ -98,8 +100,8 @@ Result<std::vector<std::unique_ptr<Path>>> LocalTransport::open(const SegmentDes
                   "memory); another transport has to be used");
   }
   link.value()->update(peer);
-  paths.push_back(
-      std::make_unique<LocalPath>(std::move(link.value()), *queue_, *loop_, sink, counters_));
+  paths.push_back(std::make_unique<LocalPath>(std::move(link.value()), *queue_, staging_, *loop_,
+                                              sink, counters_));
   return paths;
 }
 
@@ -110,6 +112,7 @@ std::vector<std::pair<std::string, uint64_t>> LocalTransport::stats() const {
           {"inline_ops", counters_.inline_ops},
           {"queued_ops", counters_.queued_ops},
           {"failed_ops", counters_.failed_ops},
+          {"gpu_copied_bytes", staging_.copied_bytes()},
           {"requesters", server_counters_.requesters},
           {"refused", server_counters_.refused},
           {"hostile", server_counters_.hostile}};

@@ -26,7 +26,12 @@
 //   * What cannot be promised: a deadline inside a piece. A copy that the kernel holds up (swap, a
 //     fault that user space answers) ends late.
 //
-// Not here: choosing this transport before others; memory of a GPU.
+// Memory of a GPU: between engines of one process any memory is copied to any other, by the CUDA
+// driver; memory that is neither a GPU's nor pinned goes through pinned slots. To and from memory
+// of another process's CPU the local end may be a GPU's, through slots as well. A buffer on a GPU
+// of another process is kUnsupported: TCP has it.
+//
+// Not here: choosing this transport before others.
 //
 // Threads: any. Paths must be destroyed before their transport, and no path inside a
 // CompletionSink.

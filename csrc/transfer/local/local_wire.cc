@@ -12,8 +12,8 @@ namespace {
 constexpr uint8_t kEndpointVersion = 1;
 constexpr uint16_t kAnswerBit = 0x8000;
 
-enum RangeFlag : uint8_t { kIsThere = 1, kIsMappable = 2, kRemoteWrite = 4 };
-constexpr uint8_t kRangeFlags = kIsThere | kIsMappable | kRemoteWrite;
+enum RangeFlag : uint8_t { kIsThere = 1, kIsMappable = 2, kRemoteWrite = 4, kIsOnDevice = 8 };
+constexpr uint8_t kRangeFlags = kIsThere | kIsMappable | kRemoteWrite | kIsOnDevice;
 
 std::vector<uint8_t> framed(uint16_t op, size_t size, const auto& put) {
   std::vector<uint8_t> frame;
@@ -67,7 +67,8 @@ std::vector<uint8_t> encode_local(const LocalWelcome& welcome) {
 std::vector<uint8_t> encode_local(const LocalRange& range) {
   const auto op = static_cast<uint16_t>(LocalOp::kWant) | kAnswerBit;
   const int flags = (range.is_there ? kIsThere : 0) | (range.is_mappable ? kIsMappable : 0) |
-                    (range.remote_write ? kRemoteWrite : 0);
+                    (range.remote_write ? kRemoteWrite : 0) |
+                    (range.is_on_device ? kIsOnDevice : 0);
   return framed(static_cast<uint16_t>(op), kLocalAnswerSize, [&](WireWriter& writer) {
     writer.put(range.buffer);
     writer.put(range.place);
@@ -121,13 +122,14 @@ Result<LocalRange> decode_local_range(std::span<const uint8_t> bytes) {
     range.is_there = (flags & kIsThere) != 0;
     range.is_mappable = (flags & kIsMappable) != 0;
     range.remote_write = (flags & kRemoteWrite) != 0;
+    range.is_on_device = (flags & kIsOnDevice) != 0;
     if (range.buffer == kNoBuffer || (flags & ~kRangeFlags) != 0) return false;
     if (!range.is_there) {
       return flags == 0 && (range.place | range.address | range.size | range.offset) == 0;
     }
     return range.place < kBuffersMax && range.size != 0 &&
            range.address + range.size > range.address && range.offset + range.size > range.offset &&
-           (range.is_mappable || range.offset == 0);
+           (range.is_mappable || range.offset == 0) && !(range.is_mappable && range.is_on_device);
   };
   HICACHE_RETURN_IF_ERROR(unframed(bytes, static_cast<uint16_t>(op), kLocalAnswerSize, get));
   return range;

@@ -53,7 +53,8 @@ struct LocalRange {
   bool is_there;  // False: no such buffer; the rest is 0.
   bool is_mappable;
   bool remote_write;
-  uint32_t place;  // Among the LiveWords.
+  bool is_on_device;  // Memory of a GPU: reached within the owner's process alone.
+  uint32_t place;     // Among the LiveWords.
   uint64_t address;
   uint64_t size;
   uint64_t offset;

@@ -75,9 +75,6 @@ OwnBuffers::OwnBuffers(std::unique_ptr<SharedMemory> live, Fd live_fd)
       places_(reinterpret_cast<LiveWord*>(live_->address())) {}
 
 Result<bool> OwnBuffers::add(const Buffer& buffer) {
-  if (buffer.kind != MemoryKind::kHost) {
-    return Status(Code::kUnsupported, "the local transport cannot reach memory of a GPU");
-  }
   if (buffer.shared_fd >= 0) {
     struct stat stat{};
     if (fstat(buffer.shared_fd, &stat) != 0 || buffer.shared_offset > UINT64_MAX - buffer.size ||
@@ -90,7 +87,7 @@ Result<bool> OwnBuffers::add(const Buffer& buffer) {
   }
   Entry entry{buffer, 0, false};
   // One that someone might shrink is not mapped by anybody: they reach it as other memory.
-  entry.is_mappable = buffer.shared_fd >= 0 &&
+  entry.is_mappable = buffer.shared_fd >= 0 && buffer.kind == MemoryKind::kHost &&
                       is_sealed_memfd(buffer.shared_fd, buffer.shared_offset + buffer.size);
   const std::lock_guard lock(mutex_);
   if (!places_.add(buffer.id, &entry.place)) {
@@ -148,6 +145,7 @@ LocalRange OwnBuffers::describe(BufferId id, Fd& memfd) const {
   range.is_there = true;
   range.is_mappable = memfd.valid();
   range.remote_write = buffer.remote_write;
+  range.is_on_device = buffer.kind == MemoryKind::kCuda;
   range.place = found->second.place;
   range.address = buffer.address;
   range.size = buffer.size;

@@ -34,8 +34,8 @@ class OwnBuffers {
   /// kNoSpace, kIo: no memory or descriptors for the tables.
   static Result<std::shared_ptr<OwnBuffers>> make();
 
-  /// Whether others may map it. kUnsupported: not memory of this machine's CPU. kInvalidArgument:
-  /// the memfd is too short. kNoSpace: too many buffers.
+  /// Whether others may map it. kInvalidArgument: the memfd is too short. kNoSpace: too many
+  /// buffers.
   Result<bool> add(const Buffer& buffer);
   /// When it returns no requester touches the buffer.
   void remove(BufferId id);

@@ -279,18 +279,16 @@ uint64_t PeerLink::mapped_count() const {
 
 // ---- Copying
 
-Status PeerLink::copy(RemoteBuffer& buffer, Direction direction, uint8_t* local,
-                      uint64_t remote_address, uint64_t size, bool is_streaming) {
-  const LocalRange& range = buffer.range;
-  BufferUse use(live_[range.place], range.buffer);
+BufferUse::Outcome PeerLink::begin_use(BufferUse& use) const {
   BufferUse::Outcome begun;
   while ((begun = use.begin(slots_)) == BufferUse::Outcome::kCrowded) std::this_thread::yield();
-  if (begun == BufferUse::Outcome::kGone) return gone_status(live_[range.place]);
-  const Status moved = move(buffer, direction, local, remote_address, size, is_streaming);
-  const bool is_there = use.end();
-  if (is_lost_) return lost_status();
-  if (!is_there) return gone_status(live_[range.place]);
-  return moved;
+  return begun;
+}
+
+Status PeerLink::copy(RemoteBuffer& buffer, Direction direction, uint8_t* local,
+                      uint64_t remote_address, uint64_t size, bool is_streaming) {
+  return use(buffer,
+             [&] { return move(buffer, direction, local, remote_address, size, is_streaming); });
 }
 
 Status PeerLink::move(RemoteBuffer& buffer, Direction direction, uint8_t* local,

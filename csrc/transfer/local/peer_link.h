@@ -63,6 +63,8 @@ class PeerLink : public IoLoop::Source, public std::enable_shared_from_this<Peer
 
   const std::string& name() const { return name_; }
   bool is_lost() const { return is_lost_.load(std::memory_order_relaxed); }
+  /// Whether the peer is in this process.
+  bool is_own_process() const { return reach_ == Reach::kSelf; }
   /// Whether memory that is not mapped can be reached.
   bool can_copy_unmapped() const { return reach_ != Reach::kMapped; }
 
@@ -76,6 +78,10 @@ class PeerLink : public IoLoop::Source, public std::enable_shared_from_this<Peer
   /// Returns: as completions of a path do.
   Status copy(RemoteBuffer& buffer, Direction direction, uint8_t* local, uint64_t remote_address,
               uint64_t size, bool is_streaming);
+  /// Calls `touch` while the buffer may be touched. Returns: what it said, or as copy() when the
+  /// buffer or the peer is gone.
+  template <typename Touch>
+  Status use(const RemoteBuffer& buffer, Touch touch);
   /// Whether the peer is there and can be reached, by asking the system.
   Status probe();
 
@@ -106,6 +112,7 @@ class PeerLink : public IoLoop::Source, public std::enable_shared_from_this<Peer
   Status move_by_kernel(Direction direction, uint8_t* local, uint64_t remote_address,
                         uint64_t size);
   bool is_gone_now() const;
+  BufferUse::Outcome begin_use(BufferUse& use) const;
   Status lost_status() const;
   Status gone_status(const LiveWord& word) const;
   void lose();
@@ -133,5 +140,16 @@ class PeerLink : public IoLoop::Source, public std::enable_shared_from_this<Peer
   std::deque<BufferId> to_ask_;
   size_t unanswered_ = 0;
 };
+
+template <typename Touch>
+Status PeerLink::use(const RemoteBuffer& buffer, Touch touch) {
+  const LiveWord& word = live_[buffer.range.place];
+  BufferUse use(word, buffer.range.buffer);
+  if (begin_use(use) == BufferUse::Outcome::kGone) return gone_status(word);
+  const Status touched = touch();
+  const bool is_there = use.end();
+  if (is_lost_) return lost_status();
+  return is_there ? touched : gone_status(word);
+}
 
 }  // namespace hicache

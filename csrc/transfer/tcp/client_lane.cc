@@ -249,6 +249,7 @@ void ClientLane::on_events(uint32_t events) {
       break;
     case FrameReceiver::Outcome::kDrained:
     case FrameReceiver::Outcome::kMore:
+    case FrameReceiver::Outcome::kHeld:
       break;
   }
   refill();

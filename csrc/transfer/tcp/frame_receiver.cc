@@ -12,6 +12,8 @@ namespace hicache {
 FrameReceiver::Outcome FrameReceiver::receive(int socket, uint64_t budget,
                                               std::span<uint8_t> scrap) {
   const uint64_t end = received_total_ + budget;
+  if (is_held_ && !parse()) return Outcome::kHostile;
+  if (is_held_) return Outcome::kHeld;
   while (received_total_ < end) {
     uint64_t asked = 0;
     const int64_t received = receive_piece(socket, scrap, asked);
@@ -21,6 +23,7 @@ FrameReceiver::Outcome FrameReceiver::receive(int socket, uint64_t budget,
       return errno == EAGAIN || errno == EWOULDBLOCK ? Outcome::kDrained : Outcome::kBroken;
     }
     if (!parse()) return Outcome::kHostile;
+    if (is_held_) return Outcome::kHeld;
     if (static_cast<uint64_t>(received) < asked) return Outcome::kDrained;
   }
   return Outcome::kMore;
@@ -89,7 +92,8 @@ bool FrameReceiver::parse() {
         break;
       case Stage::kPayload:
         if (payload_done_ < frame_.payload_size()) {
-          if (ahead_size() == 0) return true;
+          is_held_ = !taker_.is_ready();
+          if (is_held_ || ahead_size() == 0) return true;
           take_ahead();
           break;
         }

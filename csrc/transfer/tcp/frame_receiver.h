@@ -25,6 +25,9 @@ class FrameReceiver {
     virtual ~Taker() = default;
     /// A header came. False: it breaks the rules; nothing more is taken.
     virtual bool on_header(const TcpFrame& frame) = 0;
+    /// Whether its payload can be taken now. If not, receive() says kHeld, and goes on when it is
+    /// called again. Once it can, it can to the end of the frame.
+    virtual bool is_ready() { return true; }
     /// Where the next piece of its payload goes; null: it is not wanted (and not verified).
     virtual uint8_t* begin_piece(uint64_t offset, uint64_t size) = 0;
     /// The piece was written, or left alone.
@@ -36,6 +39,7 @@ class FrameReceiver {
   enum class Outcome : uint8_t {
     kDrained,  // Nothing more is there.
     kMore,     // More may be there: the budget is used up.
+    kHeld,     // The payload that comes next cannot be taken yet.
     kClosed,   // The peer closed.
     kBroken,   // errno says why.
     kHostile,  // What came is no frame, or breaks the rules.
@@ -67,6 +71,7 @@ class FrameReceiver {
   TcpFrame frame_{};
   uint64_t payload_done_ = 0;
   bool is_verified_ = true;  // No piece of the payload was left alone.
+  bool is_held_ = false;
   uint64_t received_total_ = 0;
   uint64_t sum_ = 0;
   SliceChecksum checksum_;

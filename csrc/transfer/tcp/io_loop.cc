@@ -58,6 +58,12 @@ IoLoop::~IoLoop() {
   is_stopping_ = true;
   posted_event_.signal();
   thread_.join();
+  for (;;) {  // Dropping one may post another.
+    std::vector<std::function<void()>> dropped;
+    const std::lock_guard lock(mutex_);
+    if (posted_.empty()) return;
+    dropped.swap(posted_);
+  }
 }
 
 Result<uint64_t> IoLoop::add(int fd, uint32_t events, std::shared_ptr<Source> source) {

@@ -19,23 +19,28 @@ bool OpTable::add(const Op& op) {
   return true;
 }
 
-OpPart OpTable::take(Priority priority) {
-  std::deque<uint32_t>& waiting = queue(priority);
+OpPart OpTable::peek(Priority priority) const {
+  const std::deque<uint32_t>& waiting = queue(priority);
   assert(!waiting.empty());
   const uint32_t index = waiting.front();
-  Entry& entry = entries_[index];
+  const Entry& entry = entries_[index];
   const Op& op = entry.op;
-  const OpPart part{.op = index,
-                    .direction = op.direction,
-                    .priority = op.priority,
-                    .local_address = op.local_address + entry.cut,
-                    .remote_buffer = op.remote_buffer,
-                    .remote_address = op.remote_address + entry.cut,
-                    .size = std::min(part_size_, op.size - entry.cut),
-                    .deadline_ns = op.deadline_ns};
+  return OpPart{.op = index,
+                .direction = op.direction,
+                .priority = op.priority,
+                .local_address = op.local_address + entry.cut,
+                .remote_buffer = op.remote_buffer,
+                .remote_address = op.remote_address + entry.cut,
+                .size = std::min(part_size_, op.size - entry.cut),
+                .deadline_ns = op.deadline_ns};
+}
+
+OpPart OpTable::take(Priority priority) {
+  const OpPart part = peek(priority);
+  Entry& entry = entries_[part.op];
   entry.cut += part.size;
   ++entry.under_way;
-  if (entry.cut == op.size) waiting.pop_front();
+  if (entry.cut == entry.op.size) queue(priority).pop_front();
   return part;
 }
 

@@ -43,6 +43,8 @@ class OpTable {
   bool add(const Op& op);
   /// Whether a part of that priority waits to be cut.
   bool has_queued(Priority priority) const { return !queue(priority).empty(); }
+  /// The next part of that priority, which take() would cut. Requires: has_queued().
+  OpPart peek(Priority priority) const;
   /// Cuts the next part of that priority. Requires: has_queued().
   OpPart take(Priority priority);
   /// A part that was taken has ended.

@@ -15,6 +15,7 @@ Status RangeTable::add(const Buffer& buffer) {
   range->address = buffer.address;
   range->size = buffer.size;
   range->remote_write = buffer.remote_write;
+  range->is_on_device = buffer.kind == MemoryKind::kCuda;
   const std::lock_guard lock(mutex_);
   if (!ranges_.emplace(buffer.id, std::move(range)).second) {
     return Status(Code::kAlreadyExists, "the buffer " + std::to_string(buffer.id) +
@@ -49,6 +50,12 @@ RangeTable::Use RangeTable::use(BufferId buffer, uint64_t address, uint64_t size
   }
   found->second->users.fetch_add(1, std::memory_order_relaxed);
   return Use(found->second);
+}
+
+bool RangeTable::is_on_device(BufferId buffer) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = ranges_.find(buffer);
+  return found != ranges_.end() && found->second->is_on_device;
 }
 
 }  // namespace hicache

@@ -30,6 +30,7 @@ class RangeTable {
     uint64_t address;
     uint64_t size;
     bool remote_write;
+    bool is_on_device;
     std::atomic<uint32_t> users{0};
   };
 
@@ -51,6 +52,8 @@ class RangeTable {
     ~Use() { end(); }
 
     explicit operator bool() const { return range_ != nullptr; }
+    /// Whether it is memory of a GPU. Requires: a permission.
+    bool is_on_device() const { return range_->is_on_device; }
     void end();
 
    private:
@@ -65,6 +68,7 @@ class RangeTable {
 
   /// Nothing, if the buffer is not there, does not hold the whole piece, or may not be touched so.
   Use use(BufferId buffer, uint64_t address, uint64_t size, Access access) const;
+  bool is_on_device(BufferId buffer) const;
 
  private:
   mutable std::mutex mutex_;

@@ -6,6 +6,8 @@
 
 #include <utility>
 
+#include "transfer/memory_place.h"
+
 namespace hicache {
 namespace {
 
@@ -14,14 +16,15 @@ constexpr uint32_t kEventsIn = EPOLLIN | EPOLLRDHUP;
 
 }  // namespace
 
-ServerLane::ServerLane(Fd socket, IoLoop& loop, const RangeTable& ranges, TcpCounters& counters,
-                       uint64_t epoch)
+ServerLane::ServerLane(Fd socket, IoLoop& loop, const RangeTable& ranges, DeviceStaging& staging,
+                       TcpCounters& counters, uint64_t epoch)
     : socket_(std::move(socket)),
       loop_(loop),
       ranges_(ranges),
       counters_(counters),
       epoch_(epoch),
-      receiver_(*this, epoch) {}
+      receiver_(*this, epoch),
+      staging_(staging) {}
 
 ServerLane::~ServerLane() {
   counters_.lanes_in.fetch_sub(1);  // Whoever sees it sees what the lane has written.
@@ -45,9 +48,15 @@ void ServerLane::close(bool is_hostile) {
 }
 
 void ServerLane::want_write(bool is_wanted) {
-  if (wants_write_ == is_wanted) return;
-  wants_write_ = is_wanted;
-  loop_.change(id_, socket_.get(), kEventsIn | (is_wanted ? uint32_t{EPOLLOUT} : 0));
+  watch(is_held_, is_wanted);
+}
+
+void ServerLane::watch(bool is_held, bool wants_write) {
+  if (is_held_ == is_held && wants_write_ == wants_write) return;
+  is_held_ = is_held;
+  wants_write_ = wants_write;
+  const uint32_t in = is_held ? uint32_t{EPOLLRDHUP} : kEventsIn;
+  loop_.change(id_, socket_.get(), in | (wants_write ? uint32_t{EPOLLOUT} : 0));
 }
 
 bool ServerLane::was_reset() const {
@@ -64,6 +73,9 @@ void ServerLane::on_events(uint32_t events) {
       case FrameReceiver::Outcome::kClosed:
       case FrameReceiver::Outcome::kBroken:
         return close(false);
+      case FrameReceiver::Outcome::kHeld:
+        watch(true, wants_write_);
+        break;
       case FrameReceiver::Outcome::kDrained:
       case FrameReceiver::Outcome::kMore:
         break;
@@ -81,6 +93,9 @@ bool ServerLane::on_header(const TcpFrame& frame) {
   ++unanswered_;
   request_ = frame;
   is_refused_ = false;
+  refusal_ = Code::kInvalidArgument;
+  const bool is_write = frame.kind == FrameKind::kWrite && frame.size != 0;
+  is_staged_ = is_write && ranges_.is_on_device(frame.buffer);
   return true;
 }
 
@@ -88,6 +103,10 @@ uint8_t* ServerLane::begin_piece(uint64_t offset, uint64_t size) {
   if (is_refused_ || is_reset_) return nullptr;
   is_reset_ = was_reset();
   if (is_reset_) return nullptr;
+  if (is_staged_) {
+    counters_.served_written_bytes.fetch_add(size, std::memory_order_relaxed);
+    return write_slot_->memory() + offset;
+  }
   // The whole range is asked for: a write that does not fit must not be begun.
   use_ = ranges_.use(request_.buffer, request_.address, request_.size, RangeTable::Access::kWrite);
   is_refused_ = !use_;
@@ -105,21 +124,30 @@ bool ServerLane::on_frame(bool is_intact) {
     answer_read();
   } else if (is_refused_) {
     counters_.out_of_range.fetch_add(1, std::memory_order_relaxed);
-    answer(FrameKind::kWriteReply, Code::kInvalidArgument, is_urgent);
+    answer(FrameKind::kWriteReply, refusal_, is_urgent);
   } else if (!is_intact) {
     counters_.corrupt.fetch_add(1, std::memory_order_relaxed);
     answer(FrameKind::kWriteReply, Code::kCorrupt, is_urgent);
+  } else if (is_staged_) {
+    apply_staged_write(is_urgent);
   } else {
     answer(FrameKind::kWriteReply, Code::kOk, is_urgent);
   }
+  write_slot_.reset();
   return true;
 }
 
 void ServerLane::answer_read() {
   const bool is_urgent = (request_.flags & kFlagUrgent) != 0;
-  if (!ranges_.use(request_.buffer, request_.address, request_.size, RangeTable::Access::kRead)) {
+  const RangeTable::Use use =
+      ranges_.use(request_.buffer, request_.address, request_.size, RangeTable::Access::kRead);
+  if (!use) {
     counters_.out_of_range.fetch_add(1, std::memory_order_relaxed);
     return answer(FrameKind::kReadReply, Code::kInvalidArgument, is_urgent);
+  }
+  if (use.is_on_device() && request_.size != 0) {
+    staged_reads_.push_back({request_, is_urgent});
+    return start_staged_reads();
   }
   counters_.served_read_bytes.fetch_add(request_.size, std::memory_order_relaxed);
   const TcpFrame reply{.kind = FrameKind::kReadReply,
@@ -130,8 +158,12 @@ void ServerLane::answer_read() {
 }
 
 void ServerLane::answer(FrameKind kind, Code code, bool is_urgent) {
+  answer(request_, kind, code, is_urgent);
+}
+
+void ServerLane::answer(const TcpFrame& request, FrameKind kind, Code code, bool is_urgent) {
   (is_urgent ? urgent_ : background_)
-      .push_back({TcpFrame{.kind = kind, .code = code, .sequence = request_.sequence}});
+      .push_back({TcpFrame{.kind = kind, .code = code, .sequence = request.sequence}});
 }
 
 void ServerLane::commit() {
@@ -148,7 +180,7 @@ void ServerLane::commit() {
 bool ServerLane::pin(RangeTable::Use* uses) {
   for (size_t i = 0; i < sending_.size(); ++i) {
     Reply& reply = sending_[i];
-    if (reply.frame.payload_size() == 0) continue;
+    if (reply.frame.payload_size() == 0 || reply.slot != nullptr) continue;
     uses[i] = ranges_.use(reply.buffer, reply.address, reply.frame.size, RangeTable::Access::kRead);
     if (uses[i]) continue;
     // It was unregistered meanwhile. What has begun cannot be taken back.
@@ -186,6 +218,111 @@ bool ServerLane::pump() {
       return true;
     }
   }
+}
+
+// ---- Memory of a GPU
+
+bool ServerLane::is_ready() {
+  if (!is_staged_ || is_refused_ || write_slot_ != nullptr) return true;
+  if (request_.size > DeviceStaging::kSlotSize) {
+    is_refused_ = true;  // No part of ours is larger.
+    return true;
+  }
+  if (slots_ == nullptr) slots_ = LaneSlots::make(staging_, loop_, [this] { go_on(); });
+  const Status status = slots_->take(shared_from_this(), request_.address, write_slot_);
+  if (!status.ok()) {
+    is_refused_ = true;
+    refusal_ = status.code();
+  }
+  return write_slot_ != nullptr || is_refused_;
+}
+
+/// A slot has become free.
+void ServerLane::go_on() {
+  if (!socket_.valid()) return;
+  start_staged_reads();
+  if (is_held_) {
+    watch(false, wants_write_);
+    on_events(EPOLLIN);
+  } else if (!pump()) {
+    close(false);
+  }
+  if (staged_reads_.empty() && !is_held_) slots_->give_up();
+}
+
+void ServerLane::start_staged_reads() {
+  if (slots_ == nullptr) slots_ = LaneSlots::make(staging_, loop_, [this] { go_on(); });
+  while (!staged_reads_.empty()) {
+    const StagedRead read = staged_reads_.front();
+    LaneSlots::Lent slot;
+    Status status(Code::kInvalidArgument, "larger than a slot");
+    if (read.request.size <= DeviceStaging::kSlotSize) {
+      status = slots_->take(shared_from_this(), read.request.address, slot);
+    }
+    if (status.ok() && slot == nullptr) return;
+    staged_reads_.pop_front();
+    if (status.ok()) {
+      start_copy(read, std::move(slot));
+    } else {
+      answer(read.request, FrameKind::kReadReply, status.code(), read.is_urgent);
+    }
+  }
+}
+
+void ServerLane::start_copy(const StagedRead& read, LaneSlots::Lent slot) {
+  const TcpFrame& request = read.request;
+  auto use = std::make_shared<RangeTable::Use>(
+      ranges_.use(request.buffer, request.address, request.size, RangeTable::Access::kRead));
+  if (!*use) {
+    counters_.out_of_range.fetch_add(1, std::memory_order_relaxed);
+    return answer(request, FrameKind::kReadReply, Code::kInvalidArgument, read.is_urgent);
+  }
+  counters_.served_read_bytes.fetch_add(request.size, std::memory_order_relaxed);
+  const uint64_t target = slot->address();
+  const int device = slot->device();
+  staging_.copy(target, request.address, request.size, device, DeviceStaging::Way::kFromDevice,
+                [self = shared_from_this(), read, slot, use](const Status& status) {
+                  use->end();  // Who de-registers does not wait for the loop.
+                  self->loop_.post([self, read, slot, code = status.code()] {
+                    self->finish_read(read, slot, code);
+                  });
+                });
+}
+
+void ServerLane::finish_read(const StagedRead& read, const LaneSlots::Lent& slot, Code code) {
+  if (!socket_.valid()) return;
+  if (code != Code::kOk) {
+    answer(read.request, FrameKind::kReadReply, code, read.is_urgent);
+  } else {
+    const TcpFrame reply{.kind = FrameKind::kReadReply,
+                         .flags = static_cast<uint8_t>(read.request.flags & kFlagChecksum),
+                         .sequence = read.request.sequence,
+                         .size = read.request.size};
+    (read.is_urgent ? urgent_ : background_).push_back({reply, kNoBuffer, slot->address(), slot});
+  }
+  if (!pump()) close(false);
+}
+
+/// Acknowledged when the copy is done.
+void ServerLane::apply_staged_write(bool is_urgent) {
+  auto use = std::make_shared<RangeTable::Use>(
+      ranges_.use(request_.buffer, request_.address, request_.size, RangeTable::Access::kWrite));
+  if (!*use) {
+    counters_.out_of_range.fetch_add(1, std::memory_order_relaxed);
+    return answer(FrameKind::kWriteReply, Code::kInvalidArgument, is_urgent);
+  }
+  const LaneSlots::Lent slot = write_slot_;
+  staging_.copy(
+      request_.address, slot->address(), request_.size, slot->device(),
+      DeviceStaging::Way::kToDevice,
+      [self = shared_from_this(), request = request_, is_urgent, slot, use](const Status& status) {
+        use->end();
+        self->loop_.post([self, request, is_urgent, code = status.code()] {
+          if (!self->socket_.valid()) return;
+          self->answer(request, FrameKind::kWriteReply, code, is_urgent);
+          if (!self->pump()) self->close(false);
+        });
+      });
 }
 
 }  // namespace hicache

@@ -6,6 +6,8 @@
 
 #include "io/tcp_socket.h"
 #include "net/wire.h"
+#include "transfer/device_staging.h"
+#include "transfer/staged_path.h"
 #include "transfer/tcp/io_loop.h"
 #include "transfer/tcp/range_table.h"
 #include "transfer/tcp/server_lane.h"
@@ -36,6 +38,7 @@ Result<HostPort> decode_endpoint(std::span<const uint8_t> bytes) {
 class TcpTransportImpl : public TcpTransport {
  public:
   explicit TcpTransportImpl(const TcpOptions& options) : options_(options) {}
+  ~TcpTransportImpl() override { staging_.stop(); }  // Its copies end in the loops.
 
   Status start() {
     for (size_t i = 0; i < options_.io_threads; ++i) {
@@ -60,9 +63,6 @@ class TcpTransportImpl : public TcpTransport {
   }
 
   Result<std::vector<uint8_t>> register_buffer(const Buffer& buffer) override {
-    if (buffer.kind != MemoryKind::kHost) {
-      return Status(Code::kUnsupported, "the TCP transport cannot reach memory of a GPU");
-    }
     HICACHE_RETURN_IF_ERROR(ranges_.add(buffer));
     return std::vector<uint8_t>();
   }
@@ -86,6 +86,7 @@ class TcpTransportImpl : public TcpTransport {
   std::atomic<size_t> next_loop_{0};
   TcpCounters counters_;
   RangeTable ranges_;
+  DeviceStaging staging_{"tcp-gpu"};
   std::vector<std::unique_ptr<IoLoop>> loops_;  // Last: what they run uses the others.
 };
 
@@ -105,7 +106,9 @@ Result<std::vector<std::unique_ptr<Path>>> TcpTransportImpl::open(const SegmentD
                        .is_checked = options_.checksum,
                        .loops = {}};
   for (const auto& loop : loops_) setup.loops.push_back(loop.get());
-  auto path = std::make_unique<TcpPath>(std::move(setup), sink, counters_);
+  const auto staged = StagedPath::make_state(staging_, sink);
+  auto path =
+      std::make_unique<TcpPath>(std::move(setup), StagedPath::inner_sink(*staged), counters_);
   const uint64_t now_ns = monotonic_ns();
   const Status opened = path->open_lanes(
       Deadline::after_ms(deadline_ns > now_ns ? (deadline_ns - now_ns) / 1'000'000 : 0));
@@ -114,7 +117,7 @@ Result<std::vector<std::unique_ptr<Path>>> TcpTransportImpl::open(const SegmentD
     return Status(Code::kUnavailable, "the peer at " + to_string(address.value()) +
                                           " closed each TCP lane at once; it has too many");
   }
-  paths.push_back(std::move(path));
+  paths.push_back(std::make_unique<StagedPath>(staged, std::move(path)));
   return paths;
 }
 
@@ -124,8 +127,8 @@ void TcpTransportImpl::adopt_lane(Fd lane) {
     counters_.lanes_refused.fetch_add(1);
     return;
   }
-  auto server = std::make_shared<ServerLane>(std::move(lane), next_loop(), ranges_, counters_,
-                                             options_.epoch);
+  auto server = std::make_shared<ServerLane>(std::move(lane), next_loop(), ranges_, staging_,
+                                             counters_, options_.epoch);
   server->start();
 }
 
@@ -141,7 +144,9 @@ std::vector<std::pair<std::string, uint64_t>> TcpTransportImpl::stats() const {
           {"read_bytes", counters_.read_bytes},
           {"written_bytes", counters_.written_bytes},
           {"served_read_bytes", counters_.served_read_bytes},
-          {"served_written_bytes", counters_.served_written_bytes}};
+          {"served_written_bytes", counters_.served_written_bytes},
+          {"gpu_copied_bytes", staging_.copied_bytes()},
+          {"gpu_pinned_bytes", staging_.pinned_bytes()}};
 }
 
 }  // namespace
