@@ -7,6 +7,9 @@ Of the original's environment these count here; all others have no meaning in ou
     MC_TCP_BIND_ADDRESS     where to listen, if not at the address of the given host name
     MC_TRANSFER_TIMEOUT     seconds that a transfer may take (30, at least 5)
     MC_CUSTOM_TOPO_JSON     a file with the topology
+
+Our own environment names count as well (MOONCAKE_HICACHE_TRANSFER_...), for what is not given here;
+of them the transports come before what the original's names say.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mooncake_hicache.config import environment_name
 from mooncake_hicache.errors import InvalidArgumentError
 
 __all__ = ["EngineSettings", "engine_settings", "split_host", "transfer_timeout_ms"]
@@ -97,7 +101,8 @@ def engine_settings(
         host=bind,
         public_host=host,
         ports=f"{first}-{last}",
-        transports="local,tcp" if without_rdma else "local,rdma,tcp",
+        transports=environment.get(environment_name("transfer_transports"), "")
+        or ("local,tcp" if without_rdma else "local,rdma,tcp"),
         rdma_devices="" if without_rdma else device_name.replace(" ", ""),
         topology=environment.get("MC_CUSTOM_TOPO_JSON", ""),
         notices=tuple(notices),
