@@ -1,10 +1,11 @@
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <string>
+#include <tuple>
 
 #include "bind/bind.h"
 #include "bind/convert.h"
@@ -44,6 +45,9 @@ double share_from(const char* name, double value) {
                std::string(name) + " = " + std::to_string(value) + ": give a share from 0 to 1"));
 }
 
+/// Path, limit and what is left to others on its file system, in bytes.
+using SsdPlace = std::tuple<std::string, uint64_t, uint64_t>;
+
 struct PythonNode {
   std::unique_ptr<Node> node;
 
@@ -51,9 +55,9 @@ struct PythonNode {
              int numa_node, const std::string& eviction_policy, uint64_t read_lease_ttl_ms,
              uint64_t lookup_lease_ttl_ms, double lookup_lease_share, double hard_pin_share,
              uint64_t reservation_ttl_ms, uint32_t clients_max,
-             const std::vector<std::pair<std::string, uint64_t>>& ssd_directories,
-             uint64_t ssd_free_min_bytes, uint64_t ssd_region_size_bytes, bool ssd_write_through,
-             uint64_t ssd_write_budget_bytes, const std::string& ssd_io, bool ssd_staging) {
+             const std::vector<SsdPlace>& ssd_directories, uint64_t ssd_region_size_bytes,
+             bool ssd_write_through, uint64_t ssd_write_budget_bytes, const std::string& ssd_io,
+             bool ssd_staging) {
     Node::Options options{
         .socket_path = std::move(socket_path),
         .pool_size_bytes = pool_size_bytes,
@@ -68,7 +72,6 @@ struct PythonNode {
         .clients_max = clients_max,
         .ssd = {.directories = {},
                 .region_size_bytes = ssd_region_size_bytes,
-                .free_min_bytes = ssd_free_min_bytes,
                 .write_through = ssd_write_through,
                 .write_budget_bytes = ssd_write_budget_bytes,
                 .engine = parse_io(ssd_io),
@@ -77,8 +80,8 @@ struct PythonNode {
                 .lookup_lease_ttl_ms = lookup_lease_ttl_ms,
                 .staging_share = share_from("lookup_lease_share", lookup_lease_share)},
     };
-    for (const auto& [path, limit_bytes] : ssd_directories) {
-      options.ssd.directories.push_back({path, limit_bytes});
+    for (const auto& [path, limit_bytes, free_min_bytes] : ssd_directories) {
+      options.ssd.directories.push_back({path, limit_bytes, free_min_bytes});
     }
     Result<std::unique_ptr<Node>> started = [&] {
       nb::gil_scoped_release no_gil;
@@ -112,16 +115,14 @@ void bind_node(nb::module_& m) {
       "One thread of its own; every method may be called from any thread. Sizes are bytes, times\n"
       "milliseconds, shares 0 to 1. A `socket_path` that starts with \"@\" is abstract: no file.")
       .def(nb::init<std::string, uint64_t, const std::string&, int, const std::string&, uint64_t,
-                    uint64_t, double, double, uint64_t, uint32_t,
-                    const std::vector<std::pair<std::string, uint64_t>>&, uint64_t, uint64_t, bool,
-                    uint64_t, const std::string&, bool>(),
+                    uint64_t, double, double, uint64_t, uint32_t, const std::vector<SsdPlace>&,
+                    uint64_t, bool, uint64_t, const std::string&, bool>(),
            nb::kw_only(), nb::arg("socket_path"), nb::arg("pool_size_bytes"), nb::arg("huge_pages"),
            nb::arg("numa_node"), nb::arg("eviction_policy"), nb::arg("read_lease_ttl_ms"),
            nb::arg("lookup_lease_ttl_ms"), nb::arg("lookup_lease_share"), nb::arg("hard_pin_share"),
            nb::arg("reservation_ttl_ms"), nb::arg("clients_max"), nb::arg("ssd_directories"),
-           nb::arg("ssd_free_min_bytes"), nb::arg("ssd_region_size_bytes"),
-           nb::arg("ssd_write_through"), nb::arg("ssd_write_budget_bytes"), nb::arg("ssd_io"),
-           nb::arg("ssd_staging"))
+           nb::arg("ssd_region_size_bytes"), nb::arg("ssd_write_through"),
+           nb::arg("ssd_write_budget_bytes"), nb::arg("ssd_io"), nb::arg("ssd_staging"))
       .def_prop_ro("socket_path", [](const PythonNode& self) { return self.node->socket_path(); })
       .def_prop_ro(
           "incarnation", [](const PythonNode& self) { return self.node->incarnation(); },

@@ -298,7 +298,7 @@ void SsdTier::take_free_space(uint64_t now_ms) {
   for (size_t i = 0; i < states.size(); ++i) {
     if (states[i].is_gone) log_->note_gone(i);
     if (states[i].free_bytes == UINT64_MAX) continue;
-    log_->note_free_space(i, states[i].free_bytes, options_.free_min_bytes, now_ms);
+    log_->note_free_space(i, states[i].free_bytes, options_.directories[i].free_min_bytes, now_ms);
   }
 }
 

@@ -46,11 +46,11 @@ class SsdTier : public LowerTier {
   struct Directory {
     std::string path;
     uint64_t size_limit_bytes;
+    uint64_t free_min_bytes;  // Left to others on its file system.
   };
   struct Options {
     std::vector<Directory> directories;
     uint64_t region_size_bytes;
-    uint64_t free_min_bytes;  // Left to others on each file system.
     bool write_through;
     uint64_t write_budget_bytes;  // Per day; 0: no limit.
     IoEngine engine;

@@ -81,8 +81,9 @@ def _started(options: NodeOptions, socket_path: str, plan: SsdPlan) -> _core.Nod
         hard_pin_share=options.hard_pin_share,
         reservation_ttl_ms=options.reservation_ttl_ms,
         clients_max=options.clients_max,
-        ssd_directories=[(one.path, one.size_limit_bytes) for one in plan.directories],
-        ssd_free_min_bytes=plan.free_min_bytes,
+        ssd_directories=[
+            (one.path, one.size_limit_bytes, one.free_min_bytes) for one in plan.directories
+        ],
         ssd_region_size_bytes=options.ssd_region_size_bytes(),
         ssd_write_through=options.ssd_write == "through",
         ssd_write_budget_bytes=options.ssd_write_budget_bytes(),

@@ -82,11 +82,6 @@ class SsdPlan:
     notices: tuple[str, ...] = ()
     """What the operator should know: why there is no automatic directory, what is unwise."""
 
-    @property
-    def free_min_bytes(self) -> int:
-        """What is to stay free wherever there is a directory: the least of all of them."""
-        return min((one.free_min_bytes for one in self.directories), default=0)
-
     def without(self, reason: str) -> SsdPlan:
         """Return the plan of a node that goes without, which says why."""
         return replace(self, directories=(), notices=(*self.notices, _goes_without(reason)))

@@ -37,7 +37,6 @@ inline Node::Options ssd_node_options(std::string socket_path,
   options.read_lease_ttl_ms = setup.read_lease_ttl_ms;
   options.ssd = {.directories = {},
                  .region_size_bytes = setup.region_size,
-                 .free_min_bytes = setup.free_min,
                  .write_through = setup.write_through,
                  .write_budget_bytes = setup.write_budget,
                  .engine = IoEngine::kAuto,
@@ -46,7 +45,7 @@ inline Node::Options ssd_node_options(std::string socket_path,
                  .lookup_lease_ttl_ms = 1000,
                  .staging_share = 0.25};
   for (const std::string& folder : folders) {
-    options.ssd.directories.push_back({folder, setup.size_limit});
+    options.ssd.directories.push_back({folder, setup.size_limit, setup.free_min});
   }
   return options;
 }
