@@ -337,6 +337,17 @@ TEST_F(SsdNodeFaultsTest, TheLogShrinksWhenOthersNeedTheSpace) {
   EXPECT_LE(after.st_size, before.st_size);
 }
 
+TEST_F(SsdNodeFaultsTest, WhatMustStayFreeIsEachFileSystemsOwn) {
+  auto options = testing::ssd_node_options(testing::socket_name(), {kv("one"), kv("two")}, {});
+  options.ssd.directories[1].free_min_bytes = UINT64_MAX / 4;  // More than there is.
+  auto started = Node::start(options);
+  ASSERT_TRUE(started.ok()) << started.status().message();
+  node_ = std::move(started.value());
+  EXPECT_TRUE(eventually(kPatienceMs, [&] { return notices_with("ssd_free_min") != 0; }));
+  EXPECT_EQ(notices_with("ssd_free_min"), 1U);
+  EXPECT_EQ(notices_with(kv("two")), 1U);
+}
+
 // ---------------------------------------------------------------- the end
 
 TEST_F(SsdNodeFaultsTest, AFlushWithNothingToDoIsOverAtOnce) {
