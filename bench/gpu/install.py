@@ -72,6 +72,17 @@ def _pip(site: Path, *args: str, **variables: str) -> None:
     subprocess.run(command, check=True, env={**environment(site), **variables}, cwd=REPOSITORY)
 
 
+def install_core(carry: Path, site: Path) -> None:
+    """Install our package and what it imports, without SGLang. Does nothing when that was done."""
+    marker = site / ".core"
+    if marker.exists():
+        return
+    site.mkdir(parents=True, exist_ok=True)
+    _install_wheels(carry, site)
+    build(carry, site)
+    marker.touch()
+
+
 def _install_wheels(carry: Path, site: Path) -> None:
     _pip(site, *(str(wheel) for wheel in sorted((carry / "whl").glob("*.whl"))))
 
@@ -90,6 +101,7 @@ def build(carry: Path, site: Path) -> None:
         str(REPOSITORY),
         CXX=str(compiler),
         CMAKE_ARGS=f"-DXXHASH_INCLUDE_DIR={carry.resolve() / 'include'} "
+        f"-DVERBS_INCLUDE_DIR={carry.resolve() / 'include'} "
         f"-DLIBURING_ROOT={carry.resolve()} -DOPENSSL_ROOT_DIR={carry.resolve()}",
         CMAKE_BUILD_PARALLEL_LEVEL=str(os.cpu_count() or 1),
     )

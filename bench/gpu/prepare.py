@@ -6,7 +6,7 @@ The machine has torch and CUDA but no network, and at most 64 MiB travel to it. 
     whl/*.whl       what SGLang and we import and the machine does not have (wheels.txt)
     sglang.tar.xz   SGLang without its image and video part, with stand-ins for two packages
     kernel.tar.xz   its CUDA kernels, for Hopper only (18 MB of 383)
-    include/, lib/  xxhash.h, liburing and OpenSSL, for the build of our core
+    include/, lib/  xxhash.h, liburing, verbs.h and OpenSSL, for the build of our core
 
 Takes about 2 minutes and 1 GB of disk. Raises CalledProcessError when a download fails.
 """
@@ -27,7 +27,10 @@ KERNEL = "sglang-kernel==0.4.5"
 WHEELS = Path(__file__).with_name("wheels.txt")
 # What our core is built with: from this machine's packages, under the same names below `include`.
 HEADERS = Path("/usr/include")
-HEADER_NAMES = ("xxhash.h", "liburing.h", "liburing", "openssl", "x86_64-linux-gnu/openssl")
+HEADER_NAMES = (
+    *("xxhash.h", "liburing.h", "liburing", "infiniband"),
+    *("openssl", "x86_64-linux-gnu/openssl"),
+)
 ARCHIVE_NAMES = ("liburing.a", "libssl.a", "libcrypto.a")
 ARCHIVE_FOLDERS = ("lib/x86_64-linux-gnu", "lib64", "lib")
 PLATFORMS = [

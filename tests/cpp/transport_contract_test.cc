@@ -301,11 +301,26 @@ TEST_P(TransportOwner, WhatIsRegisteredAfterOpeningCanBeUsedOnceThePathKnows) {
   }
 }
 
-TEST_P(TransportOwner, MemoryOfAGpuIsNotRegisteredAsOtherMemory) {
+TEST_P(TransportOwner, MemoryThatIsSaidToBeAGpusIsNeverTouchedByHand) {
   const auto end = GetParam().make_end(random_token(), Client::kSecret);
-  const Buffer buffer{7, 0x7f0000000000, kMiB, MemoryKind::kCuda, "cuda:0", true, -1, 0};
+  Client client(GetParam());
+  const MappedMemory nowhere = MappedMemory::make(kMiB);
+  ASSERT_EQ(mprotect(nowhere.address(), kMiB, PROT_NONE), 0);  // Whoever touches it crashes.
+  const auto address = reinterpret_cast<uint64_t>(nowhere.address());
+  const Buffer buffer{7, address, kMiB, MemoryKind::kCuda, "cuda:0", true, -1, 0};
   const auto key = end->transport().register_buffer(buffer);
-  EXPECT_EQ(key.status().code(), Code::kUnsupported);
+  SegmentDescriptor peer = end->describe();
+  if (key.ok()) {
+    peer.buffers.push_back({7, address, kMiB, MemoryKind::kCuda, true, "cuda:0", {}});
+    peer.buffers.back().keys.push_back({end->transport().kind(), key.value()});
+  }
+  ASSERT_TRUE(client.open(peer).ok());
+  std::vector<uint8_t> local(kMiB);
+  for (const Direction direction : {Direction::kRead, Direction::kWrite}) {
+    for (const uint64_t size : {uint64_t{100}, kMiB}) {
+      EXPECT_FALSE(client.run(client.op(direction, local.data(), address, size, 7)).ok());
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TransportOwner, ::testing::ValuesIn(rigs()),

@@ -53,11 +53,11 @@ struct LocalRange {
   bool is_there;  // False: no such buffer; the rest is 0.
   bool is_mappable;
   bool remote_write;
-  bool is_on_device;  // Memory of a GPU: reached within the owner's process alone.
-  uint32_t place;     // Among the LiveWords.
+  uint32_t place;  // Among the LiveWords.
   uint64_t address;
   uint64_t size;
   uint64_t offset;
+  bool is_on_device = false;  // Memory of a GPU: reached within the owner's process alone.
 };
 
 std::vector<uint8_t> encode_local(const LocalRequest& request);
