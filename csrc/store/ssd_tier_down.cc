@@ -42,6 +42,11 @@ void SsdTier::write_out_ahead(uint64_t now_ms) {
     const PageRecord& record = store_->record(victim);
     const bool is_wanted = !record.has_expiry && store_->is_current(record.space) &&
                            !is_below(record, store_->hash_of(victim));
+    // Whatever else is being written: of a pool of a few pages half can be evicted at any time.
+    const uint64_t writing = log_->writing_bytes();
+    if (is_wanted && writing != 0 && 2 * (writing + record.size) > store_->reachable_bytes()) {
+      return;
+    }
     if (is_wanted && is_admitted(record, now_ms) &&
         begin_write({victim, record.generation}, true)) {
       continue;

@@ -123,6 +123,15 @@ TEST_F(SsdTierTest, WriteThroughWritesEverythingAtOnce) {
   EXPECT_EQ(stat("pages"), 20U) << "they stay in the pool";
 }
 
+TEST_F(SsdTierTest, APoolOfTwoPagesTakesEveryPut) {
+  for (const bool write_through : {false, true}) {
+    start({.pool_size = 2 * kMiB, .write_through = write_through});
+    const auto one = client();
+    put_pages(*one, write_through ? 100 : 0, 60, kMiB);
+    EXPECT_EQ(stat("put_no_space_pages"), 0U);
+  }
+}
+
 TEST_F(SsdTierTest, PagesThatWaitedToBeWrittenWhenTheyWereClearedStayCleared) {
   const testing::SsdSetup setup{
       .pool_size = 768 * kMiB, .size_limit = 2048 * kMiB, .region_size = 16 * kMiB};
