@@ -18,7 +18,7 @@ from mooncake_hicache.compat.engine import TransferEngine, TransferNotify, Write
 from mooncake_hicache.compat.settings import engine_settings, split_host, transfer_timeout_ms
 from mooncake_hicache.errors import InvalidArgumentError
 from tests.compat.processes import Server, content_of, environment
-from tests.metadata.servers import Etcd, OurServer
+from tests.metadata.servers import Etcd, OurServer, wait_for
 
 MiB = 1 << 20
 TRANSPORTS = "MOONCAKE_HICACHE_TRANSFER_TRANSPORTS"
@@ -35,6 +35,14 @@ def engine() -> Iterator[TransferEngine]:
     engine = started("localhost")
     yield engine
     engine.close()
+
+
+def stands_still(process: int) -> bool:
+    states = [
+        (task / "stat").read_text().rpartition(") ")[2][0]
+        for task in Path(f"/proc/{process}/task").iterdir()
+    ]
+    return set(states) == {"T"}
 
 
 def started(host: str, metadata: str = "P2PHANDSHAKE") -> TransferEngine:
@@ -97,6 +105,7 @@ def test_a_peer_that_hangs_is_given_up_after_the_time_of_the_environment(
     with Server(extra={TRANSPORTS: "tcp"}) as server:
         assert engine.transfer_sync_read(server.session, here.ctypes.data, server.memory, 9) == 0
         server.process.send_signal(signal.SIGSTOP)
+        wait_for("all of its threads stand still", lambda: stands_still(server.process.pid))
         try:
             began = time.monotonic()
             number = engine.transfer_submit_write(
@@ -120,7 +129,7 @@ def test_connections_are_kept_warm(engine: TransferEngine) -> None:
     with Server(extra={"MC_MIN_RPC_PORT": port, "MC_MAX_RPC_PORT": port}) as second:
         # The newcomer is connected to though nobody asks for it here.
         deadline = time.monotonic() + 30
-        while second.ask("len(engine.get_engine().stats()['peers'])") == 0:
+        while not second.ask("engine.get_engine().stats()['control']['connections']"):
             assert time.monotonic() < deadline
         assert engine.segment_of(second.session) is not old
 
