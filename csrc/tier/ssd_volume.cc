@@ -341,6 +341,13 @@ uint64_t SsdVolume::poll(uint64_t now_ms) {
   return now_ms + std::min(kWatchIntervalMs, std::max<uint64_t>(1, options_.io_timeout_ms / 4));
 }
 
+/// To be tried again, unless it has been too often; readers are told at once.
+bool SsdVolume::put_off(Request& request, uint64_t tag) {
+  if (request.purpose == Purpose::kRead || ++request.retry_count > kRetriesMax) return false;
+  retries_.push_back({now_ms_ + kRetryMs, tag});
+  return true;
+}
+
 void SsdVolume::try_again(uint64_t now_ms) {
   for (; !retries_.empty() && retries_.front().due_ms <= now_ms; retries_.pop_front()) {
     Request& request = requests_.at(retries_.front().tag);
@@ -379,11 +386,7 @@ void SsdVolume::complete(const IoCompletion& completion) {
   const auto found = requests_.find(completion.tag);
   if (found == requests_.end()) return;
   const bool is_passing = is_want_of_memory(completion.error);
-  if (is_passing && found->second.purpose != Purpose::kRead &&
-      ++found->second.retry_count <= kRetriesMax) {
-    retries_.push_back({now_ms_ + kRetryMs, completion.tag});
-    return;
-  }
+  if (is_passing && put_off(found->second, completion.tag)) return;
   Request request = std::move(found->second);
   requests_.erase(found);
   const bool ok = completion.error == 0;

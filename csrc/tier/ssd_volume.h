@@ -235,6 +235,7 @@ class SsdVolume {
   void discard(uint32_t region, uint64_t now_ms);
   void submit(Request request, IoRequest io);
   void submit_waiting();
+  bool put_off(Request& request, uint64_t tag);
   void try_again(uint64_t now_ms);
   void complete(const IoCompletion& completion);
   void complete_group(Request& request);
