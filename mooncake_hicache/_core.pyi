@@ -64,7 +64,7 @@ class Node:
     milliseconds, shares 0 to 1. A `socket_path` that starts with "@" is abstract: no file.
     """
 
-    def __init__(self, *, socket_path: str, pool_size_bytes: int, huge_pages: str, numa_node: int, eviction_policy: str, read_lease_ttl_ms: int, lookup_lease_ttl_ms: int, lookup_lease_share: float, hard_pin_share: float, reservation_ttl_ms: int, clients_max: int, ssd_directories: Sequence[tuple[str, int]], ssd_free_min_bytes: int, ssd_region_size_bytes: int, ssd_write_through: bool, ssd_write_budget_bytes: int, ssd_io: str, ssd_staging: bool) -> None: ...
+    def __init__(self, *, socket_path: str, pool_size_bytes: int, huge_pages: str, numa_node: int, eviction_policy: str, read_lease_ttl_ms: int, lookup_lease_ttl_ms: int, lookup_lease_share: float, hard_pin_share: float, reservation_ttl_ms: int, clients_max: int, ssd_directories: Sequence[tuple[str, int, int]], ssd_region_size_bytes: int, ssd_write_through: bool, ssd_write_budget_bytes: int, ssd_io: str, ssd_staging: bool) -> None: ...
 
     @property
     def socket_path(self) -> str: ...
@@ -242,6 +242,9 @@ class TransferEngine:
         """What was asked for and could not be had."""
 
     def stats(self) -> dict[str, Any]: ...
+
+    def set_topology(self, json: str) -> None:
+        """Prefer rails that are near to the memory they move; "": as measured."""
 
     def stop(self) -> None:
         """End everything; block until no byte is in flight. May be called again."""
