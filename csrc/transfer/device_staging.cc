@@ -1,11 +1,8 @@
 #include "transfer/device_staging.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <system_error>
 #include <utility>
 
 #include "base/clock.h"
@@ -67,10 +64,9 @@ void DeviceStaging::stop() {
   is_stopping_ = true;
   wake_.notify_all();
   slot_free_.notify_all();
-  if (!thread_.joinable()) return;
-  std::thread ended = std::move(thread_);
+  if (!std::exchange(has_thread_, false)) return;
   lock.unlock();
-  ended.join();
+  pthread_join(thread_, nullptr);
 }
 
 Status DeviceStaging::failed(const std::string& tried, int error) const {
@@ -122,13 +118,15 @@ Status DeviceStaging::add_slots(Device& device) {
 }
 
 Status DeviceStaging::start_thread() {
-  if (thread_.joinable()) return Status();
-  try {
-    thread_ = std::thread([this] { run(); });
-  } catch (const std::system_error& error) {
-    return io_error("starting the thread for copies of GPU memory", error.code().value());
-  }
-  pthread_setname_np(thread_.native_handle(), thread_name_.c_str());
+  if (has_thread_) return Status();
+  const auto run_it = [](void* self) -> void* {
+    static_cast<DeviceStaging*>(self)->run();
+    return nullptr;
+  };
+  const int error = pthread_create(&thread_, nullptr, run_it, this);
+  if (error != 0) return io_error("starting the thread for copies of GPU memory", error);
+  has_thread_ = true;
+  pthread_setname_np(thread_, thread_name_.c_str());
   return Status();
 }
 

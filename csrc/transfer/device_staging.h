@@ -17,6 +17,8 @@
 // Threads: any.
 #pragma once
 
+#include <pthread.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -26,7 +28,6 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -161,7 +162,8 @@ class DeviceStaging {
   uint64_t wake_ns_ = kNever;
   std::deque<Copy> copies_;
   bool is_stopping_ = false;
-  std::thread thread_;
+  bool has_thread_ = false;
+  pthread_t thread_{};
 };
 
 }  // namespace hicache

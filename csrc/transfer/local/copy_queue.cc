@@ -8,12 +8,6 @@
 #include "base/clock.h"
 
 namespace hicache {
-namespace {
-
-// Less is not worth another thread's waking up.
-constexpr uint64_t kPieceMin = 256 * kKiB;
-
-}  // namespace
 
 Result<std::unique_ptr<CopyQueue>> CopyQueue::start(size_t threads) {
   std::unique_ptr<CopyQueue> queue(new CopyQueue());
@@ -46,7 +40,7 @@ CopyQueue::~CopyQueue() {
 
 uint64_t CopyQueue::piece_size(const Job& job) const {
   const uint64_t share = round_up(job.size_ / threads_.size(), 4 * kKiB);
-  return std::min(std::clamp(share, kPieceMin, job.piece_max_), job.size_ - job.next_);
+  return std::min(std::clamp(share, job.pieces_.min, job.pieces_.max), job.size_ - job.next_);
 }
 
 void CopyQueue::add(std::shared_ptr<Job> job) {

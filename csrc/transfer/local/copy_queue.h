@@ -26,11 +26,17 @@ class CopyQueue {
   /// Something to be copied in pieces.
   class Job {
    public:
-    Job(const void* group, uint64_t size, uint64_t piece_max, uint64_t deadline_ns,
+    /// A piece is a thread's share of the job, but neither more nor less than these.
+    struct PieceLimits {
+      uint64_t min;
+      uint64_t max;
+    };
+
+    Job(const void* group, uint64_t size, PieceLimits pieces, uint64_t deadline_ns,
         Priority priority)
         : group_(group),
           size_(size),
-          piece_max_(piece_max),
+          pieces_(pieces),
           deadline_ns_(deadline_ns),
           priority_(priority) {}
     virtual ~Job() = default;
@@ -44,7 +50,7 @@ class CopyQueue {
 
     const void* const group_;
     const uint64_t size_;
-    const uint64_t piece_max_;
+    const PieceLimits pieces_;
     const uint64_t deadline_ns_;
     const Priority priority_;
     // Guarded by the queue's mutex.

@@ -145,7 +145,7 @@ void MemoryKeys::carry_out(Registration& registration, const Task& task) const {
   const uint64_t size = std::min(on_rail.piece_size, buffer.size - offset);
   unsigned access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ;
   if (buffer.remote_write) access |= IBV_ACCESS_REMOTE_WRITE;
-  if (rail.limits().odp) access |= IBV_ACCESS_ON_DEMAND;
+  if (rail.limits().odp && buffer.kind == MemoryKind::kHost) access |= IBV_ACCESS_ON_DEMAND;
   if (rail.settings().relaxed_ordering) access |= IBV_ACCESS_RELAXED_ORDERING;
   void* address = reinterpret_cast<void*>(buffer.address + offset);
   on_rail.regions[task.piece] = rail.verbs().register_memory(rail.domain(), address, size, access);
@@ -167,11 +167,6 @@ void MemoryKeys::drop(Registration& registration) const {
 }
 
 Result<std::vector<uint8_t>> MemoryKeys::add(const Buffer& buffer) {
-  if (buffer.kind != MemoryKind::kHost) {
-    return Status(Code::kUnsupported,
-                  "RDMA: GPU memory at " + std::to_string(buffer.address) +
-                      " is not registered with RDMA devices; it goes through host memory");
-  }
   if (buffer.size == 0) {
     return Status(Code::kInvalidArgument, "RDMA: a buffer of 0 bytes cannot be registered");
   }
@@ -204,6 +199,12 @@ Result<std::vector<uint8_t>> MemoryKeys::add(const Buffer& buffer) {
     }
     on_rail.local = KeyedRange{buffer.address, on_rail.piece_size, std::move(local_keys)};
   }
+  if (keys.empty() && buffer.kind == MemoryKind::kCuda) {
+    return Status(Code::kUnsupported,
+                  first_refusal.message() +
+                      "; memory of a GPU needs the kernel module nvidia-peermem. Without it, it is "
+                      "moved over TCP");
+  }
   if (keys.empty()) return first_refusal;
   const std::lock_guard lock(mutex_);
   registrations_.insert_or_assign(buffer.id, registration);
@@ -225,13 +226,17 @@ void MemoryKeys::remove(BufferId id) {
   drop(*registration);
 }
 
+bool MemoryKeys::Pin::is_on_device() const {
+  return registration_ != nullptr && registration_->buffer.kind == MemoryKind::kCuda;
+}
+
 Result<MemoryKeys::Local> MemoryKeys::use(BufferId id, size_t rail, uint64_t address,
                                           uint64_t size) const {
   const std::shared_lock lock(mutex_);
   const auto found = registrations_.find(id);
   if (found == registrations_.end()) {
-    return Status(Code::kInvalidArgument, "RDMA: the local range at " + std::to_string(address) +
-                                              " lies in no registered buffer; register it first");
+    return Status(Code::kUnsupported, "RDMA: the local range at " + std::to_string(address) +
+                                          " lies in no buffer that is registered with its devices");
   }
   const Buffer& buffer = found->second->buffer;
   if (address < buffer.address || address - buffer.address > buffer.size ||

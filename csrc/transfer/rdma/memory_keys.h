@@ -6,7 +6,8 @@
 //
 // An op pins the buffer that it uses, so that de-registering waits for it.
 //
-// Not here: GPU memory, which would be registered by its dma-buf: kUnsupported.
+// Memory of a GPU is registered by its address, which works where the kernel has nvidia-peermem;
+// elsewhere all rails refuse it, which is kUnsupported: another transport has to move it.
 //
 // Threads: any.
 #pragma once
@@ -45,6 +46,8 @@ class MemoryKeys {
     Pin& operator=(Pin&& other) noexcept;
     ~Pin() { reset(); }
     void reset();
+    /// Whether it is memory of a GPU, which the CPU cannot touch.
+    bool is_on_device() const;
 
    private:
     friend class MemoryKeys;
@@ -56,8 +59,8 @@ class MemoryKeys {
     KeyedRange range;
     Pin pin;
   };
-  /// For a range on a rail. kInvalidArgument: it is not inside that buffer, or there is none.
-  /// kIo: the rail has refused to register it.
+  /// For a range on a rail. kInvalidArgument: it is not inside that buffer. kUnsupported: there is
+  /// no such buffer, or no rail has it. kIo: the rail has refused to register it.
   Result<Local> use(BufferId id, size_t rail, uint64_t address, uint64_t size) const;
 
   size_t count() const;

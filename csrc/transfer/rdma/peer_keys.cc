@@ -7,6 +7,7 @@ namespace hicache {
 
 PeerKeys::PeerKeys(const SegmentDescriptor& peer) {
   for (const BufferDescriptor& buffer : peer.buffers) {
+    others_.insert(buffer.id);
     for (const TransportBytes& key : buffer.keys) {
       if (key.kind != TransportKind::kRdma) continue;
       Result<std::vector<RailKeys>> rails = decode_keys(key.bytes, buffer.size);
@@ -29,6 +30,10 @@ Result<KeyedRange> PeerKeys::find(BufferId id, size_t rail, uint64_t address, ui
                                               " of " + std::to_string(size) + " bytes " + why);
   };
   const auto found = entries_.find(id);
+  if (found == entries_.end() && others_.contains(id)) {
+    return Status(Code::kUnsupported,
+                  "RDMA: the peer could not register its buffer with any of its devices");
+  }
   if (found == entries_.end()) return refused("lies in no buffer that the peer has registered");
   const Entry& entry = found->second;
   if (address < entry.address || address - entry.address > entry.size ||

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "transfer/rdma/op_queue.h"
@@ -20,7 +21,7 @@ class PeerKeys {
   explicit PeerKeys(const SegmentDescriptor& peer);
 
   /// For a range on one of the peer's rails. kInvalidArgument: the peer has not registered it, or
-  /// allows no writing. kIo: not with that rail.
+  /// allows no writing. kIo: not with that rail. kUnsupported: with none (memory of a GPU, say).
   Result<KeyedRange> find(BufferId id, size_t rail, uint64_t address, uint64_t size,
                           bool writes) const;
 
@@ -33,6 +34,7 @@ class PeerKeys {
   };
 
   std::map<BufferId, Entry> entries_;
+  std::set<BufferId> others_;  // All that the peer has registered, in any way.
 };
 
 }  // namespace hicache

@@ -197,7 +197,10 @@ void RdmaPathCore::post_some(Lane& lane) {
     request.sg_list = &ranges[count];
     request.num_sge = 1;
     request.opcode = writes ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ;
-    if (writes && part.size <= lane.pair.inline_bytes()) request.send_flags = IBV_SEND_INLINE;
+    // Inline is copied by the CPU.
+    if (writes && part.size <= lane.pair.inline_bytes() && !pins_[part.slot].is_on_device()) {
+      request.send_flags = IBV_SEND_INLINE;
+    }
     request.wr.rdma.remote_addr = order.remote_address;
     request.wr.rdma.rkey = order.remote_key;
     if (count > 0) requests[count - 1].next = &request;

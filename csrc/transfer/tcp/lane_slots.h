@@ -37,10 +37,14 @@ class LaneSlots : public DeviceStaging::Customer, public std::enable_shared_from
   };
   using Lent = std::shared_ptr<Slot>;
 
+  /// For make().
+  LaneSlots(DeviceStaging& staging, IoLoop& loop, std::function<void()> go_on)
+      : staging_(staging), loop_(loop), go_on_(std::move(go_on)) {}
+
   /// `go_on` is called by the loop when take() may give one that it could not.
   static std::shared_ptr<LaneSlots> make(DeviceStaging& staging, IoLoop& loop,
                                          std::function<void()> go_on) {
-    return std::shared_ptr<LaneSlots>(new LaneSlots(staging, loop, std::move(go_on)));
+    return std::make_shared<LaneSlots>(staging, loop, std::move(go_on));
   }
 
   /// For a copy of what is at `address`. Gives none when there is none now. `lane` is kept alive
@@ -54,8 +58,6 @@ class LaneSlots : public DeviceStaging::Customer, public std::enable_shared_from
   uint64_t on_time(uint64_t) override { return DeviceStaging::kNever; }
 
  private:
-  LaneSlots(DeviceStaging& staging, IoLoop& loop, std::function<void()> go_on)
-      : staging_(staging), loop_(loop), go_on_(std::move(go_on)) {}
   void call_back();
 
   DeviceStaging& staging_;
