@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +49,8 @@ CONNECT_TIMEOUT_MS = 5000
 _LOG_INTERVAL_S = 10.0
 _LOGGED_MAX = 256
 
+_living: weakref.WeakSet[EngineBase] = weakref.WeakSet()
+
 
 class EngineBase:
     """See `mooncake_hicache.compat.engine.TransferEngine`."""
@@ -67,6 +71,7 @@ class EngineBase:
         self._logged: dict[str, float] = {}
         self.last_error = ""
         """What went wrong in the call that failed last, in words."""
+        _living.add(self)
 
     # ---- life
 
@@ -162,6 +167,13 @@ class EngineBase:
     def __del__(self) -> None:
         if getattr(self, "_engine", None) is not None:
             self.close()
+
+    def _abandon_after_fork(self) -> None:
+        """Runs in a forked child, where what the parent has published is none of its business."""
+        self._lock = threading.Lock()  # Another thread may have held it at the fork.
+        self._metadata = None
+        self._peers = None
+        self._batches = {}
 
     def get_rpc_port(self) -> int:
         """Return the port that peers connect to; 0 before `initialize`."""
@@ -293,9 +305,27 @@ class EngineBase:
         self._need_engine()
         peers = self._peers
         if peers is None:
-            raise ClosedError("the engine was closed meanwhile")
+            raise ClosedError(
+                "the engine was closed meanwhile, or belongs to the process from which this one "
+                "was forked: make another one here"
+            )
         segment = peers.get(name, CONNECT_TIMEOUT_MS)
         if segment.is_lost:
             peers.drop(name, segment)
             segment = peers.get(name, CONNECT_TIMEOUT_MS)
         return segment
+
+
+def _abandon_all_after_fork() -> None:
+    for engine in list(_living):
+        engine._abandon_after_fork()
+
+
+def _close_all_at_exit() -> None:
+    # Later, when the interpreter is taken apart, threads that close() waits for run no more.
+    for engine in list(_living):
+        engine.close()
+
+
+os.register_at_fork(after_in_child=_abandon_all_after_fork)
+atexit.register(_close_all_at_exit)

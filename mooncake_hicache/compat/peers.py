@@ -42,12 +42,22 @@ class Peers:
         with opening:  # Of many threads that ask at once, one connects.
             with self._lock:
                 segment = self._segments.get(name)
-            if segment is None:
-                address = self._metadata.resolve(name).address
-                segment = self._engine.open(address, timeout_ms=timeout_ms)
-                with self._lock:
-                    self._segments[name] = segment
-            return segment
+            return segment or self._open(name, timeout_ms)
+
+    def _open(self, name: str, timeout_ms: int) -> Segment:
+        try:
+            address = self._metadata.resolve(name).address
+            segment = self._engine.open(address, timeout_ms=timeout_ms)
+        except Error:
+            with self._lock:  # Names that nobody goes by are not collected.
+                self._opening.pop(name, None)
+            raise
+        with self._lock:
+            # Two may have opened it, if a third one failed in between.
+            kept = self._segments.setdefault(name, segment)
+        if kept is not segment:
+            segment.close()
+        return kept
 
     def drop(self, name: str, segment: Segment) -> None:
         """Forget a segment whose peer is gone: the next use of the name opens it anew."""
@@ -55,6 +65,7 @@ class Peers:
             if self._segments.get(name) is not segment:
                 return
             del self._segments[name]
+            self._opening.pop(name, None)
         segment.close()
 
     def keep_warm(self) -> None:

@@ -308,6 +308,43 @@ sys.exit(status)
     assert done.returncode == 7
 
 
+def test_a_forked_child_does_not_withdraw_its_parents_name(http_server: OurServer) -> None:
+    code = """
+import gc, os, sys
+from mooncake.engine import TransferEngine
+engine = TransferEngine()
+assert engine.initialize("localhost:1", sys.argv[1], "tcp", "") == 0, engine.last_error
+child = os.fork()
+if child == 0:
+    engine.close()
+    del engine
+    gc.collect()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+other = TransferEngine()
+assert other.initialize("localhost:2", sys.argv[1], "tcp", "") == 0
+assert other.send_probe("localhost:1") == 0, other.last_error
+"""
+    command = [sys.executable, "-c", code, http_server.where]
+    assert subprocess.run(command, env=environment(), timeout=60, check=False).returncode == 0
+
+
+def test_a_program_that_closes_nothing_ends_and_its_name_with_it(http_server: OurServer) -> None:
+    code = """
+import sys
+from mooncake.engine import TransferEngine
+engine = TransferEngine()
+assert engine.initialize("localhost:1", sys.argv[1], "tcp", "") == 0, engine.last_error
+assert engine.enable_intelligent_prefetching() == 0
+"""
+    command = [sys.executable, "-c", code, http_server.where]
+    assert subprocess.run(command, env=environment(), timeout=60, check=False).returncode == 0
+    engine = started("localhost:2", http_server.where)
+    assert engine.send_probe("localhost:1") == -102
+    assert "localhost:1" in engine.last_error
+    engine.close()
+
+
 def test_an_engine_that_is_dropped_ends_by_itself() -> None:
     tasks = Path("/proc/self/task")
     before = set(tasks.iterdir())

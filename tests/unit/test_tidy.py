@@ -48,6 +48,7 @@ CPP_PURE = (
     "transfer/tcp/tcp_frame",
     "transfer/batch_table",
     "transfer/rail_choice",
+    "transfer/rail_distance",
     "transfer/topology",
 )
 CPP_IMPURE_HEADERS = re.compile(
@@ -91,6 +92,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
 }
 
 BANNED_NAMES = {"block", "chunk", "handle", "manager", "data", "info"}
+ORIGINAL_NAMES = {"ReceivedData"}  # Of the original's module `mooncake.engine`.
 BANNED_CALLS_PYTHON = {"eval", "exec", "os.system", "pickle.loads", "pickle.load", "breakpoint"}
 BANNED_CPP = {
     r"\b(u|nano)?sleep\s*\(|sleep_for|sleep_until": "waits for time instead of for a condition",
@@ -289,6 +291,8 @@ def test_names_are_of_the_glossary() -> None:
     findings = []
     for path in PYTHON:
         for number, name in defined_names(ast.parse(path.read_text(encoding="utf-8"))):
+            if name in ORIGINAL_NAMES:
+                continue
             words = {name} if not name[:1].isupper() else set(re.findall("[A-Z][a-z]+", name))
             if {word.lower().strip("_") for word in words} & BANNED_NAMES:
                 findings.append(f"{name_of(path)}:{number}: {name}")
