@@ -11,8 +11,8 @@
 #include "raw_client.h"
 #include "ssd_bench.h"
 #include "store/node.h"
-#include "transport_contract.h"
 #include "tcp_rig.h"
+#include "transport_contract.h"
 
 namespace hicache::testing {
 namespace {
