@@ -316,7 +316,7 @@ class TransferOptions(OptionsBase):
     """The port to listen on, or a range of which the first free one is taken ("12000-13000"), for
     firewalls. 0: any free one."""
 
-    secret: str = ""
+    secret: Annotated[str, Field(repr=False)] = ""
     """What every engine that may talk to this one has to know: a text, or the path of a file that
     holds one. Empty: a file that is made for this user on this machine. none: everybody who reaches
     the port may read and write registered memory."""

@@ -248,10 +248,11 @@ class TransferEngine:
         Blocks until no byte is in flight, for a second or so. May be called again.
         """
         with self._close_lock:
-            core, self._core = self._core, Gone("this transfer engine is closed")
             _living.discard(self)
-            if isinstance(core, _core.TransferEngine):
-                core.stop()
+            # Stopped first: whoever finds it gone may rely on nothing being in flight any more.
+            if isinstance(self._core, _core.TransferEngine):
+                self._core.stop()
+            self._core = Gone("this transfer engine is closed")
             self._registered.clear()
 
     def __enter__(self) -> TransferEngine:

@@ -19,6 +19,7 @@ namespace hicache {
 namespace {
 
 constexpr uint64_t kGreetingTimeoutNs = 5'000'000'000;
+constexpr uint64_t kAcceptPauseNs = 1'000'000'000;  // While there are no descriptors left.
 /// Of clients that have not proven themselves; the oldest goes when there are more.
 constexpr size_t kGreetingsMax = 256;
 constexpr uint8_t kTlsHandshake = 0x16;  // The first byte of a TLS client, RFC 8446 section 5.1.
@@ -79,6 +80,7 @@ class EpollControlServer final : public ControlServer {
   std::unordered_map<int, Arrival> arrivals_;
   std::unordered_map<int, ControlConnection> connections_;
   bool is_accepting_ = true;
+  uint64_t accept_again_ns_ = 0;  // If not: when to try.
 
   std::atomic<uint64_t> open_{0};
   std::atomic<uint64_t> refused_{0};
@@ -138,6 +140,7 @@ void EpollControlServer::accept_some() {
     if (!accepted.ok()) {
       // No descriptors left: the backlog waits until one is free again; see forget().
       is_accepting_ = watch(listening_.fd.get(), 0, EPOLL_CTL_MOD).ok() ? false : is_accepting_;
+      accept_again_ns_ = monotonic_ns() + kAcceptPauseNs;
       return;
     }
     if (!accepted.value().valid()) return;
@@ -223,10 +226,11 @@ int EpollControlServer::expire_greetings() {
   }
   for (const int fd : late) forget(fd, true, false);
   // Somebody may have released a descriptor without our knowing.
-  if (!is_accepting_) {
+  if (!is_accepting_ && now_ns >= accept_again_ns_) {
     is_accepting_ = watch(listening_.fd.get(), EPOLLIN, EPOLL_CTL_MOD).ok();
-    next_ns = std::min(next_ns, now_ns + 1'000'000'000);
+    accept_again_ns_ = now_ns + kAcceptPauseNs;
   }
+  if (!is_accepting_) next_ns = std::min(next_ns, accept_again_ns_);
   return next_ns == UINT64_MAX ? -1 : static_cast<int>((next_ns - now_ns) / 1'000'000 + 1);
 }
 

@@ -27,8 +27,10 @@ class DoneSignal {
   /// that was long ago would mean the opposite.
   void begin(uint32_t generation) { done_.store(generation - 1); }
 
+  /// Changes nothing if a later batch has begun by now: its waiters must not miss their own.
   void signal(uint32_t generation) {
-    done_.store(generation);
+    uint32_t running = generation - 1;
+    (void)done_.compare_exchange_strong(running, generation);
     if (sleepers_.load() != 0) {
       (void)syscall(SYS_futex, &done_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
     }

@@ -48,7 +48,11 @@ Result<std::shared_ptr<ControlClient>> Peer::control(Deadline deadline) {
   if (control_ != nullptr && !is_control_spoilt_) return control_;
   Result<std::unique_ptr<ControlClient>> connected =
       ControlClient::connect(address_, context_.secret, context_.tls, epoch_, deadline);
-  if (!connected.ok()) return connected.status();
+  if (!connected.ok()) {
+    // Nobody listens, or somebody else does: this incarnation is gone.
+    is_gone_ = epoch_ != 0 && connected.status().code() == Code::kUnavailable;
+    return connected.status();
+  }
   control_ = std::move(connected.value());
   is_control_spoilt_ = false;
   epoch_ = control_->peer_epoch();
@@ -60,6 +64,7 @@ Result<std::vector<uint8_t>> Peer::ask_control(ControlOp op, std::span<const uin
                                                uint64_t deadline_ns) {
   const Deadline deadline = deadline_at(deadline_ns);
   Result<std::shared_ptr<ControlClient>> client = control(deadline);
+  if (has_missed_look_.exchange(false) || !client.ok()) look_at_control();
   if (!client.ok()) return client.status();
   Result<std::vector<uint8_t>> reply = client.value()->call(op, request, deadline);
   if (!reply.ok() && client.value()->is_broken()) {
@@ -88,11 +93,14 @@ Status Peer::ask(ControlOp op, std::span<const uint8_t> request, uint64_t deadli
 void Peer::look_at_control() {
   bool is_broken = false;
   {
-    // Whoever holds it for long is connecting anew, and watches the outcome.
+    // Whoever holds it looks when he is done.
+    has_missed_look_ = true;
     const std::unique_lock lock(control_mutex_, std::try_to_lock);
-    if (!lock.owns_lock() || control_ == nullptr) return;
+    if (!lock.owns_lock()) return;
+    has_missed_look_ = false;
+    if (control_ == nullptr) return;
     pollfd waited{control_->fd(), POLLRDHUP, 0};
-    is_broken = ::poll(&waited, 1, 0) > 0;
+    is_broken = is_gone_ || ::poll(&waited, 1, 0) > 0;
     if (!is_broken) context_.watch(*this, control_->fd());
   }
   if (is_broken) {
@@ -125,6 +133,7 @@ Result<std::shared_ptr<const SegmentDescriptor>> Peer::fetch(uint64_t deadline_n
                                         " names another incarnation than its connection");
     }
   }
+  if (has_missed_look_.exchange(false)) look_at_control();
   return std::make_shared<const SegmentDescriptor>(std::move(decoded.value()));
 }
 

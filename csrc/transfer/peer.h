@@ -169,7 +169,9 @@ class Peer final : public CompletionSink,
   std::mutex control_mutex_;  // Of what follows.
   std::shared_ptr<ControlClient> control_;
   uint64_t epoch_ = 0;
-  bool is_control_spoilt_ = false;  // A reply is outstanding that nobody waits for.
+  bool is_gone_ = false;  // What was tried instead of a broken connection was refused.
+  std::atomic<bool> has_missed_look_{false};  // look_at_control() found the mutex taken.
+  bool is_control_spoilt_ = false;            // A reply is outstanding that nobody waits for.
 
   mutable std::mutex mutex_;  // Of what follows.
   Status lost_;

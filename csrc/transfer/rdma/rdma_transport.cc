@@ -196,15 +196,22 @@ Result<std::vector<std::unique_ptr<Path>>> RdmaTransport::open(const SegmentDesc
   if (!remote.ok()) return remote.status();
   const RdmaPathCore::Services services{control, sink, keys_, active_, counters_};
   Cores connecting;
+  Status failure;
   for (RdmaPathCore::Ends& ends : pair_rails(remote.value(), peer.epoch)) {
     const bool is_matching = ends.is_matching;
     auto core = std::make_shared<RdmaPathCore>(std::move(ends), services, keys_of(peer));
     paths.push_back(std::make_unique<RdmaPath>(core));
-    HICACHE_RETURN_IF_ERROR(core->prepare());
+    if (Status prepared = core->prepare(); !prepared.ok()) {
+      // One device that refuses does not lose the others.
+      if (failure.ok()) failure = std::move(prepared);
+      paths.pop_back();
+      continue;
+    }
     if (!is_matching) continue;
     core->connect_soon();
     connecting.push_back(std::move(core));
   }
+  if (paths.empty() && !failure.ok()) return failure;
   if (paths.empty()) {
     return Status(Code::kUnavailable, "RDMA: the peer's rails are of another link layer");
   }
