@@ -142,8 +142,8 @@ class Limits:
         return self._run("pingpong", reply_size, seconds)[0] / 1e3
 
     def copy(self, size: int) -> float:
-        """Bytes per second of the best copy, with as many threads as ours copies with."""
-        count = max(1, min(32, AREA_SIZE // size))
+        """Bytes per second of the best copy of the whole area, with as many threads as ours."""
+        count = AREA_SIZE // size
         target = self.areas[0].addresses(size, 0, count)
         source = self.areas[1].addresses(size, 0, count)
         threads = min(4, len(os.sched_getaffinity(0)))
@@ -161,6 +161,9 @@ def shapes(quick: bool) -> Iterator[tuple[str, int, int, int]]:
             yield op, size, 1, 1
             if size <= 16 * MiB:
                 yield op, size, min(32, AREA_SIZE // size), 1
+        # A bare stream never waits for an answer; nor does who has a second batch under way.
+        yield op, 64 * KiB, 32, 2
+        yield op, MiB, 32, 2
         if not quick:
             yield op, 64 * KiB, 32, 4
 
@@ -212,16 +215,16 @@ def bounds_of(cells: list[Cell], seen: dict[str, Any]) -> list[Bound]:
     stream = statistics.median(seen["stream"])
     for op in ("read", "write"):
         for size in SIZES[1:]:
-            for batch in (32, AREA_SIZE // size, 1):
-                shape = {"op": op, "size": size, "batch": batch, "threads": 1}
+            for batch, threads in ((32, 2), (AREA_SIZE // size, 1), (1, 1)):
+                shape = {"op": op, "size": size, "batch": batch, "threads": threads}
                 rate = median_of(cells, "bytes_per_s", kind="tcp", **shape)
                 if rate is not None:
-                    name = f"tcp {op} {name_of(size)} × {batch}"
-                    add(f"{name}: of the best bare stream", rate, stream, 0.9, True)
+                    name = label_of(op, size, batch, threads)
+                    add(f"tcp {name}: of the best bare stream", rate, stream, 0.9, True)
                     if size in (64 * KiB, MiB):
                         for kind in ORIGINALS:
                             other = median_of(cells, "bytes_per_s", kind=kind, **shape)
-                            add(f"{name}: of the {kind}", rate, other, 2.0, True)
+                            add(f"tcp {name}: of the {kind}", rate, other, 2.0, True)
                     break
     shape = {"op": "read", "size": 4 * KiB, "batch": 1, "threads": 1}
     ping_us = statistics.median(seen["ping_pong_us"])
@@ -242,6 +245,11 @@ def name_of(size: int) -> str:
     return f"{size // MiB} MiB" if size >= MiB else f"{size // KiB} KiB"
 
 
+def label_of(op: str, size: int, batch: int, threads: int) -> str:
+    """A shape as the table names it."""
+    return f"{op} {name_of(size)} × {batch}" + (f", {threads} threads" if threads > 1 else "")
+
+
 def show(cells: list[Cell], seen: dict[str, Any]) -> None:
     """Print the table: GB/s, p50 and p99 of a call in µs, CPU seconds per GB."""
     kinds = list(dict.fromkeys(cell.kind for cell in cells))
@@ -259,8 +267,7 @@ def show(cells: list[Cell], seen: dict[str, Any]) -> None:
                 for field in ("bytes_per_s", "p50_us", "p99_us", "cpu_s_per_gb")
             )
             row.append(f"{rate / 1e9:.2f} · {p50:.0f}/{p99:.0f} · {cpu:.2f}")
-        label = f"{op} {name_of(size)} × {batch}" + (f", {threads} threads" if threads > 1 else "")
-        table.add_row(label, *row)
+        table.add_row(label_of(op, size, batch, threads), *row)
     console.print(table)
     console.print(
         f"bare stream {statistics.median(seen['stream']) / 1e9:.2f} GB/s at "
