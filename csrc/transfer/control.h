@@ -80,6 +80,8 @@ class ControlClient {
   /// Readable when the connection broke; for the engine's epoll.
   virtual int fd() const = 0;
   virtual bool is_broken() const = 0;
+  /// Ends the connection for good: a call that waits ends with kUnavailable. Does not block.
+  virtual void cut() = 0;
 };
 
 }  // namespace hicache

@@ -1,4 +1,5 @@
 #include <poll.h>
+#include <sys/socket.h>
 
 #include <atomic>
 #include <chrono>
@@ -26,6 +27,7 @@ class SocketControlClient final : public ControlClient {
                                     Deadline deadline) override;
   int fd() const override { return stream_.socket().get(); }
   bool is_broken() const override;
+  void cut() override { (void)shutdown(stream_.socket().get(), SHUT_RDWR); }
 
  private:
   Result<std::vector<uint8_t>> ask(ControlOp op, std::span<const uint8_t> request,

@@ -1,7 +1,5 @@
 #include "transfer/peer.h"
 
-#include <poll.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -28,6 +26,8 @@ Peer::Peer(PeerContext& context, HostPort address, SegmentId id)
       address_(std::move(address)),
       address_name_(to_string(address_)),
       id_(id),
+      control_(address_, context.secret, context.tls,
+               [this](int fd) { context_.watch(*this, fd); }),
       table_(context.limits),
       tiers_(context.transports.size()) {}
 
@@ -41,39 +41,13 @@ Result<std::shared_ptr<Peer>> Peer::open(PeerContext& context, const HostPort& a
   return peer;
 }
 
-/// The connection, made anew if the last reply on it never came.
-Result<std::shared_ptr<ControlClient>> Peer::control(Deadline deadline) {
-  const std::lock_guard lock(control_mutex_);
-  if (is_lost_) return lost_status();
-  if (control_ != nullptr && !is_control_spoilt_) return control_;
-  Result<std::unique_ptr<ControlClient>> connected =
-      ControlClient::connect(address_, context_.secret, context_.tls, epoch_, deadline);
-  if (!connected.ok()) {
-    // Nobody listens, or somebody else does: this incarnation is gone.
-    is_gone_ = epoch_ != 0 && connected.status().code() == Code::kUnavailable;
-    return connected.status();
-  }
-  control_ = std::move(connected.value());
-  is_control_spoilt_ = false;
-  epoch_ = control_->peer_epoch();
-  context_.watch(*this, control_->fd());
-  return control_;
-}
-
 Result<std::vector<uint8_t>> Peer::ask_control(ControlOp op, std::span<const uint8_t> request,
                                                uint64_t deadline_ns) {
-  const Deadline deadline = deadline_at(deadline_ns);
-  Result<std::shared_ptr<ControlClient>> client = control(deadline);
-  if (has_missed_look_.exchange(false) || !client.ok()) look_at_control();
-  if (!client.ok()) return client.status();
-  Result<std::vector<uint8_t>> reply = client.value()->call(op, request, deadline);
-  if (!reply.ok() && client.value()->is_broken()) {
-    {
-      const std::lock_guard lock(control_mutex_);
-      if (control_ == client.value()) is_control_spoilt_ = true;
-    }
-    look_at_control();
-  }
+  if (is_lost_) return lost_status();
+  Result<std::vector<uint8_t>> reply = control_.ask(op, request, deadline_at(deadline_ns));
+  if (reply.ok()) return reply;
+  look_at_control();
+  if (is_lost_ && reply.status().code() == Code::kUnavailable) return lost_status();
   return reply;
 }
 
@@ -91,22 +65,9 @@ Status Peer::ask(ControlOp op, std::span<const uint8_t> request, uint64_t deadli
 }
 
 void Peer::look_at_control() {
-  bool is_broken = false;
-  {
-    // Whoever holds it looks when he is done.
-    has_missed_look_ = true;
-    const std::unique_lock lock(control_mutex_, std::try_to_lock);
-    if (!lock.owns_lock()) return;
-    has_missed_look_ = false;
-    if (control_ == nullptr) return;
-    pollfd waited{control_->fd(), POLLRDHUP, 0};
-    is_broken = is_gone_ || ::poll(&waited, 1, 0) > 0;
-    if (!is_broken) context_.watch(*this, control_->fd());
-  }
-  if (is_broken) {
-    lose(Status(Code::kUnavailable,
-                "the peer " + address_name_ + " is gone: its connection broke; open it again"));
-  }
+  if (!control_.is_gone()) return;
+  lose(Status(Code::kUnavailable,
+              "the peer " + address_name_ + " is gone: its connection broke; open it again"));
 }
 
 Status Peer::lost_status() const {
@@ -126,14 +87,10 @@ Result<std::shared_ptr<const SegmentDescriptor>> Peer::fetch(uint64_t deadline_n
   if (!bytes.ok()) return bytes.status();
   Result<SegmentDescriptor> decoded = decode_segment(bytes.value());
   if (!decoded.ok()) return decoded.status();
-  {
-    const std::lock_guard lock(control_mutex_);
-    if (decoded.value().epoch != epoch_) {
-      return Status(Code::kCorrupt, "the descriptor of " + address_name_ +
-                                        " names another incarnation than its connection");
-    }
+  if (decoded.value().epoch != control_.epoch()) {
+    return Status(Code::kCorrupt, "the descriptor of " + address_name_ +
+                                      " names another incarnation than its connection");
   }
-  if (has_missed_look_.exchange(false)) look_at_control();
   return std::make_shared<const SegmentDescriptor>(std::move(decoded.value()));
 }
 
@@ -239,6 +196,7 @@ void Peer::lose(const Status& status) {
     table_.cancel_all(status, done);
     for (OpenPath& open : paths_) paths.push_back(&open);
   }
+  control_.end();
   signal_done(done);
   for (OpenPath* open : paths) {
     if (!run_errand([open](Peer& peer) { peer.close_path(*open); })) close_path(*open);
@@ -257,6 +215,7 @@ void Peer::close(const Status& status) {
     }
     for (OpenPath& open : paths_) paths.push_back(&open);
   }
+  control_.end();
   signal_done(done);
   for (OpenPath* open : paths) close_path(*open);
 }

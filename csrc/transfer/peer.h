@@ -22,11 +22,11 @@
 
 #include "base/json.h"
 #include "transfer/batch_table.h"
-#include "transfer/control.h"
 #include "transfer/done_signal.h"
 #include "transfer/engine.h"
 #include "transfer/errands.h"
 #include "transfer/own_memory.h"
+#include "transfer/peer_control.h"
 #include "transfer/rail_choice.h"
 #include "transfer/rail_distance.h"
 
@@ -130,7 +130,6 @@ class Peer final : public CompletionSink,
   Peer(PeerContext& context, HostPort address, SegmentId id);
 
   // peer.cc: connection, descriptor, paths
-  Result<std::shared_ptr<ControlClient>> control(Deadline deadline);
   Result<std::vector<uint8_t>> ask_control(ControlOp op, std::span<const uint8_t> request,
                                            uint64_t deadline_ns);
   Result<std::shared_ptr<const SegmentDescriptor>> fetch(uint64_t deadline_ns);
@@ -166,12 +165,7 @@ class Peer final : public CompletionSink,
   std::atomic<bool> is_lost_{false};
   std::atomic<bool> is_stale_{false};  // The peer denied a range that its descriptor has.
 
-  std::mutex control_mutex_;  // Of what follows.
-  std::shared_ptr<ControlClient> control_;
-  uint64_t epoch_ = 0;
-  bool is_gone_ = false;  // What was tried instead of a broken connection was refused.
-  std::atomic<bool> has_missed_look_{false};  // look_at_control() found the mutex taken.
-  bool is_control_spoilt_ = false;            // A reply is outstanding that nobody waits for.
+  PeerControl control_;
 
   mutable std::mutex mutex_;  // Of what follows.
   Status lost_;

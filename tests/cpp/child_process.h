@@ -13,6 +13,7 @@ namespace hicache::testing {
 ///   reserve PATH COUNT SIZE   a client that reserves pages, writes half of them, and waits
 ///   lease PATH COUNT          a client that leases pages for reading, and waits
 ///   tcp_peer FILE             an end of the TCP transport that shares the file's memory
+///   engine TRANSPORT PORT HOW FILE   a transfer engine, see engine_peer.h
 ///   transport RIG FILE        the target of a transport, see transport_contract.h
 int run_role(const std::string& role, const std::vector<std::string>& arguments);
 

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engine_peer.h"
 #include "node_bench.h"
 #include "raw_client.h"
 #include "ssd_bench.h"
@@ -77,6 +78,7 @@ int run_role(const std::string& role, const std::vector<std::string>& arguments)
   if (role == "reserve") return run_reserve(arguments);
   if (role == "lease") return run_lease(arguments);
   if (role == "tcp_peer") return run_tcp_peer(arguments);
+  if (role == "engine") return run_engine(arguments);
   if (role == "transport") return run_transport_target(arguments);
   return 2;
 }
