@@ -61,7 +61,7 @@ def keep_raw(where: str, key: str, value: bytes) -> None:
     else:
         metadata = open_metadata(where)
         assert isinstance(metadata, EtcdMetadata)
-        metadata._call(lambda client: client.put(key, value))
+        metadata._calls.call(lambda client: client.put(key, value))
 
 
 # ---- what both do
@@ -192,7 +192,7 @@ def test_an_entry_that_somebody_removed_comes_back(server: Server) -> None:
     metadata.publish("node-0", HERE, ttl_s=1.0)
     key = "mooncake-hicache/engine/node-0"
     if isinstance(metadata, EtcdMetadata):
-        metadata._call(lambda client: client.delete(key))
+        metadata._calls.call(lambda client: client.delete(key))
     else:
         assert ask(f"{server.where}?key={key}", "DELETE")[0] == 200
     wait_for("it is known again", lambda: is_known(server.where, "node-0"))
@@ -422,7 +422,10 @@ def test_addresses_are_completed() -> None:
     metadata = HttpMetadata("http://[fd00::1]:8080/meta/x")
     assert metadata._url == "http://[fd00::1]:8080/meta/x"
     metadata.close()
-    assert [str(one) for one in EtcdMetadata("h,[::1]/")._endpoints] == ["h:2379", "[::1]:2379"]
+    assert [str(one) for one in EtcdMetadata("h,[::1]/")._calls.endpoints] == [
+        "h:2379",
+        "[::1]:2379",
+    ]
 
 
 @pytest.mark.parametrize(
