@@ -28,8 +28,9 @@ CPP_LAYERS: dict[str, set[str]] = {
     "net": {"base", "io"},
     "transfer": {"base", "io", "net"},
     "tier": {"base", "io"},
-    "store": {"base", "io", "net", "transfer", "tier"},
-    "bind": {"base", "io", "net", "transfer", "tier", "store"},
+    "directory": {"base", "io", "net", "tier"},
+    "store": {"base", "io", "net", "transfer", "tier", "directory"},
+    "bind": {"base", "io", "net", "transfer", "tier", "directory", "store"},
 }
 
 # Pure: no I/O, no thread, no clock, no randomness; all that comes in as arguments.
@@ -43,6 +44,11 @@ CPP_PURE = (
     "tier/ssd_format",
     "tier/ssd_index",
     "tier/write_budget",
+    "directory/directory.",
+    "directory/directory_members",
+    "directory/directory_types",
+    "directory/record_array",
+    "directory/replica_table",
     "store/lease_table",
     "transfer/tcp/op_table",
     "transfer/tcp/tcp_frame",
