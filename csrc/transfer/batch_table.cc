@@ -112,6 +112,7 @@ uint32_t BatchTable::cut(uint32_t batch_slot, uint64_t size_max) {
   slice.request = batch.next_request;
   slice.tries = 0;
   slice.tier_min = 0;
+  slice.was_parked = false;
   slice.offset = batch.next_offset;
   slice.size = std::min(left, std::max<uint64_t>(size_max, 1));
   batch.next_offset += slice.size;
@@ -208,20 +209,52 @@ BatchTable::Settled BatchTable::settle(uint64_t token, Verdict verdict, Status s
   slice.in_flight = false;
   --batch.in_flight;
   const bool may_retry =
-      batch.status.ok() && now_ns < batch.deadline_ns && slice.tries < limits_.tries_max;
+      batch.status.ok() && now_ns < batch.deadline_ns &&
+      (verdict == Verdict::kPark ? !slice.was_parked : slice.tries < limits_.tries_max);
   if (verdict == Verdict::kDone) {
     batch.bytes_done += slice.size;
     free_slice(slot);
   } else if (verdict == Verdict::kFail || !may_retry) {
     free_slice(slot);
     fail(batch_slot, std::move(status));
+  } else if (verdict == Verdict::kPark) {
+    slice.was_parked = true;
+    slice.parked_at = ++parks_;
+    slice.rail = kNoRail;  // It is not to blame.
+    ++batch.parked;
+    parked_.push_back(slot);
   } else {
     if (verdict == Verdict::kRetryWorseTier) ++slice.tier_min;
-    ++batch.retries;
-    waiting_bytes_ += slice.size;
-    retries_[level(batch)].push_back(slot);
+    wait_again(slot);
   }
   return settled(batch_slot);
+}
+
+void BatchTable::wait_again(uint32_t slot) {
+  Batch& batch = batches_[slices_[slot].batch];
+  ++batch.retries;
+  waiting_bytes_ += slices_[slot].size;
+  retries_[level(batch)].push_back(slot);
+}
+
+void BatchTable::unpark(uint64_t parks_max, const std::function<Status(Request&)>& look_up,
+                        std::vector<BatchKey>& done) {
+  // One by one: the failure of one drops the others of its batch.
+  while (!parked_.empty() && slices_[parked_.front()].parked_at <= parks_max) {
+    const uint32_t slot = parked_.front();
+    parked_.pop_front();
+    const uint32_t batch_slot = slices_[slot].batch;
+    Batch& batch = batches_[batch_slot];
+    --batch.parked;
+    Status status = look_up(batch.requests[slices_[slot].request]);
+    if (status.ok()) {
+      wait_again(slot);
+      continue;
+    }
+    free_slice(slot);
+    fail(batch_slot, std::move(status));
+    if (batch.is_done()) done.push_back({batch_slot, batch.generation});
+  }
 }
 
 void BatchTable::fail(uint32_t batch_slot, Status status) {
@@ -240,6 +273,14 @@ void BatchTable::drop_waiting(uint32_t batch_slot) {
       return true;
     });
     batch.retries = 0;
+  }
+  if (batch.parked != 0) {
+    std::erase_if(parked_, [&](uint32_t slot) {
+      if (slices_[slot].batch != batch_slot) return false;
+      free_slice(slot);
+      return true;
+    });
+    batch.parked = 0;
   }
   if (batch.is_cut()) return;
   std::erase(uncut_[level(batch)], batch_slot);
@@ -273,11 +314,10 @@ void BatchTable::cancel_all(const Status& status, std::vector<BatchKey>& done) {
 
 void BatchTable::expire(uint64_t now_ns, const std::string& last_failure,
                         std::vector<BatchKey>& done) {
-  if (waiting_bytes_ == 0) return;
+  if (waiting_bytes_ == 0 && parked_.empty()) return;
   for (uint32_t slot = 0; slot < batches_.size(); ++slot) {
     const Batch& batch = batches_[slot];
-    const bool waits = batch.in_use && (batch.retries != 0 || !batch.is_cut());
-    if (!waits || batch.deadline_ns > now_ns) continue;
+    if (!batch.waits() || batch.deadline_ns > now_ns) continue;
     fail(slot, Status(Code::kTimeout,
                       "the deadline passed with " + std::to_string(batch.bytes_done) +
                           " bytes moved, while the rest waited for a path" +
@@ -288,10 +328,9 @@ void BatchTable::expire(uint64_t now_ns, const std::string& last_failure,
 
 uint64_t BatchTable::next_deadline_ns() const {
   uint64_t next_ns = UINT64_MAX;
-  if (waiting_bytes_ == 0) return next_ns;
+  if (waiting_bytes_ == 0 && parked_.empty()) return next_ns;
   for (const Batch& batch : batches_) {
-    const bool waits = batch.in_use && (batch.retries != 0 || !batch.is_cut());
-    if (waits) next_ns = std::min(next_ns, batch.deadline_ns);
+    if (batch.waits()) next_ns = std::min(next_ns, batch.deadline_ns);
   }
   return next_ns;
 }

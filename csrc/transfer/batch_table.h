@@ -2,8 +2,9 @@
 //
 // A batch is cut into slices as paths take them, so a request of any size costs no memory until it
 // moves, and each slice has the size that its path likes. A slice is in flight on one rail, waits
-// to be tried again, or is over. A batch is done when nothing of it is in flight or waits. Once a
-// part of it has failed for good, or its deadline has passed, nothing more of it is begun.
+// to be tried again, is parked until its owner has looked up anew what it names, or is over. A
+// batch is done when nothing of it is in flight, waits or is parked. Once a part of it has failed
+// for good, or its deadline has passed, nothing more of it is begun.
 //
 // Urgent work goes before background work, slices that are tried again before new ones, and
 // batches of one priority take turns slice by slice.
@@ -17,6 +18,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -79,13 +81,16 @@ class BatchTable {
     RailIndex rail = kNoRail;
     uint8_t tier_min = 0;
     bool in_flight = false;
+    bool was_parked = false;
+    uint64_t parked_at = 0;  // The count of parks() then.
     uint64_t offset = 0;
     uint64_t size = 0;
     uint64_t started_ns = 0;
   };
 
-  /// What a completion means for the slice.
-  enum class Verdict : uint8_t { kDone, kRetry, kRetryWorseTier, kFail };
+  /// What a completion means for the slice. kPark: to be tried again after unpark(); the second
+  /// time it is a failure.
+  enum class Verdict : uint8_t { kDone, kRetry, kRetryWorseTier, kPark, kFail };
 
   struct Settled {
     BatchKey batch;
@@ -122,16 +127,25 @@ class BatchTable {
   /// tries_max is a failure.
   Settled settle(uint64_t token, Verdict verdict, Status status, uint64_t now_ns);
 
+  bool has_parked() const { return !parked_.empty(); }
+  /// How many slices have ever been parked.
+  uint64_t parks() const { return parks_; }
+  /// Has `look_up` correct the requests of the slices that were parked when parks() was
+  /// `parks_max`, or say why they fail, and has them tried again. Appends batches that are done by
+  /// that.
+  void unpark(uint64_t parks_max, const std::function<Status(Request&)>& look_up,
+              std::vector<BatchKey>& done);
+
   std::optional<BatchState> state(BatchKey key) const;
   /// Begins nothing more of a batch, whose status becomes `status` unless it failed before. True:
   /// it is done by that. What is in flight ends as it ends.
   bool cancel(BatchKey key, const Status& status);
   /// The same for all, appending those that are done by that.
   void cancel_all(const Status& status, std::vector<BatchKey>& done);
-  /// Cancels batches with waiting work and a deadline that has passed. `last_failure`: of a path,
-  /// for their messages.
+  /// Cancels batches with waiting or parked work and a deadline that has passed. `last_failure`: of
+  /// a path, for their messages.
   void expire(uint64_t now_ns, const std::string& last_failure, std::vector<BatchKey>& done);
-  /// The first deadline of a batch with waiting work; UINT64_MAX: there is none.
+  /// The first deadline of a batch with waiting or parked work; UINT64_MAX: there is none.
   uint64_t next_deadline_ns() const;
 
   /// Forgets a batch that is done. False: it is not, or there is none.
@@ -148,6 +162,7 @@ class BatchTable {
     bool in_use = false;
     uint32_t in_flight = 0;
     uint32_t retries = 0;       // Slices that wait to be tried again.
+    uint32_t parked = 0;        // Slices that are parked.
     uint32_t next_request = 0;  // The first that is not wholly cut,
     uint64_t next_offset = 0;   // from this byte on.
     uint64_t bytes_done = 0;
@@ -156,7 +171,8 @@ class BatchTable {
     std::vector<Request> requests;
 
     bool is_cut() const { return next_request == requests.size(); }
-    bool is_done() const { return in_flight == 0 && retries == 0 && is_cut(); }
+    bool waits() const { return in_use && (retries != 0 || parked != 0 || !is_cut()); }
+    bool is_done() const { return in_flight == 0 && retries == 0 && parked == 0 && is_cut(); }
   };
 
   /// Where the next piece of work is.
@@ -176,6 +192,7 @@ class BatchTable {
   void drop_waiting(uint32_t batch_slot);
   void fail(uint32_t batch_slot, Status status);
   void fill(uint32_t slot, Op& op) const;
+  void wait_again(uint32_t slot);
 
   const Limits limits_;
   std::vector<Batch> batches_;
@@ -184,6 +201,8 @@ class BatchTable {
   std::vector<uint32_t> free_slices_;
   std::array<std::deque<uint32_t>, 2> retries_;  // Slices, by priority.
   std::array<std::deque<uint32_t>, 2> uncut_;    // Batches, by priority.
+  std::deque<uint32_t> parked_;                  // Slices, the first that was parked first.
+  uint64_t parks_ = 0;
   uint64_t waiting_bytes_ = 0;
   size_t batch_count_ = 0;
   size_t request_count_ = 0;

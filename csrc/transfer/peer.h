@@ -148,6 +148,11 @@ class Peer final : public CompletionSink,
   Status resolve_with(const SegmentDescriptor& descriptor,
                       std::span<const TransferRequest> requests,
                       std::vector<BatchTable::Request>& resolved) const;
+  static Result<const BufferDescriptor*> find_remote(const SegmentDescriptor& descriptor,
+                                                     Direction direction, uint64_t remote_address,
+                                                     uint64_t size);
+  bool look_up_anew();
+  void refresh_parked();
   bool dispatch();
   Taken take_some(std::span<Op> ops);
   std::span<const double> distances_from(BufferId buffer);
@@ -176,6 +181,7 @@ class Peer final : public CompletionSink,
   BufferId placed_buffer_ = kNoBuffer;  // The one whose location was asked for last.
   std::string placed_location_;
   std::vector<Tier> tiers_;
+  bool is_looking_up_ = false;      // An errand is at what was parked.
   std::deque<DoneSignal> signals_;  // By slot; entries stay in place.
   std::string last_failure_;
   std::deque<OpenPath> paths_;  // By rail; entries stay in place.

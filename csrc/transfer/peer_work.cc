@@ -14,6 +14,8 @@ constexpr uint64_t kMs = 1'000'000;
 /// What a slice may take beyond eight times its estimate before another rail gets it: a rail that
 /// swallows what it is given without failing must not hold a batch until its deadline.
 constexpr uint64_t kSliceGraceNs = 3000 * kMs;
+/// For asking what a peer has registered by now.
+constexpr uint64_t kLookUpTimeoutNs = 5000 * kMs;
 
 std::string hex(uint64_t value) {
   char digits[17];
@@ -29,6 +31,21 @@ std::string_view name_of(Direction direction) {
 
 // ---- in
 
+/// The buffer that holds all of a range, if the peer lets it be used so.
+Result<const BufferDescriptor*> Peer::find_remote(const SegmentDescriptor& descriptor,
+                                                  Direction direction, uint64_t remote_address,
+                                                  uint64_t size) {
+  const BufferDescriptor* buffer = descriptor.find(remote_address, size);
+  const bool is_refused =
+      buffer != nullptr && direction == Direction::kWrite && !buffer->remote_write;
+  if (buffer != nullptr && !is_refused) return buffer;
+  return Status(Code::kInvalidArgument,
+                std::string(name_of(direction)) + std::to_string(size) + " bytes at " +
+                    hex(remote_address) + " of " + descriptor.name +
+                    (is_refused ? ": it registered that range for reading only"
+                                : ": no memory that it has registered holds that range"));
+}
+
 Status Peer::resolve_with(const SegmentDescriptor& descriptor,
                           std::span<const TransferRequest> requests,
                           std::vector<BatchTable::Request>& resolved) const {
@@ -38,15 +55,11 @@ Status Peer::resolve_with(const SegmentDescriptor& descriptor,
     const bool is_same = buffer != nullptr && request.remote_address >= buffer->address &&
                          request.remote_address - buffer->address <= buffer->size &&
                          request.size <= buffer->size - (request.remote_address - buffer->address);
-    if (!is_same) buffer = descriptor.find(request.remote_address, request.size);
-    const bool is_refused =
-        buffer != nullptr && request.direction == Direction::kWrite && !buffer->remote_write;
-    if (buffer == nullptr || is_refused) {
-      return Status(Code::kInvalidArgument,
-                    std::string(name_of(request.direction)) + std::to_string(request.size) +
-                        " bytes at " + hex(request.remote_address) + " of " + descriptor.name +
-                        (is_refused ? ": it registered that range for reading only"
-                                    : ": no memory that it has registered holds that range"));
+    if (!is_same || (request.direction == Direction::kWrite && !buffer->remote_write)) {
+      const Result<const BufferDescriptor*> found =
+          find_remote(descriptor, request.direction, request.remote_address, request.size);
+      if (!found.ok()) return found.status();
+      buffer = found.value();
     }
     if (request.local_address == 0 || request.local_address + request.size < request.size) {
       return Status(Code::kInvalidArgument, std::to_string(request.size) + " bytes at " +
@@ -70,6 +83,43 @@ Status Peer::resolve(std::span<const TransferRequest> requests, uint64_t deadlin
   const Result<std::shared_ptr<const SegmentDescriptor>> fetched = refresh(deadline_ns);
   if (!fetched.ok()) return fetched.status();
   return resolve_with(*fetched.value(), requests, resolved);
+}
+
+/// With the lock held. True: what is parked now will be tried again, or fail.
+bool Peer::look_up_anew() {
+  if (!is_looking_up_) {
+    is_looking_up_ = run_errand([](Peer& peer) { peer.refresh_parked(); });
+  }
+  return is_looking_up_;
+}
+
+/// Asks the peer what it has registered by now, on behalf of slices that it denied.
+void Peer::refresh_parked() {
+  for (;;) {
+    uint64_t parks_max;
+    {
+      const std::lock_guard lock(mutex_);
+      is_looking_up_ = table_.has_parked();
+      if (!is_looking_up_) return;
+      parks_max = table_.parks();
+    }
+    const Result<std::shared_ptr<const SegmentDescriptor>> fetched =
+        refresh(monotonic_ns() + kLookUpTimeoutNs);
+    std::vector<BatchKey> done;
+    const auto look_up = [&](BatchTable::Request& request) {
+      if (!fetched.ok()) return fetched.status();
+      const Result<const BufferDescriptor*> found =
+          find_remote(*fetched.value(), request.direction, request.remote_address, request.size);
+      if (found.ok()) request.remote_buffer = found.value()->id;
+      return found.status();
+    };
+    {
+      const std::lock_guard lock(mutex_);
+      table_.unpark(parks_max, look_up, done);
+    }
+    signal_done(done);
+    (void)dispatch();
+  }
 }
 
 Result<BatchKey> Peer::submit(std::span<const TransferRequest> requests, Priority priority,
@@ -237,7 +287,7 @@ void Peer::complete(uint64_t token, Status status) {
   DoneSignal* signal = nullptr;
   BatchTable::Settled settled{};
   bool has_waiting;
-  uint64_t probe_ns = UINT64_MAX;
+  uint64_t wake_ns = UINT64_MAX;
   {
     const std::lock_guard lock(mutex_);
     const BatchTable::Slice* slice = table_.find(token);
@@ -250,14 +300,15 @@ void Peer::complete(uint64_t token, Status status) {
     if (!status.ok()) {
       verdict = judge(*slice, status, now_ns);
       status = explained(*slice, status);
-      probe_ns = rails_.next_probe_ns();
+      wake_ns = verdict == BatchTable::Verdict::kPark ? table_.deadline_of(*slice)
+                                                      : rails_.next_probe_ns();
     }
     settled = table_.settle(token, verdict, std::move(status), now_ns);
     if (settled.is_done) signal = &signal_of(settled.batch.slot);
     has_waiting = table_.has_waiting();
   }
   if (signal != nullptr) signal->signal(settled.batch.generation);
-  if (probe_ns != UINT64_MAX) context_.wake_at(probe_ns);
+  if (wake_ns != UINT64_MAX) context_.wake_at(wake_ns);
   if (has_waiting) (void)dispatch();
 }
 
@@ -268,8 +319,9 @@ BatchTable::Verdict Peer::judge(const BatchTable::Slice& slice, const Status& st
   if (is_lost_) return Verdict::kFail;
   switch (status.code()) {
     case Code::kInvalidArgument:
-      is_stale_ = true;  // What the peer denies it may have registered anew since.
-      return Verdict::kFail;
+      // What the peer denies it may have registered anew since.
+      is_stale_ = true;
+      return !slice.was_parked && look_up_anew() ? Verdict::kPark : Verdict::kFail;
     case Code::kUnsupported:
       last_failure_ = status.message();
       return Verdict::kRetryWorseTier;

@@ -140,10 +140,12 @@ struct SlowBatch {
   uint64_t deadline_ns;
   std::set<uint64_t> left;       // Addresses of bytes that nobody has begun, or that wait again.
   std::set<uint64_t> in_flight;  // Of bytes.
+  std::set<uint64_t> parked;     // Of bytes.
+  std::set<uint64_t> addresses;  // Of all its bytes.
   uint64_t bytes_done = 0;
   bool has_failed = false;
 
-  bool is_done() const { return in_flight.empty() && left.empty(); }
+  bool is_done() const { return in_flight.empty() && left.empty() && parked.empty(); }
 };
 
 class BatchTableOracle : public ::testing::Test {
@@ -156,6 +158,7 @@ class BatchTableOracle : public ::testing::Test {
       const uint64_t size = random_.below(40);
       requests.push_back(request_of(next_address_, size));
       for (uint64_t j = 0; j < size; ++j) batch.left.insert(next_address_ + j);
+      batch.addresses.insert(batch.left.begin(), batch.left.end());
       next_address_ += 100;
     }
     batch.priority = random_.one_in(2) ? Priority::kUrgent : Priority::kBackground;
@@ -175,7 +178,7 @@ class BatchTableOracle : public ::testing::Test {
   }
   SlowBatch& batch_of(uint64_t address) {
     for (SlowBatch& batch : batches_) {
-      if (batch.left.contains(address) || batch.in_flight.contains(address)) return batch;
+      if (batch.addresses.contains(address)) return batch;
     }
     ADD_FAILURE() << address << " belongs to no batch that is open";
     return batches_.front();
@@ -184,7 +187,7 @@ class BatchTableOracle : public ::testing::Test {
     const auto next = table_.next();
     const bool any = std::ranges::any_of(batches_, [](const auto& b) { return !b.left.empty(); });
     if (!next) {
-      EXPECT_TRUE(!any || ops_.size() + waiting_slices_ >= kLimits.slices_max);
+      EXPECT_TRUE(!any || ops_.size() + waiting_slices_ + parked_.size() >= kLimits.slices_max);
       return;
     }
     Op op{};
@@ -213,6 +216,7 @@ class BatchTableOracle : public ::testing::Test {
       return;
     }
     const Verdict verdict = random_.one_in(8)   ? Verdict::kFail
+                            : random_.one_in(5) ? Verdict::kPark
                             : random_.one_in(3) ? Verdict::kRetry
                                                 : Verdict::kDone;
     const unsigned tries = ++tries_[op.local_address];
@@ -220,9 +224,14 @@ class BatchTableOracle : public ::testing::Test {
         table_.settle(op.token, verdict, Status(Code::kIo, "broke"), now_);
     if (verdict == Verdict::kDone) {
       batch.bytes_done += op.size;
-    } else if (verdict == Verdict::kFail || now_ >= batch.deadline_ns ||
-               tries >= kLimits.tries_max || batch.has_failed) {
+    } else if (verdict == Verdict::kFail || now_ >= batch.deadline_ns || batch.has_failed ||
+               (verdict == Verdict::kPark ? were_parked_.contains(op.local_address)
+                                          : tries >= kLimits.tries_max)) {
       fail(batch);
+    } else if (verdict == Verdict::kPark) {
+      were_parked_.insert(op.local_address);
+      for (uint64_t i = 0; i < op.size; ++i) batch.parked.insert(op.local_address + i);
+      parked_.push_back({op, table_.parks()});
     } else {
       put_back(batch, op, tries, settled);
       return;
@@ -241,14 +250,56 @@ class BatchTableOracle : public ::testing::Test {
   void fail(SlowBatch& batch) {
     batch.has_failed = true;
     batch.left.clear();
-    waiting_slices_ = table_.slice_count() - ops_.size();
+    batch.parked.clear();
+    std::erase_if(parked_, [&](const Parked& parked) {
+      return batch.addresses.contains(parked.op.local_address);
+    });
+    waiting_slices_ = table_.slice_count() - ops_.size() - parked_.size();
+  }
+  /// Some of what was parked is looked up: of some batches it is there, of others it is not.
+  void unpark() {
+    const uint64_t parks_max = table_.parks() - std::min(table_.parks(), random_.below(3));
+    std::vector<BatchKey> bad;
+    for (const SlowBatch& batch : batches_) {
+      if (random_.one_in(4)) bad.push_back(batch.key);
+    }
+    const auto is_bad = [&](uint64_t address) {
+      return std::ranges::count(bad, batch_of(address).key) != 0;
+    };
+    std::vector<BatchKey> done;
+    table_.unpark(
+        parks_max,
+        [&](BatchTable::Request& request) {
+          return is_bad(request.local_address) ? Status(Code::kNotFound, "gone") : Status();
+        },
+        done);
+    std::vector<BatchKey> failed;
+    for (const Parked& parked : std::vector(parked_)) {
+      SlowBatch& batch = batch_of(parked.op.local_address);
+      if (parked.at > parks_max || batch.has_failed) continue;
+      if (is_bad(parked.op.local_address)) {
+        failed.push_back(batch.key);
+        fail(batch);
+        continue;
+      }
+      std::erase_if(parked_, [&](const Parked& other) { return other.at == parked.at; });
+      for (uint64_t i = 0; i < parked.op.size; ++i) {
+        batch.parked.erase(parked.op.local_address + i);
+        batch.left.insert(parked.op.local_address + i);
+      }
+    }
+    waiting_slices_ = table_.slice_count() - ops_.size() - parked_.size();
+    for (const SlowBatch& batch : batches_) {
+      const bool is_done_by_that = std::ranges::count(failed, batch.key) != 0 && batch.is_done();
+      EXPECT_EQ(std::ranges::count(done, batch.key), is_done_by_that ? 1 : 0);
+    }
   }
   void expire() {
     now_ += random_.below(40);
     std::vector<BatchKey> done;
     table_.expire(now_, "", done);
     for (SlowBatch& batch : batches_) {
-      if (batch.left.empty() || batch.deadline_ns > now_) continue;
+      if ((batch.left.empty() && batch.parked.empty()) || batch.deadline_ns > now_) continue;
       fail(batch);
       EXPECT_EQ(std::ranges::count(done, batch.key), batch.is_done() ? 1 : 0);
     }
@@ -272,18 +323,27 @@ class BatchTableOracle : public ::testing::Test {
       EXPECT_EQ(state->bytes_done, batch.bytes_done);
       EXPECT_EQ(state->status.ok(), !batch.has_failed);
       waiting += batch.left.size();
-      if (!batch.left.empty()) deadline_ns = std::min(deadline_ns, batch.deadline_ns);
+      if (!batch.left.empty() || !batch.parked.empty())
+        deadline_ns = std::min(deadline_ns, batch.deadline_ns);
     }
     EXPECT_EQ(table_.waiting_bytes(), waiting);
     EXPECT_EQ(table_.next_deadline_ns(), deadline_ns);
+    EXPECT_EQ(table_.has_parked(), !parked_.empty());
     EXPECT_EQ(table_.batch_count(), batches_.size());
     EXPECT_LE(table_.slice_count(), kLimits.slices_max);
   }
+
+  struct Parked {
+    Op op;
+    uint64_t at;
+  };
 
   Random random_;
   BatchTable table_{kLimits};
   std::vector<SlowBatch> batches_;
   std::vector<Op> ops_;
+  std::vector<Parked> parked_;
+  std::set<uint64_t> were_parked_;
   std::map<uint64_t, unsigned> tries_;
   std::map<uint32_t, size_t> requests_of_;
   size_t waiting_slices_ = 0;
@@ -295,7 +355,7 @@ class BatchTableOracle : public ::testing::Test {
 TEST_F(BatchTableOracle, AgreesWithASlowTableForAnySequence) {
   HICACHE_TRACE_SEED();
   for (int step = 0; step < 100'000 && !HasFailure(); ++step) {
-    switch (random_.below(8)) {
+    switch (random_.below(9)) {
       case 0:
         add();
         break;
@@ -306,7 +366,10 @@ TEST_F(BatchTableOracle, AgreesWithASlowTableForAnySequence) {
         if (random_.one_in(4)) expire();
         break;
       case 3:
+        unpark();
+        break;
       case 4:
+      case 5:
         end();
         break;
       default:

@@ -264,6 +264,112 @@ TEST_F(EngineTest, StoppingInTheMiddleOfManyTransfersCompletesThemAll) {
   for (std::thread& thread : threads) thread.join();
 }
 
+/// What a peer has registered anew since it was last asked, under the same addresses.
+class RegisteredAnewTest : public ::testing::TestWithParam<TransportKind> {
+ protected:
+  void SetUp() override {
+    auto options = options_of();
+    options.transports = {GetParam()};
+    options.slice_size_bytes = 64 * kKiB;
+    server_ = engine_of(options);
+    client_ = engine_of(options);
+    add(0, memory_.size(), true);
+    segment_ = client_->open_segment(address_of(*server_), soon()).value();
+    ASSERT_TRUE(read().ok());
+  }
+  void add(uint64_t offset, uint64_t size, bool remote_write) const {
+    ASSERT_TRUE(
+        server_->register_memory(address_of(memory_) + offset, size, "*", remote_write).ok());
+  }
+  void drop(uint64_t offset) const {
+    ASSERT_TRUE(server_->unregister_memory(address_of(memory_) + offset).ok());
+  }
+  Status transfer(Direction direction, uint64_t size, uint64_t timeout_ms = 20'000) const {
+    const TransferRequest request{direction, address_of(local_), address_of(memory_), size};
+    const Result<BatchState> state = client_->transfer(segment_, {&request, 1}, Priority::kUrgent,
+                                                       monotonic_ns() + timeout_ms * 1'000'000);
+    return state.ok() ? state.value().status : state.status();
+  }
+  Status read() {
+    std::ranges::fill(local_, 0);
+    const Status status = transfer(Direction::kRead, local_.size());
+    if (status.ok()) EXPECT_EQ(local_, memory_);
+    return status;
+  }
+
+  std::vector<uint8_t> memory_ = bytes_of(1, 2 * kMiB);
+  std::vector<uint8_t> local_ = std::vector<uint8_t>(memory_.size());
+  std::unique_ptr<TransferEngine> server_;
+  std::unique_ptr<TransferEngine> client_;
+  SegmentId segment_ = 0;
+};
+
+TEST_P(RegisteredAnewTest, TheFirstTransferFindsIt) {
+  for (int i = 0; i < 20; ++i) {
+    drop(0);
+    add(0, memory_.size(), true);
+    const Status status = read();
+    ASSERT_TRUE(status.ok()) << status.message();
+  }
+}
+
+TEST_P(RegisteredAnewTest, WhatIsGoneForGoodIsRefusedAndSaysWhy) {
+  drop(0);
+  add(0, kMiB, true);
+  Status status = read();
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_NE(status.message().find("no memory that it has registered"), std::string::npos)
+      << status.message();
+  EXPECT_TRUE(transfer(Direction::kRead, kMiB).ok());
+  drop(0);
+  add(0, kMiB, false);
+  status = transfer(Direction::kWrite, kMiB);
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_NE(status.message().find("for reading only"), std::string::npos) << status.message();
+}
+
+TEST_P(RegisteredAnewTest, ManyThreadsThatReadMeanwhileSeeItComeBack) {
+  std::atomic<bool> is_over{false};
+  std::atomic<uint64_t> good{0};
+  std::atomic<uint64_t> refused{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([&] {
+      std::vector<uint8_t> own(256 * kKiB);
+      while (!is_over) {
+        const TransferRequest request{Direction::kRead, address_of(own), address_of(memory_),
+                                      own.size()};
+        const Result<BatchState> state =
+            client_->transfer(segment_, {&request, 1}, Priority::kUrgent, soon());
+        const Status status = state.ok() ? state.value().status : state.status();
+        if (status.ok()) {
+          EXPECT_EQ(std::memcmp(own.data(), memory_.data(), own.size()), 0);
+          ++good;
+        } else {
+          EXPECT_EQ(status.code(), Code::kInvalidArgument) << status.message();
+          ++refused;
+        }
+      }
+    });
+  }
+  for (int i = 0; i < 50; ++i) {
+    drop(0);
+    add(0, memory_.size(), true);
+    // Nobody who begins after that is refused.
+    const Status status = read();
+    EXPECT_TRUE(status.ok()) << status.message();
+  }
+  is_over = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(good, 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, RegisteredAnewTest,
+                         ::testing::Values(TransportKind::kTcp, TransportKind::kLocal),
+                         [](const auto& tested) {
+                           return std::string(transport_name(tested.param));
+                         });
+
 /// The same over memory that is shared: the fastest transport that this machine has.
 TEST(Engine, EnginesOfOneMachineShareMemoryWithoutBeingTold) {
   auto options = options_of();
