@@ -13,6 +13,7 @@
 #include <span>
 #include <vector>
 
+#include "directory_targets.h"
 #include "net/frame.h"
 #include "store/messages.h"
 #include "store/page_store.h"
@@ -307,6 +308,8 @@ inline constexpr std::array kTargets = {
     Target{"ssd_format", ssd_format},
     Target{"tcp_frame", tcp_frame},
     Target{"tcp_stream", tcp_stream},
+    Target{"directory_messages", directory_messages},
+    Target{"directory_core", directory_core},
 };
 
 }  // namespace hicache::fuzz
