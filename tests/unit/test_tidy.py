@@ -89,10 +89,12 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "transfer_core": CORE | {"buffers", "secret", "topology"},
     "segment": CORE | {"arguments", "buffers", "transfer_core"},
     "transfer": CORE | {"arguments", "buffers", "transfer_core", "segment"},
-    "compat": CORE | {"metadata", "topology", "segment", "transfer", "transfer_core"},
+    "p2p": CORE | {"arguments", "buffers", "metadata", "secret", "segment", "transfer"},
+    "compat": CORE | {"metadata", "topology", "segment", "transfer", "transfer_core", "p2p"},
     "sglang": CORE | {"pages", "buffers", "namespace", "metrics", "node", "store"},
     "cli": CORE
-    | {"pages", "ssd", "topology", "metadata", "metrics", "node", "namespace", "store", "sglang"},
+    | {"pages", "ssd", "topology", "metadata", "metrics", "node", "namespace", "store", "sglang"}
+    | {"p2p"},
     "__main__": {"cli"},
     "__init__": CORE | {"namespace", "store", "segment", "transfer"},
 }
