@@ -196,7 +196,7 @@ Status ServerGreeting::take_proof(std::span<const uint8_t> bytes, std::vector<ui
   append(transcript_, bytes);
   uint16_t code = kGo;
   if (greeting_.epoch != 0 && greeting_.epoch != own_epoch_) code = kOtherEpoch;
-  if (greeting_.purpose < Purpose::kControl || greeting_.purpose > Purpose::kLocal) {
+  if (greeting_.purpose < Purpose::kControl || greeting_.purpose > Purpose::kDirectory) {
     code = kUnknownPurpose;
   }
   const size_t verdict_at = transcript_.size();

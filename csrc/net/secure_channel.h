@@ -1,4 +1,4 @@
-// The greeting (greeting.h) over a connected socket, for callers that may block.
+// The greeting (greeting.h) over a connected socket or stream, for callers that may block.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include "base/status.h"
 #include "io/fd.h"
 #include "net/greeting.h"
+#include "net/stream.h"
 
 namespace hicache {
 
@@ -14,6 +15,8 @@ namespace hicache {
 /// is another incarnation, speaks another version, or is gone; the message says which and what to
 /// do. kTimeout.
 Result<uint64_t> greet_server(const Fd& socket, const Secret& secret, const Greeting& greeting,
+                              Deadline deadline);
+Result<uint64_t> greet_server(Stream& stream, const Secret& secret, const Greeting& greeting,
                               Deadline deadline);
 
 /// The server's side; for a thread of its own with a short deadline.

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <utility>
 
+#include "net/secure_channel.h"
 #include "net/wire.h"
 #include "transfer/control.h"
 
@@ -136,24 +137,16 @@ Result<std::unique_ptr<ControlClient>> ControlClient::connect(const HostPort& ad
   const bool has_tls = tls != nullptr;
   Stream stream(std::move(socket.value()), Stream::End::kClient, std::move(tls));
 
-  ClientGreeting greeting(secret, {Purpose::kControl, epoch}, random_nonce());
-  std::vector<uint8_t> bytes(greeting.opening().begin(), greeting.opening().end());
-  Status status = stream.write_all(bytes, deadline);
-  std::vector<uint8_t> reply;
-  while (status.ok() && greeting.wanted() != 0) {
-    bytes.resize(greeting.wanted());
-    status = stream.read_all(bytes, deadline);
-    reply.clear();
-    if (status.ok()) status = greeting.take(bytes, reply);
-    if (status.ok() && !reply.empty()) status = stream.write_all(reply, deadline);
-  }
-  if (!status.ok()) {
+  const Result<uint64_t> greeted =
+      greet_server(stream, secret, {Purpose::kControl, epoch}, deadline);
+  if (!greeted.ok()) {
+    const Status& status = greeted.status();
     const std::string hint =
         has_tls ? "" : " (does the peer want TLS? then this end needs a certificate too)";
     return named(status, "greeting " + name + (status.code() == Code::kUnavailable ? hint : ""));
   }
   return std::unique_ptr<ControlClient>(
-      std::make_unique<SocketControlClient>(name, std::move(stream), greeting.server_epoch()));
+      std::make_unique<SocketControlClient>(name, std::move(stream), greeted.value()));
 }
 
 }  // namespace hicache

@@ -6,13 +6,8 @@
 
 namespace hicache {
 
-ControlConnection::ControlConnection(Stream stream, const Secret& secret, uint64_t epoch,
-                                     bool needs_tls, uint64_t greeting_deadline_ns)
-    : stream_(std::move(stream)),
-      greeting_(secret, epoch, random_nonce()),
-      needs_tls_(needs_tls),
-      greeting_deadline_ns_(greeting_deadline_ns) {
-  expect(State::kGreeting, greeting_.wanted());
+ControlConnection::ControlConnection(Stream stream) : stream_(std::move(stream)) {
+  expect(State::kHeader, kFrameHeaderSize);
 }
 
 void ControlConnection::expect(State state, size_t size) {
@@ -46,7 +41,6 @@ bool ControlConnection::send() {
 ControlConnection::Next ControlConnection::advance(const Answer& answer) {
   // Nothing is read while a reply waits to be sent: who asks faster than it reads waits.
   while (send()) {
-    if (ends_after_reply_) return Next::kClose;
     if (!receive()) break;
     const Next next = step(answer);
     if (next != Next::kWait) return next;
@@ -56,7 +50,6 @@ ControlConnection::Next ControlConnection::advance(const Answer& answer) {
 
 /// With what was expected whole in `in_`.
 ControlConnection::Next ControlConnection::step(const Answer& answer) {
-  if (state_ == State::kGreeting) return step_greeting();
   if (state_ == State::kHeader) {
     Result<FrameHeader> header = decode_frame_header(std::span(in_).first<kFrameHeaderSize>());
     if (!header.ok() || header.value().payload_size > kControlRequestSizeMax) {
@@ -73,28 +66,6 @@ ControlConnection::Next ControlConnection::step(const Answer& answer) {
   end_frame(out_, header_.op, header_.request_id);
   expect(State::kHeader, kFrameHeaderSize);
   return Next::kWait;
-}
-
-ControlConnection::Next ControlConnection::step_greeting() {
-  const Status taken = greeting_.take(in_, out_);
-  if (!taken.ok()) {
-    was_refused_ = true;
-    ends_after_reply_ = true;
-    return Next::kWait;
-  }
-  if (greeting_.wanted() != 0) {
-    expect(State::kGreeting, greeting_.wanted());
-    return Next::kWait;
-  }
-  const Purpose purpose = greeting_.greeting().purpose;
-  if (purpose == Purpose::kControl && stream_.is_tls() == needs_tls_) {
-    expect(State::kHeader, kFrameHeaderSize);
-    return Next::kWait;
-  }
-  // The verdict is small, and nothing was sent before it: it fits the socket's buffer.
-  if (purpose == Purpose::kTcpLane && !stream_.is_tls() && send()) return Next::kLane;
-  was_refused_ = true;
-  return Next::kClose;
 }
 
 }  // namespace hicache
