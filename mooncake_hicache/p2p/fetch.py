@@ -210,10 +210,11 @@ class Fetch:
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+        # First the connections: a read from somebody who hangs would be waited for otherwise.
         for peer in self._opened:
             peer.close()
+        for thread in self._threads:
+            thread.join()
 
     # ---- what the threads of the sources do
 

@@ -41,6 +41,7 @@ class Peer:
         self._engine = engine
         self._opening = threading.Lock()
         self._segment: Segment | None = None
+        self._is_closed = False
         self._pieces = np.full(piece_count, source.is_whole, np.uint8)
         self._looked_s = float("-inf")
 
@@ -51,6 +52,8 @@ class Peer:
             UnavailableError, TimeoutError_: It does not answer, or another process listens there.
         """
         with self._opening:
+            if self._is_closed:
+                raise UnavailableError("the fetch is over")
             if self._segment is None:
                 timeout_ms = max(1, min(timeout_ms, CONNECT_TIMEOUT_MS))
                 segment = self._engine.open(self.source.address, timeout_ms=timeout_ms)
@@ -88,8 +91,9 @@ class Peer:
         self._pieces = pieces
 
     def close(self) -> None:
-        """Close the connection. Blocks until none of its bytes is in flight."""
+        """Close the connection for good: what moves over it fails. Blocks until nothing does."""
         with self._opening:
+            self._is_closed = True
             if self._segment is not None:
                 self._segment.close()
                 self._segment = None
