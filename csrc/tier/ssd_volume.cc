@@ -328,6 +328,7 @@ uint64_t SsdVolume::poll(uint64_t now_ms) {
   for (size_t count = completions.size(); device_ && count == completions.size();) {
     count = device_->poll(completions);
     answered = answered || count != 0;
+    if (count != 0) answered_ms_ = now_ms;
     if (count != 0 && std::exchange(is_silent_, false)) {
       listener_.on_silence(*this, "the disk answers again");
     }
@@ -371,7 +372,8 @@ void SsdVolume::forgive_pause(uint64_t now_ms) {
 void SsdVolume::judge_silence(uint64_t now_ms) {
   uint64_t begun_ms = now_ms;
   for (const auto& [tag, request] : requests_) begun_ms = std::min(begun_ms, request.begun_ms);
-  const bool is_late = now_ms >= begun_ms + options_.io_timeout_ms;
+  // One that answers others is slow, not silent: it takes new ones.
+  const bool is_late = now_ms >= std::max(begun_ms, answered_ms_) + options_.io_timeout_ms;
   if (now_ms >= begun_ms + kSilenceMax * options_.io_timeout_ms) {
     return fail("a request did not complete within " +
                 std::to_string(kSilenceMax * options_.io_timeout_ms) + " ms");

@@ -7,8 +7,8 @@
 // and its footer are overwritten with zeros, so that nothing of its old content can come back.
 //
 // A write that fails ends writing to this file: what it holds can still be read. One for which the
-// machine had no memory is tried again. While a request takes longer than io_timeout_ms the file
-// rests: nothing new is asked of it. One that takes six times as long, or reads that fail
+// machine had no memory is tried again. While requests wait and none is answered for io_timeout_ms
+// the file rests: nothing new is asked of it. One that takes six times as long, or reads that fail
 // repeatedly, end it altogether. Time in which the owner did not look, since its process stood
 // still, is not the disk's.
 //
@@ -267,7 +267,8 @@ class SsdVolume {
   std::deque<IoRequest> waiting_;  // The device had no room.
   std::deque<Retry> retries_;      // By due_ms.
   uint64_t next_tag_ = 1;
-  uint64_t now_ms_ = 0;  // Of the last poll().
+  uint64_t now_ms_ = 0;       // Of the last poll().
+  uint64_t answered_ms_ = 0;  // When the last request was completed.
   bool is_silent_ = false;
   uint32_t groups_in_flight_ = 0;
   size_t reads_in_flight_ = 0;

@@ -77,6 +77,40 @@ TEST(SsdLogSilence, ADiskThatAnswersAgainIsUsedAgain) {
   EXPECT_EQ(rig.notices().size(), 2u);
 }
 
+TEST(SsdLogSilence, ADiskThatAnswersSomeRequestsIsSlowAndNotSilent) {
+  HICACHE_TRACE_SEED();
+  LogRig rig({.volume_count = 1, .region_count_max = 20, .io_timeout_ms = kTimeoutMs}, 7);
+  rig.open();
+  ASSERT_TRUE(rig.recover());
+  write_pages(rig, 0, 4);
+  ASSERT_TRUE(rig.settle());
+  // One read never ends; others are answered well within the limit.
+  rig.disk(0).set_outcome([is_first = true](const IoRequest& request) mutable {
+    if (request.kind != IoKind::kRead) return 0;
+    return std::exchange(is_first, false) ? testing::FakeDisk::kNever : 0;
+  });
+  const SsdPage page = rig.log().index()[rig.find({0, 2})];
+  std::vector<MappedMemory> memories;
+  const auto read = [&] {
+    const MappedMemory& memory =
+        memories.emplace_back(MappedMemory::make(sectors_of(page.size) * kSectorSize));
+    rig.log().read(page, {{memory.address(), memory.size()}}, memories.size(), rig.now_ms());
+  };
+  const uint64_t begun_ms = rig.now_ms();
+  read();
+  while (rig.now_ms() < begun_ms + 4 * kTimeoutMs) {
+    read();
+    for (uint64_t i = 0; i < kTimeoutMs / 10; ++i) rig.step();
+    ASSERT_FALSE(rig.log().volume(0).is_silent()) << "after " << rig.now_ms() - begun_ms << " ms";
+  }
+  EXPECT_TRUE(rig.notices().empty()) << rig.notices().front();
+  EXPECT_EQ(rig.reads_done().size(), memories.size() - 1);
+  EXPECT_EQ(rig.check_all().size(), 4u);
+  // But nobody waits for ever.
+  ASSERT_TRUE(rig.step_until([&] { return rig.log().volume(0).health() == Health::kFailed; }));
+  EXPECT_GE(rig.now_ms() - begun_ms, 5 * kTimeoutMs);
+}
+
 TEST(SsdLogSilence, ADiskThatNeverAnswersIsGivenUpInTheEnd) {
   HICACHE_TRACE_SEED();
   LogRig rig({.volume_count = 1, .io_timeout_ms = kTimeoutMs}, 2);
