@@ -11,10 +11,10 @@
 #include <thread>
 
 #include "io/event_fd.h"
+#include "io/io_loop.h"
 #include "support.h"
 #include "transfer/tcp/frame_receiver.h"
 #include "transfer/tcp/frame_sender.h"
-#include "transfer/tcp/io_loop.h"
 #include "transfer/tcp/op_table.h"
 #include "transfer/tcp/range_table.h"
 #include "transfer/tcp/slice_checksum.h"

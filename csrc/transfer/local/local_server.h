@@ -9,9 +9,9 @@
 #include <cstdint>
 #include <memory>
 
+#include "io/io_loop.h"
 #include "net/greeting.h"
 #include "transfer/local/own_buffers.h"
-#include "transfer/tcp/io_loop.h"
 
 namespace hicache {
 

@@ -4,13 +4,13 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "io/io_loop.h"
 #include "transfer/local/copy_queue.h"
 #include "transfer/local/local_path.h"
 #include "transfer/local/local_server.h"
 #include "transfer/local/local_wire.h"
 #include "transfer/local/own_buffers.h"
 #include "transfer/local/peer_link.h"
-#include "transfer/tcp/io_loop.h"
 
 namespace hicache {
 namespace {

@@ -17,12 +17,12 @@
 
 #include "base/clock.h"
 #include "io/fd.h"
+#include "io/io_loop.h"
 #include "net/greeting.h"
 #include "transfer/local/local_wire.h"
 #include "transfer/local/mapped_window.h"
 #include "transfer/local/own_buffers.h"
 #include "transfer/local/use_table.h"
-#include "transfer/tcp/io_loop.h"
 #include "transfer/transport.h"
 
 namespace hicache {

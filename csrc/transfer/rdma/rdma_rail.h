@@ -17,10 +17,10 @@
 #include <vector>
 
 #include "base/status.h"
+#include "io/io_loop.h"
 #include "io/verbs.h"
 #include "transfer/rdma/rdma_options.h"
 #include "transfer/rdma/rdma_wire.h"
-#include "transfer/tcp/io_loop.h"
 
 namespace hicache {
 

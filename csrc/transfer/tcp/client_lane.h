@@ -20,9 +20,9 @@
 #include <vector>
 
 #include "io/fd.h"
+#include "io/io_loop.h"
 #include "transfer/tcp/frame_receiver.h"
 #include "transfer/tcp/frame_sender.h"
-#include "transfer/tcp/io_loop.h"
 #include "transfer/tcp/op_table.h"
 #include "transfer/tcp/tcp_counters.h"
 

@@ -9,8 +9,8 @@
 #include <mutex>
 #include <optional>
 
+#include "io/io_loop.h"
 #include "transfer/device_staging.h"
-#include "transfer/tcp/io_loop.h"
 
 namespace hicache {
 

@@ -17,9 +17,9 @@
 #include <memory>
 
 #include "io/fd.h"
+#include "io/io_loop.h"
 #include "transfer/tcp/frame_receiver.h"
 #include "transfer/tcp/frame_sender.h"
-#include "transfer/tcp/io_loop.h"
 #include "transfer/tcp/lane_slots.h"
 #include "transfer/tcp/range_table.h"
 #include "transfer/tcp/tcp_counters.h"

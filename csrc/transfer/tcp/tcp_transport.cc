@@ -4,11 +4,11 @@
 #include <atomic>
 #include <utility>
 
+#include "io/io_loop.h"
 #include "io/tcp_socket.h"
 #include "net/wire.h"
 #include "transfer/device_staging.h"
 #include "transfer/staged_path.h"
-#include "transfer/tcp/io_loop.h"
 #include "transfer/tcp/range_table.h"
 #include "transfer/tcp/server_lane.h"
 #include "transfer/tcp/tcp_counters.h"

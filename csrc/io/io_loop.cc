@@ -1,4 +1,4 @@
-#include "transfer/tcp/io_loop.h"
+#include "io/io_loop.h"
 
 #include <pthread.h>
 #include <sys/epoll.h>
