@@ -382,12 +382,9 @@ void bind_transfer(nb::module_& m) {
           },
           "json"_a, "Prefer rails that are near to the memory they move; \"\": as measured.")
       .def(
-          "stop",
-          [](const Self& self) {
-            nb::gil_scoped_release no_gil;
-            self.engine->stop();
-          },
-          "End everything; block until no byte is in flight. May be called again.");
+          "stop", [](const Self& self) { without_gil([&] { return self.engine->stop(); }); },
+          "End everything; block until no byte is in flight. May be called again. A time-out says "
+          "that a stopped process may still touch what is registered.");
   bind_memory(engine);
   bind_peers(engine);
   bind_batches(engine);

@@ -18,6 +18,8 @@
 #include <thread>
 #include <utility>
 
+#include "io/fork_guard.h"
+
 namespace hicache {
 namespace {
 
@@ -92,7 +94,8 @@ Result<std::vector<Address>> resolve(const HostPort& target, Deadline deadline) 
 }
 
 Result<Fd> make_socket(int family) {
-  Fd socket(::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  Fd socket = made_kept_from_children(
+      [&] { return ::socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); });
   if (!socket.valid()) return io_error("creating a TCP socket", errno);
   return socket;
 }
@@ -271,7 +274,8 @@ Result<Listening> tcp_listen(const std::string& host, uint16_t port_min, uint16_
 
 Result<Fd> tcp_accept(const Fd& listener) {
   for (;;) {
-    Fd accepted(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    Fd accepted = made_kept_from_children(
+        [&] { return accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); });
     if (accepted.valid()) return accepted;
     // Whoever gave up while waiting is nobody's error.
     if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO) continue;

@@ -1,7 +1,7 @@
 // TCP sockets, IPv4 and IPv6, with deadlines; listening within a range of ports.
 //
 // An address is written "host:port", "[v6]:port"; a host may be a name. All sockets are
-// non-blocking and close on exec.
+// non-blocking, close on exec, and are kept from children that are forked (fork_guard.h).
 #pragma once
 
 #include <cstdint>

@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "io/event_fd.h"
 #include "net/wire.h"
+#include "transfer/engine_fork.h"
 #include "transfer/engine_start.h"
 #include "transfer/peer_slots.h"
 
@@ -40,10 +41,10 @@ Status no_batch(BatchId batch) {
 class PeerEngine final : public TransferEngine {
  public:
   PeerEngine(const Options& options, uint64_t epoch, TransportSet set);
-  ~PeerEngine() override { stop(); }
+  ~PeerEngine() override { (void)stop(); }
 
   Status run(const Options& options);
-  void stop() override;
+  Status stop() override;
 
   const std::string& name() const override { return name_; }
   uint16_t port() const override { return server_->port(); }
@@ -171,7 +172,7 @@ Status PeerEngine::run(const Options& options) {
   return Status();
 }
 
-void PeerEngine::stop() {
+Status PeerEngine::stop() {
   const std::lock_guard lock(stop_mutex_);
   stopping_ = true;
   const Status status(Code::kCancelled, "the transfer engine was stopped");
@@ -180,7 +181,7 @@ void PeerEngine::stop() {
   if (thread_.joinable()) thread_.join();
   errands_.stop();
   if (server_ != nullptr) server_->stop();
-  memory_.clear();
+  return memory_.clear();
 }
 
 // ---- the engine's own thread: lost peers, probes, deadlines
@@ -444,7 +445,7 @@ Result<std::unique_ptr<TransferEngine>> start_engine(const TransferEngine::Optio
                                                      uint64_t epoch, TransportSet set) {
   auto engine = std::make_unique<PeerEngine>(options, epoch, std::move(set));
   HICACHE_RETURN_IF_ERROR(engine->run(options));
-  return std::unique_ptr<TransferEngine>(std::move(engine));
+  return refuse_after_fork(std::move(engine));
 }
 
 }  // namespace hicache

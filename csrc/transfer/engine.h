@@ -9,7 +9,9 @@
 // Not here: how bytes move (transports), who is called what (metadata: Python resolves a segment's
 // name to host and port), GPU staging (device_staging.h).
 //
-// Threads: every method may be called from any thread. Methods that block say so.
+// Threads: every method may be called from any thread. Methods that block say so. A forked child
+// has none of the engine's threads and none of its sockets: there every method answers kClosed, and
+// destroying the engine only forgets it.
 #pragma once
 
 #include <cstdint>
@@ -78,8 +80,10 @@ class TransferEngine {
   virtual ~TransferEngine() = default;
 
   /// Ends everything: batches complete with kCancelled, peers see the loss. Blocks until no byte
-  /// of ours is in flight.
-  virtual void stop() = 0;
+  /// of ours is in flight. kTimeout: a process of this machine that is stopped may still touch
+  /// memory of ours; which one. What was registered has to stay as it is until that process goes on
+  /// or ends; stop() can be asked again.
+  virtual Status stop() = 0;
 
   virtual const std::string& name() const = 0;
   virtual uint16_t port() const = 0;
@@ -90,7 +94,8 @@ class TransferEngine {
   /// not lose the others; all failing is the error.
   virtual Status register_memory(uint64_t address, uint64_t size, const std::string& location,
                                  bool remote_write) = 0;
-  /// kNotFound: nothing starts at that address. Once it returns no peer touches the range.
+  /// kNotFound: nothing starts at that address. Once it returns no peer touches the range; but for
+  /// kTimeout: as of stop(), and it has to be called again.
   virtual Status unregister_memory(uint64_t address) = 0;
 
   /// Memory that peers on this machine can map: a memfd, registered. kNoSpace: there is none.

@@ -141,7 +141,7 @@ Status OwnMemory::reserve(Buffer& buffer, std::unique_ptr<SharedMemory>& memory)
                                             "; unregister that first");
   }
   buffer.id = next_id_++;
-  entries_.emplace(buffer.address, Entry{buffer, false, {}, std::move(memory)});
+  entries_.emplace(buffer.address, Entry{buffer, false, false, {}, std::move(memory)});
   return Status();
 }
 
@@ -186,41 +186,74 @@ Status OwnMemory::free(uint64_t address) {
   return remove(address, true);
 }
 
+Status OwnMemory::untouched(const Entry& entry) {
+  for (Transport* transport : transports_) {
+    const Status status = transport->untouched(entry.buffer.id);
+    if (status.ok()) continue;
+    return Status(status.code(), "unregistering " +
+                                     range_name(entry.buffer.address, entry.buffer.size) + ": " +
+                                     status.message());
+  }
+  return Status();
+}
+
 Status OwnMemory::remove(uint64_t address, bool is_allocated) {
   std::unique_ptr<SharedMemory> memory;
   Entry* entry;
+  bool was_ready;
   {
     const std::lock_guard lock(mutex_);
     const auto found = entries_.find(address);
-    if (found == entries_.end() || !found->second.is_ready ||
+    if (found == entries_.end() || (!found->second.is_ready && !found->second.is_stuck) ||
         (found->second.memory != nullptr) != is_allocated) {
       return Status(Code::kNotFound, "nothing that was " +
                                          std::string(is_allocated ? "allocated" : "registered") +
                                          " begins at " + hex(address));
     }
     entry = &found->second;
+    was_ready = entry->is_ready;
     entry->is_ready = false;  // Nobody else touches it now.
-    encoded_size_ -= encoded_size(hicache::describe(entry->buffer, entry->keys));
-    ++version_;
+    entry->is_stuck = false;
+    if (was_ready) {
+      encoded_size_ -= encoded_size(hicache::describe(entry->buffer, entry->keys));
+      ++version_;
+    }
   }
-  unregister_everywhere(entry->buffer, entry->keys);
+  if (was_ready) unregister_everywhere(entry->buffer, entry->keys);
+  Status status = untouched(*entry);
   const std::lock_guard lock(mutex_);
+  if (!status.ok()) {
+    entry->is_stuck = true;
+    return status;
+  }
   memory = std::move(entry->memory);
   if (is_closed_ && memory != nullptr) kept_.push_back(std::move(memory));
   entries_.erase(address);
   return Status();
 }
 
-void OwnMemory::clear() {
+Status OwnMemory::clear() {
   std::vector<std::pair<uint64_t, bool>> left;
   {
     const std::lock_guard lock(mutex_);
     is_closed_ = true;
     for (const auto& [address, entry] : entries_) {
-      if (entry.is_ready) left.emplace_back(address, entry.memory != nullptr);
+      if (entry.is_ready || entry.is_stuck) left.emplace_back(address, entry.memory != nullptr);
     }
   }
-  for (const auto& [address, is_allocated] : left) (void)remove(address, is_allocated);
+  Status first;
+  for (const auto& [address, is_allocated] : left) {
+    Status status = remove(address, is_allocated);
+    if (status.code() == Code::kTimeout && first.ok()) first = std::move(status);
+  }
+  return first;
+}
+
+OwnMemory::~OwnMemory() {
+  if (clear().ok()) return;
+  // A late byte must not land in what is mapped there next: this memory stays until the process
+  // ends.
+  for (auto& [address, entry] : entries_) (void)entry.memory.release();
 }
 
 BufferId OwnMemory::find(uint64_t address, uint64_t size) const {

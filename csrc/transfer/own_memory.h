@@ -24,18 +24,20 @@ class OwnMemory {
   /// The transports outlive this.
   OwnMemory(uint64_t epoch, std::vector<Transport*> transports)
       : epoch_(epoch), transports_(std::move(transports)) {}
-  ~OwnMemory() { clear(); }
+  ~OwnMemory();
   OwnMemory(const OwnMemory&) = delete;
   OwnMemory& operator=(const OwnMemory&) = delete;
 
   /// `location`: "*" is found out for memory of a GPU; one that the driver contradicts is refused.
   Status add(uint64_t address, uint64_t size, const std::string& location, bool remote_write);
+  /// kTimeout: nobody begins to touch it any more, but somebody may still be in the middle of that;
+  /// the memory has to stay, and remove() has to be called again. The same for free().
   Status remove(uint64_t address);
   Result<uint64_t> allocate(uint64_t size);
   Status free(uint64_t address);
   /// Unregisters everything; nothing can be added any more. What allocate() gave stays mapped until
-  /// this is destroyed: programs look into it after the end.
-  void clear();
+  /// this is destroyed: programs look into it after the end. kTimeout: as remove().
+  Status clear();
 
   /// The buffer that holds the whole range; kNoBuffer if none does.
   BufferId find(uint64_t address, uint64_t size) const;
@@ -51,7 +53,8 @@ class OwnMemory {
  private:
   struct Entry {
     Buffer buffer;
-    bool is_ready;  // False: transports are at it.
+    bool is_ready;  // False: transports are at it, or is_stuck.
+    bool is_stuck;  // Unregistered, and a process may still touch it.
     std::vector<TransportBytes> keys;
     std::unique_ptr<SharedMemory> memory;  // Of allocate().
   };
@@ -61,6 +64,7 @@ class OwnMemory {
   Status publish(const Buffer& buffer, std::vector<TransportBytes>& keys);
   Result<std::vector<TransportBytes>> register_everywhere(const Buffer& buffer);
   void unregister_everywhere(const Buffer& buffer, const std::vector<TransportBytes>& keys);
+  Status untouched(const Entry& entry);
   Status remove(uint64_t address, bool is_allocated);
 
   const uint64_t epoch_;

@@ -122,16 +122,20 @@ class Transport {
   /// Makes a buffer reachable. Returns what peers need to name it; opaque, empty if nothing.
   /// May block (pinning takes 0.3 s per GiB).
   virtual Result<std::vector<uint8_t>> register_buffer(const Buffer& buffer) = 0;
-  /// Ends that: once it returns no peer can touch the buffer any more. Blocks while ops touch it,
-  /// which their deadlines bound.
+  /// Ends that: once it returns no peer can touch the buffer any more, unless untouched() says so.
+  /// Blocks while ops touch it, which their deadlines bound, or for a second.
   virtual void unregister_buffer(BufferId buffer) = 0;
+  /// Of a buffer that was unregistered. kTimeout: a process may still touch it, since it was
+  /// stopped in the middle of that; which one. The memory has to stay until a later call says kOk.
+  virtual Status untouched(BufferId) { return Status(); }
 
   /// Whether the local range of an op must be registered.
   virtual bool needs_registration() const = 0;
 
   /// Ways to a peer: one Path for each pair of rails that may work, best first; none if this
   /// transport does not reach it (another host, no common device), with the reason as status if
-  /// that is worth telling. Blocks until `deadline_ns` at most. `sink` outlives the paths.
+  /// that is worth telling. Blocks until `deadline_ns` at most. `control` and `sink` outlive the
+  /// paths.
   virtual Result<std::vector<std::unique_ptr<Path>>> open(const SegmentDescriptor& peer,
                                                           ControlCalls& control,
                                                           CompletionSink& sink,

@@ -42,7 +42,7 @@ TEST_F(EngineControlTest, EachQuestionKeepsItsOwnDeadlineWhateverOthersWaitFor) 
   // Its reply never comes: the next one has to connect anew, and waits for that.
   ASSERT_EQ(probe(100), Code::kTimeout);
   Code patient = Code::kInternal;
-  std::thread waiting([&] { patient = probe(20'000); });
+  std::jthread waiting([&] { patient = probe(20'000); });
   // Until the patient one has its turn, somebody else's deadline is the impatient one's own.
   for (int i = 0; i < 5; ++i) {
     uint64_t took_ms = duration_ms([&] { EXPECT_EQ(probe(200), Code::kTimeout); });
@@ -62,13 +62,13 @@ TEST_F(EngineControlTest, ATimeOutOfOneQuestionFailsNoneOfThoseThatWaitBehindIt)
   peer_.stop();
   Code impatient = Code::kOk;
   std::vector<Code> patient(8, Code::kInternal);
-  std::thread first([&] { impatient = probe(1000); });
+  std::jthread first([&] { impatient = probe(1000); });
   // It has the turn: who cannot wait at all is told so.
   ASSERT_TRUE(eventually(900, [&] {
     return client_->probe(segment_, after_ms(0)).message().find("earlier questions") !=
            std::string::npos;
   }));
-  std::vector<std::thread> threads;
+  std::vector<std::jthread> threads;
   for (size_t i = 0; i < patient.size(); ++i) {
     threads.emplace_back([&, i] {
       patient[i] =
@@ -78,7 +78,7 @@ TEST_F(EngineControlTest, ATimeOutOfOneQuestionFailsNoneOfThoseThatWaitBehindIt)
   first.join();
   EXPECT_EQ(impatient, Code::kTimeout);
   peer_.go_on();
-  for (std::thread& thread : threads) thread.join();
+  for (std::jthread& thread : threads) thread.join();
   EXPECT_EQ(std::ranges::count(patient, Code::kOk), 8);
   EXPECT_FALSE(client_->is_lost(segment_));
 }
@@ -87,7 +87,7 @@ TEST_F(EngineControlTest, APeerThatDiesWhileItIsConnectedToAnewIsLost) {
   peer_.stop();
   ASSERT_EQ(probe(100), Code::kTimeout);
   Code connecting = Code::kOk;
-  std::thread waiting([&] { connecting = probe(20'000); });
+  std::jthread waiting([&] { connecting = probe(20'000); });
   EXPECT_EQ(probe(300), Code::kTimeout) << "behind the other one, which connects";
   peer_.end();
   uint64_t took_ms = duration_ms([&] { waiting.join(); });
@@ -106,8 +106,8 @@ TEST_F(EngineControlTest, ClosingEndsQuestionsThatWait) {
   peer_.stop();
   Code asked = Code::kOk;
   Code queued = Code::kOk;
-  std::thread asking([&] { asked = probe(60'000); });
-  std::thread waiting([&] { queued = probe(60'000); });
+  std::jthread asking([&] { asked = probe(60'000); });
+  std::jthread waiting([&] { queued = probe(60'000); });
   ASSERT_TRUE(eventually(5000, [&] {
     return client_->probe(segment_, after_ms(0)).message().find("earlier questions") !=
            std::string::npos;

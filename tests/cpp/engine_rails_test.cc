@@ -210,7 +210,7 @@ TEST_F(EngineRailsTest, APeerThatStopsEndsEverythingWithinASecond) {
   Result<BatchState> state = Status();
   std::thread waiting([&] { state = client_->wait(batch, after_s(60)); });
   const uint64_t took_ms = duration_ms([&] {
-    server_->stop();
+    EXPECT_TRUE(server_->stop().ok());
     waiting.join();
   });
   EXPECT_LT(took_ms, 1000u);
@@ -227,12 +227,12 @@ TEST_F(EngineRailsTest, StoppingCompletesWhatIsInFlight) {
   const TransferRequest one = request(remote_.size());
   const BatchId batch =
       client_->submit(segment_, {&one, 1}, Priority::kUrgent, after_s(60)).value();
-  client_->stop();
+  EXPECT_TRUE(client_->stop().ok());
   EXPECT_EQ(first_->held_count(), 0u);
   const Result<BatchState> state = client_->poll(batch);
   ASSERT_TRUE(state.ok());
   EXPECT_EQ(state.value().status.code(), Code::kCancelled);
-  client_->stop();
+  EXPECT_TRUE(client_->stop().ok());
   EXPECT_EQ(client_->open_segment("127.0.0.1:1", after_s(1)).status().code(), Code::kClosed);
 }
 

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <thread>
 
 #include "io/unix_socket.h"
@@ -22,6 +23,8 @@ namespace {
 
 using testing::eventually;
 using testing::Random;
+
+const Deadline kSoon = Deadline::after_ms(600'000);  // Longer than any test.
 
 const testing::Rig& rig_named(const std::string& name) {
   return *std::ranges::find(testing::rigs(), name, &testing::Rig::name);
@@ -105,7 +108,7 @@ TEST(UseTable, AnOwnerWaitsForThePieceThatIsTouchedAndNobodyBeginsAfterIt) {
   EXPECT_EQ(late.begin(words.slots.data()), BufferUse::Outcome::kGone);
   std::atomic<bool> has_returned{false};
   std::thread owner([&] {
-    wait_unused(words.slots.data(), 5, words.is_gone);
+    EXPECT_TRUE(wait_unused(words.slots.data(), 5, words.is_gone, kSoon));
     has_returned = true;
   });
   EXPECT_FALSE(has_returned);
@@ -116,9 +119,23 @@ TEST(UseTable, AnOwnerWaitsForThePieceThatIsTouchedAndNobodyBeginsAfterIt) {
 TEST(UseTable, ARequesterThatDiedInAPieceIsNotWaitedFor) {
   Words words;
   words.slots[3].buffer = 9;
-  std::thread owner([&] { wait_unused(words.slots.data(), 9, words.is_gone); });
+  std::thread owner([&] { EXPECT_TRUE(wait_unused(words.slots.data(), 9, words.is_gone, kSoon)); });
   words.is_gone = true;
   owner.join();
+}
+
+TEST(UseTable, AnOwnerWaitsUntilItsDeadlineAndNoLonger) {
+  Words words;
+  words.slots[63].buffer = 9;
+  EXPECT_FALSE(is_unused(words.slots.data(), 9));
+  bool is_over = true;
+  const uint64_t took_ms = testing::duration_ms([&] {
+    is_over = wait_unused(words.slots.data(), 9, words.is_gone, Deadline::after_ms(100));
+  });
+  EXPECT_FALSE(is_over);
+  EXPECT_GE(took_ms, 99U);
+  EXPECT_TRUE(is_unused(words.slots.data(), 8));
+  EXPECT_TRUE(wait_unused(words.slots.data(), 8, words.is_gone, Deadline::after_ms(0)));
 }
 
 TEST(UseTable, NobodyTouchesWhatWasTakenAway) {
@@ -151,7 +168,7 @@ TEST(UseTable, NobodyTouchesWhatWasTakenAway) {
     current = id;
     if (id % 64 == 0) EXPECT_TRUE(eventually(5000, [&] { return touched >= id / 64; }));
     words.places.end(own, kNoBuffer);
-    wait_unused(words.slots.data(), id, words.is_gone);
+    ASSERT_TRUE(wait_unused(words.slots.data(), id, words.is_gone, kSoon));
     memory[id] = id;  // A race if someone still reads it.
     words.places.give_back(own);
   }
@@ -188,6 +205,92 @@ TEST(LocalTransport, AMemfdThatMayShrinkIsReachedAsOtherMemory) {
   EXPECT_EQ(end->transport().register_buffer(longer).status().code(), Code::kInvalidArgument);
   ASSERT_EQ(fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK), 0);
   EXPECT_EQ(end->transport().register_buffer(buffer).value(), encode_local_key(true));
+}
+
+// ---- Requesters that stop
+
+/// A requester that holds slots as one does that was stopped in the middle of a piece.
+class StoppedRequester {
+ public:
+  explicit StoppedRequester(uint64_t epoch, const std::string& secret)
+      : socket_(std::move(unix_connect(local_socket_name(epoch)).value())) {
+    const Greeting greeting{Purpose::kLocal, epoch};
+    std::array<uint8_t, kLocalAnswerSize> bytes;
+    std::array<Fd, 2> passed;
+    EXPECT_TRUE(greet_server(socket_, secret_from_text(secret), greeting, kSoon).ok());
+    EXPECT_TRUE(send_all(socket_, encode_local(LocalRequest{LocalOp::kHello}), kSoon).ok());
+    EXPECT_TRUE(receive_all(socket_, bytes, kSoon, passed).ok());
+    EXPECT_TRUE(decode_local_welcome(bytes).ok());
+    window_ = std::move(
+        MappedWindow::map(passed[1], 0, kUseSlotsSize, MappedWindow::Access::kWrite).value());
+  }
+  void touch(size_t slot, BufferId buffer) {
+    reinterpret_cast<UseSlot*>(window_.address())[slot].buffer = buffer;
+  }
+  void leave() { socket_.reset(); }
+
+ private:
+  Fd socket_;
+  MappedWindow window_;
+};
+
+TEST(LocalTransport, OneThatIsStoppedInAPieceIsWaitedForASecondAndNamed) {
+  const auto end = rig_named("LocalPrivate").make_end(random_token(), testing::Client::kSecret);
+  Transport& transport = end->transport();
+  std::vector<uint8_t> memory(4096);
+  const auto address = reinterpret_cast<uint64_t>(memory.data());
+  for (BufferId id = 101; id <= 104; ++id) {
+    const Buffer buffer{id, address, memory.size(), MemoryKind::kHost, "*", true, -1, 0};
+    ASSERT_TRUE(transport.register_buffer(buffer).ok());
+  }
+  StoppedRequester requester(end->epoch(), testing::Client::kSecret);
+  for (BufferId id = 101; id <= 103; ++id) requester.touch(id - 101, id);
+  const auto unregister = [&](BufferId id) {
+    return testing::duration_ms([&] { transport.unregister_buffer(id); });
+  };
+  const uint64_t took_ms = unregister(101);
+  EXPECT_GE(took_ms, 900U);
+  EXPECT_LT(took_ms, 3000U);
+  const Status status = transport.untouched(101);
+  EXPECT_EQ(status.code(), Code::kTimeout);
+  EXPECT_NE(status.message().find("process " + std::to_string(getpid())), std::string::npos)
+      << status.message();
+  EXPECT_LT(unregister(102), 500U) << "waited for once, not for each buffer";
+  EXPECT_EQ(transport.untouched(102).code(), Code::kTimeout);
+  EXPECT_LT(unregister(104), 500U);
+  EXPECT_TRUE(transport.untouched(104).ok()) << "which it does not touch";
+  // It goes on, as far as one buffer is concerned; with its connection the rest ends.
+  requester.touch(0, kNoBuffer);
+  EXPECT_TRUE(transport.untouched(101).ok());
+  EXPECT_EQ(transport.untouched(102).code(), Code::kTimeout);
+  requester.leave();
+  EXPECT_TRUE(eventually(5000, [&] { return transport.untouched(102).ok(); }));
+  EXPECT_LT(unregister(103), 500U);
+  EXPECT_TRUE(transport.untouched(103).ok());
+}
+
+TEST(LocalTransport, OneThatIsStoppedInAPieceHoldsUpNoOtherRequester) {
+  const auto end = rig_named("LocalPrivate").make_end(random_token(), testing::Client::kSecret);
+  std::vector<uint8_t> memory(4096);
+  const Buffer buffer{101,
+                      reinterpret_cast<uint64_t>(memory.data()),
+                      memory.size(),
+                      MemoryKind::kHost,
+                      "*",
+                      true,
+                      -1,
+                      0};
+  ASSERT_TRUE(end->transport().register_buffer(buffer).ok());
+  StoppedRequester requester(end->epoch(), testing::Client::kSecret);
+  requester.touch(5, 101);
+  const uint64_t took_ms = testing::duration_ms([&] {
+    std::thread removing([&] { end->transport().unregister_buffer(101); });
+    // Meanwhile others come, ask and go.
+    StoppedRequester other(end->epoch(), testing::Client::kSecret);
+    other.leave();
+    removing.join();
+  });
+  EXPECT_LT(took_ms, 3000U);
 }
 
 // ---- Strangers

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "io/fork_guard.h"
 #include "io/unix_socket.h"
 
 namespace hicache {
@@ -168,7 +169,7 @@ Status Connection::answer(const LocalRequest& request) {
 Status Connection::welcome() {
   if (requester_ != nullptr) return Status(Code::kCorrupt, "a requester says hello twice");
   Result<std::shared_ptr<OwnBuffers::Requester>> requester =
-      setup_.buffers->admit([loop = setup_.loop, weak = weak_from_this()](BufferId buffer) {
+      setup_.buffers->admit(pid_, [loop = setup_.loop, weak = weak_from_this()](BufferId buffer) {
         loop->post([weak, buffer] {
           if (const auto self = weak.lock()) self->tell_removed(buffer);
         });
@@ -188,8 +189,10 @@ void Connection::tell_removed(BufferId buffer) {
   LocalRange range{};
   range.buffer = buffer;
   // One that does not listen, for that many buffers, keeps mappings that must go: it has to connect
-  // anew.
-  if (!send_all(socket_, encode_local(range), Deadline::after_ms(0)).ok()) close();
+  // anew. Only its own end of the connection says that it is in no piece any more.
+  if (!send_all(socket_, encode_local(range), Deadline::after_ms(0)).ok()) {
+    (void)shutdown(socket_.get(), SHUT_WR);
+  }
 }
 
 void Connection::watch_process() {
@@ -229,7 +232,8 @@ class Listener : public IoLoop::Source {
   }
 
   void on_events(uint32_t) override {
-    Fd arrived(accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    Fd arrived = made_kept_from_children(
+        [&] { return accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); });
     if (arrived.valid()) return adopt(std::move(arrived));
     if (errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS) return;
     // The one that waits would wake the loop again and again: look for descriptors once a second.
@@ -273,6 +277,7 @@ Fd open_pidfd(pid_t pid) {
 Status start_local_server(const LocalServerSetup& setup) {
   Result<Fd> socket = unix_listen(local_socket_name(setup.epoch), kBacklog);
   if (!socket.ok()) return socket.status();
+  keep_from_children(socket.value());
   return Listener::start(std::make_shared<Listener>(std::move(socket.value()), setup));
 }
 

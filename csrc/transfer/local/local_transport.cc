@@ -35,6 +35,7 @@ class LocalTransport : public Transport {
     return encode_local_key(is_mappable.value());
   }
   void unregister_buffer(BufferId buffer) override { buffers_->remove(buffer); }
+  Status untouched(BufferId buffer) override { return buffers_->untouched(buffer); }
 
   Result<std::vector<std::unique_ptr<Path>>> open(const SegmentDescriptor& peer, ControlCalls&,
                                                   CompletionSink& sink,

@@ -16,8 +16,9 @@
 //     memory that it shares with the owner which buffer it is about to touch, before each piece of
 //     1 MiB at most, and then looks whether that buffer is still there (use_table.h). So an idle or
 //     stopped requester costs nothing; one in the middle of a piece is waited for, for about 100
-//     us. One that is stopped (SIGSTOP, a debugger) right in a piece is waited for until it goes on
-//     or dies: a byte that comes late would be worse.
+//     us. One that is stopped (SIGSTOP, a debugger) right in a piece is waited for a second. What
+//     it has mapped cannot be taken from it, nor can a copy by the kernel be called back: until it
+//     goes on or dies untouched() says so, and the memory must stay as it is.
 //   * A mapping outlives the owner's: what a requester still maps of a dead peer can be read, not
 //     used; ops end with kUnavailable and the mapping goes with the path.
 //   * Death of a peer is seen through its socket and its pidfd at once, and looked for after each

@@ -8,10 +8,14 @@
 #include <string>
 #include <utility>
 
+#include "base/clock.h"
 #include "transfer/local/mapped_window.h"
 
 namespace hicache {
 namespace {
+
+/// A piece takes 100 us, and much longer only if its thread does not run or the kernel swaps.
+constexpr uint64_t kUseWaitMs = 1000;
 
 /// A descriptor of the same file for reading alone: it cannot be mapped for writing.
 Fd reopen_for_reading(int fd) {
@@ -100,34 +104,75 @@ Result<bool> OwnBuffers::add(const Buffer& buffer) {
 
 void OwnBuffers::remove(BufferId id) {
   std::vector<std::shared_ptr<Requester>> requesters;
-  uint32_t place;
+  std::vector<bool> were_stuck;
   {
     const std::lock_guard lock(mutex_);
     const auto found = entries_.find(id);
     if (found == entries_.end()) return;
-    place = found->second.place;
-    places_.end(place, kNoBuffer);
+    places_.end(found->second.place, kNoBuffer);
+    // Ids are never used again, so whoever still has this one does not take another for it.
+    places_.give_back(found->second.place);
     entries_.erase(found);
     // Who comes after this finds the buffer gone.
     requesters = requesters_;
+    forget_those_that_went_on();
+    for (const auto& requester : requesters) were_stuck.push_back(is_stuck(*requester));
   }
   for (const auto& requester : requesters) requester->tell_removed(id);
-  for (const auto& requester : requesters) {
-    wait_unused(requester->use_slots(), id, requester->is_gone);
+  const Deadline deadline = Deadline::after_ms(kUseWaitMs);
+  for (size_t i = 0; i < requesters.size(); ++i) {
+    Requester& requester = *requesters[i];
+    // One that is stuck is not waited for a second time, however many buffers it is stuck in.
+    const Deadline until = were_stuck[i] ? Deadline::after_ms(0) : deadline;
+    if (wait_unused(requester.use_slots(), id, requester.is_gone, until)) continue;
+    const std::lock_guard lock(mutex_);
+    stuck_.push_back({id, requesters[i]});
   }
+}
+
+/// With the lock held.
+void OwnBuffers::forget_those_that_went_on() {
+  std::erase_if(stuck_, [](const Stuck& stuck) {
+    return stuck.requester->is_gone || is_unused(stuck.requester->use_slots(), stuck.buffer);
+  });
+}
+
+/// With the lock held.
+bool OwnBuffers::is_stuck(const Requester& requester) const {
+  return std::ranges::any_of(
+      stuck_, [&](const Stuck& stuck) { return stuck.requester.get() == &requester; });
+}
+
+Status OwnBuffers::untouched(BufferId id) {
   const std::lock_guard lock(mutex_);
-  places_.give_back(place);
+  forget_those_that_went_on();
+  const auto found = std::ranges::find(stuck_, id, &Stuck::buffer);
+  if (found == stuck_.end()) return Status();
+  return Status(Code::kTimeout,
+                "process " + std::to_string(found->requester->pid) +
+                    " of this machine has been in the middle of reading or writing it for a "
+                    "second: it was stopped there, or is held up (see its state in /proc); keep "
+                    "the memory as it is until that process goes on or ends, and try again then");
 }
 
 void OwnBuffers::end() {
-  const std::lock_guard lock(mutex_);
-  for (const auto& [id, entry] : entries_) places_.end(entry.place, kOwnerEnded);
-  for (const auto& [id, entry] : entries_) {
-    for (const auto& requester : requesters_) {
-      wait_unused(requester->use_slots(), id, requester->is_gone);
+  std::vector<BufferId> ids;
+  std::vector<std::shared_ptr<Requester>> requesters;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [id, entry] : entries_) {
+      places_.end(entry.place, kOwnerEnded);
+      ids.push_back(id);
+    }
+    entries_.clear();
+    requesters = requesters_;
+  }
+  const Deadline deadline = Deadline::after_ms(kUseWaitMs);
+  for (const BufferId id : ids) {
+    for (const auto& requester : requesters) {
+      (void)wait_unused(requester->use_slots(), id, requester->is_gone, deadline);
     }
   }
-  entries_.clear();
 }
 
 LocalRange OwnBuffers::describe(BufferId id, Fd& memfd) const {
@@ -154,11 +199,12 @@ LocalRange OwnBuffers::describe(BufferId id, Fd& memfd) const {
 }
 
 Result<std::shared_ptr<OwnBuffers::Requester>> OwnBuffers::admit(
-    std::function<void(BufferId)> tell_removed) {
+    pid_t pid, std::function<void(BufferId)> tell_removed) {
   Result<std::unique_ptr<SharedMemory>> slots = make_table(kUseSlotsSize);
   if (!slots.ok()) return slots.status();
   HICACHE_RETURN_IF_ERROR(slots.value()->populate(0, kUseSlotsSize, SharedMemory::Access::kWrite));
   auto requester = std::make_shared<Requester>();
+  requester->pid = pid;
   requester->slots = std::move(slots.value());
   requester->tell_removed = std::move(tell_removed);
   const std::lock_guard lock(mutex_);

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "io/fork_guard.h"
 #include "io/unix_socket.h"
 #include "net/secure_channel.h"
 #include "transfer/checksum_copy.h"
@@ -73,6 +74,7 @@ Result<std::shared_ptr<PeerLink>> PeerLink::connect(uint64_t peer_epoch, const S
                   "namespace: " +
                       socket.status().message());
   }
+  keep_from_children(socket.value());
   const Result<PeerIdentity> peer = peer_identity(socket.value());
   if (!peer.ok()) return peer.status();
   if (peer.value().uid != geteuid()) {

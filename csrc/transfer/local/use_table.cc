@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
 #include <ctime>
 
@@ -44,10 +45,20 @@ bool LivePlaces::add(BufferId buffer, uint32_t* place) {
   return true;
 }
 
-void wait_unused(UseSlot* slots, BufferId buffer, const std::atomic<bool>& is_gone) {
+bool is_unused(const UseSlot* slots, BufferId buffer) {
+  return std::none_of(slots, slots + kUseSlots,
+                      [&](const UseSlot& slot) { return slot.buffer.load() == buffer; });
+}
+
+bool wait_unused(UseSlot* slots, BufferId buffer, const std::atomic<bool>& is_gone,
+                 Deadline deadline) {
   for (size_t i = 0; i < kUseSlots; ++i) {
-    while (slots[i].buffer.load() == buffer && !is_gone) sleep_while(slots[i].buffer, buffer);
+    while (slots[i].buffer.load() == buffer && !is_gone) {
+      if (deadline.expired()) return false;
+      sleep_while(slots[i].buffer, buffer);
+    }
   }
+  return true;
 }
 
 BufferUse::Outcome BufferUse::begin(UseSlot* slots) {

@@ -9,8 +9,9 @@
 // touches nothing that was taken away, and an owner waits only for pieces that are being copied
 // right now, however slow, stopped or silent the requester is otherwise.
 //
-// What a requester writes into its slots is believed: one that lies keeps its owner waiting, until
-// its connection ends.
+// What a requester writes into its slots is believed: one that lies keeps its owner waiting for a
+// second, and the memory of the buffer from being used for anything else, until its connection
+// ends.
 //
 // Threads: any. No I/O but futexes.
 #pragma once
@@ -20,6 +21,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/clock.h"
 #include "transfer/segment.h"
 
 namespace hicache {
@@ -58,9 +60,13 @@ class LivePlaces {
   uint32_t used_ = 0;
 };
 
+/// Whether no slot has that buffer. Once it has been ended, that stays so.
+bool is_unused(const UseSlot* slots, BufferId buffer);
+
 /// Waits until no slot has that buffer, or `is_gone`, which is looked at every 10 ms. The buffer
-/// must have been ended before.
-void wait_unused(UseSlot* slots, BufferId buffer, const std::atomic<bool>& is_gone);
+/// must have been ended before. False: one still has it at the deadline.
+bool wait_unused(UseSlot* slots, BufferId buffer, const std::atomic<bool>& is_gone,
+                 Deadline deadline);
 
 /// A requester's permission to touch a piece of a buffer.
 class BufferUse {
