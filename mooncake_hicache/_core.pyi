@@ -202,8 +202,11 @@ class Eviction:
 
     def victim(self, is_evictable: Callable[[int], bool], now_ms: int = 0) -> int | None:
         """
-        Return the page to evict next, or None if is_evictable() accepts no page.
+        Return the page to evict next, or None if is_evictable() accepts no page. One that it refuses is not asked for again before note_evictable().
         """
+
+    def note_evictable(self, page: int) -> None:
+        """Tell that a page which is_evictable() refused may leave now."""
 
     def page_count(self) -> int: ...
 

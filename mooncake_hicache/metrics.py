@@ -137,6 +137,7 @@ NODE_METRICS: tuple[NodeMetric, ...] = (
     NodeMetric("pool_waste_bytes", "gauge", "bytes", "Bytes lost to rounding pages up to slots"),
     NodeMetric("pool_reserved_bytes", "gauge", "bytes", "Bytes of puts under way"),
     NodeMetric("pool_held_bytes", "gauge", "bytes", "Bytes that cannot be evicted now"),
+    NodeMetric("pool_spare_bytes", "gauge", "bytes", "Bytes of pages that leave first for puts"),
     NodeMetric("pinned_bytes", "gauge", "bytes", "Bytes of hard-pinned pages"),
     NodeMetric("pages", "gauge", "pages", "Pages in the pool"),
     NodeMetric("namespaces", "gauge", "namespaces", "Namespaces that clients have opened"),

@@ -67,6 +67,8 @@ class CheckedEviction {
     return nb::int_(page);
   }
 
+  void note_evictable(PageIndex page) { eviction_->note_evictable(page); }
+
   const Eviction& get() const { return *eviction_; }
 
  private:
@@ -127,7 +129,10 @@ void bind_eviction(nb::module_& m) {
       .def("victim", &CheckedEviction::victim, nb::arg("is_evictable"), nb::arg("now_ms") = 0,
            nb::sig("def victim(self, is_evictable: collections.abc.Callable[[int], bool], "
                    "now_ms: int = 0) -> int | None"),
-           "Return the page to evict next, or None if is_evictable() accepts no page.")
+           "Return the page to evict next, or None if is_evictable() accepts no page. One that it "
+           "refuses is not asked for again before note_evictable().")
+      .def("note_evictable", &CheckedEviction::note_evictable, nb::arg("page"),
+           "Tell that a page which is_evictable() refused may leave now.")
       .def("page_count", [](const CheckedEviction& self) { return self.get().page_count(); })
       .def("resident_size_bytes",
            [](const CheckedEviction& self) { return self.get().resident_size_bytes(); })

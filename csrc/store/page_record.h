@@ -64,6 +64,8 @@ struct alignas(64) PageRecord {
   bool has_expiry = false;
   bool is_kept = false;  // Until it was given to an SSD: the node is about to end.
   uint8_t reads = 0;     // Since it came into the pool; saturates.
+  bool is_spare = false;
+  bool is_refused = false;  // To the eviction policy, which is told when it is not held any more.
 
   alignas(64) uint64_t checksum = 0;
   uint64_t parent_hash = 0;  // 0: chain root, or unknown.

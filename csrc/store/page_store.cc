@@ -1,6 +1,7 @@
 #include "store/page_store.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace hicache {
 namespace {
@@ -149,7 +150,8 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
     if (!renews && lookup_leased_bytes_ + record.size > leasable) continue;
     leases_.grant(LeaseKind::kLookup, session, page, &record.leases, now_ms);
     if (!renews) lookup_leased_bytes_ += record.size;
-    update_held(record);
+    recall(page, now_ms);
+    update_held(page);
   }
 }
 
@@ -160,6 +162,7 @@ void PageStore::lease(SessionIndex session, NamespaceIndex index, std::span<cons
   const SpaceIndex space = namespaces_[index].space;
   locations.assign(keys.size(), Location{});
   found_pages_.clear();
+  found_spares_.clear();
   prefetch(space, keys, hashes_);
   for (size_t i = 0; i < keys.size(); ++i) {
     const PageIndex page = find_live(space, keys[i], hashes_[i], now_ms);
@@ -177,11 +180,11 @@ void PageStore::lease(SessionIndex session, NamespaceIndex index, std::span<cons
     }
     PageRecord& record = records_[page];
     leases_.grant(LeaseKind::kRead, session, page, &record.leases, now_ms);
-    update_held(record);
+    update_held(page);
     ++counts_.get_hit_pages;
     counts_.get_hit_bytes += record.size;
     if (record.reads != UINT8_MAX) ++record.reads;
-    found_pages_.push_back(page);
+    (record.is_spare ? found_spares_ : found_pages_).push_back(page);
     locations[i].code = Code::kOk;
     locations[i].ref = {page, record.generation};
     locations[i].size = record.size;
@@ -189,6 +192,8 @@ void PageStore::lease(SessionIndex session, NamespaceIndex index, std::span<cons
     locations[i].extents = record.extents.span();
   }
   eviction_->access(found_pages_, now_ms);
+  // Coming back is the use of these. Most often they are the end of the chain.
+  for (const PageIndex page : found_spares_) recall(page, now_ms);
 }
 
 void PageStore::release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) {
@@ -205,7 +210,7 @@ void PageStore::release(SessionIndex session, std::span<const PageRef> refs, uin
     if (record.leases == kNoLease && record.state == PageState::kCondemned) {
       free_page(ref.page);
     } else {
-      update_held(record);
+      update_held(ref.page);
     }
   }
   expire_leases(now_ms);
@@ -217,11 +222,12 @@ void PageStore::after_lease_end(PageIndex page, LeaseKind kind) {
   if (record.leases == kNoLease && record.state == PageState::kCondemned) {
     free_page(page);
   } else {
-    update_held(record);
+    update_held(page);
   }
 }
 
-void PageStore::update_held(PageRecord& record) {
+void PageStore::update_held(PageIndex page) {
+  PageRecord& record = records_[page];
   const bool held = record.state == PageState::kReserved || record.state == PageState::kCondemned ||
                     record.leases != kNoLease || record.pin == Pin::kHard || record.is_kept;
   if (held == record.is_held) return;
@@ -230,6 +236,7 @@ void PageStore::update_held(PageRecord& record) {
     held_bytes_ += SlotAllocator::footprint(record.size);
   } else {
     held_bytes_ -= SlotAllocator::footprint(record.size);
+    if (std::exchange(record.is_refused, false)) eviction_->note_evictable(page);
   }
 }
 
@@ -278,6 +285,10 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
                           lower_->put_again({space, key, page_hash(space, key)});
     if (*page != kNoPage || is_below) {
       ++counts_.put_existing_pages;
+      if (*page != kNoPage && records_[*page].is_spare) {
+        recall(*page, now_ms);
+        *page = kNoPage;  // That is its use: it is not to be noted again.
+      }
       return Code::kAlreadyExists;
     }
   }
@@ -313,7 +324,7 @@ PageIndex PageStore::make_reservation(SessionIndex session, const PageName& name
   extent_heap_bytes_ += record.extents.heap_size_bytes();
   reserved_bytes_ += size;
   link(sessions_[session].reserved, page);
-  update_held(record);
+  update_held(page);
   return page;
 }
 
@@ -358,7 +369,7 @@ void PageStore::make_present(PageIndex page, PageList& list, uint64_t now_ms) {
   table_.insert(hash, page);
   eviction_->insert(
       page, PageTraits{hash, record.parent_hash, record.size, record.pin == Pin::kSoft}, now_ms);
-  update_held(record);
+  update_held(page);
 }
 
 bool PageStore::is_reservation(SessionIndex session, PageRef ref) const {
@@ -385,7 +396,8 @@ bool PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
     if (options_.grow && options_.grow()) continue;
     // Evict nothing for a page that would not fit anyway.
     if (held_bytes_ + SlotAllocator::footprint(size) > allocator_.size_bytes()) return false;
-    const PageIndex victim = next_victim(now_ms);
+    const PageIndex spare = spares_.first();
+    const PageIndex victim = spare != kNoPage ? spare : next_victim(now_ms);
     if (victim == kNoPage) return false;
     if (lower_ != nullptr) lower_->leaving(records_[victim]);
     evict(victim, now_ms);
@@ -393,31 +405,23 @@ bool PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
   return true;
 }
 
-PageIndex PageStore::next_victim(uint64_t now_ms) {
-  return eviction_->victim([this](PageIndex page) { return !records_[page].is_held; }, now_ms);
-}
-
-void PageStore::evict(PageIndex page, uint64_t now_ms) {
-  const PageRecord& record = records_[page];
-  ++counts_.evicted_pages;
-  counts_.evicted_bytes += record.size;
-  counts_.eviction_age_ms = now_ms - record.inserted_ms;
-  condemn(page, EraseReason::kEvicted);
-}
-
 // ---------------------------------------------------------------- leaving
 
 void PageStore::condemn(PageIndex page, EraseReason reason) {
   PageRecord& record = records_[page];
   table_.erase(hash_of(page), page, [this](PageIndex other) { return hash_of(other); });
-  eviction_->erase(page, reason);
+  if (std::exchange(record.is_spare, false)) {
+    spares_.remove(page);
+  } else {
+    eviction_->erase(page, reason);
+  }
   unlink(list_of(record), page);
   set_expiry(page, 0);
   record.state = PageState::kCondemned;
   if (record.leases == kNoLease) {
     free_page(page);
   } else {
-    update_held(record);
+    update_held(page);
   }
 }
 
@@ -457,6 +461,7 @@ Code PageStore::set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t 
   if (record.pin == pin) return Code::kOk;
   const auto pinnable = share_of_pool(options_.hard_pin_share);
   if (pin == Pin::kHard && pinned_bytes_ + record.size > pinnable) return Code::kNoSpace;
+  recall(page, now_ms);
   if (record.pin == Pin::kHard) pinned_bytes_ -= record.size;
   if (pin == Pin::kHard) pinned_bytes_ += record.size;
   const bool soft_changes = (record.pin == Pin::kSoft) != (pin == Pin::kSoft);
@@ -466,7 +471,7 @@ Code PageStore::set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t 
     eviction_->insert(page, PageTraits{hash, record.parent_hash, record.size, pin == Pin::kSoft},
                       now_ms);
   }
-  update_held(record);
+  update_held(page);
   return Code::kOk;
 }
 

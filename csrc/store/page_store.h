@@ -23,6 +23,7 @@
 #include "store/lease_table.h"
 #include "store/lower_tier.h"
 #include "store/page_record.h"
+#include "store/spare_pages.h"
 #include "store/stats.h"
 #include "tier/eviction.h"
 #include "tier/key_table.h"
@@ -155,8 +156,9 @@ class PageStore {
   uint64_t hash_of(PageIndex page) const;
   /// The page to evict next, or kNoPage.
   PageIndex next_victim(uint64_t now_ms);
-  /// Evicts it. Requires: it is present.
-  void evict(PageIndex page, uint64_t now_ms);
+  /// It leaves first when room is needed, unless it is read or asked for before. Requires: it is
+  /// present, not held, and not spare.
+  void spare(PageIndex page);
   /// Keeps a page where it is while it is written to an SSD, even when it leaves the store.
   void begin_write_out(PageIndex page);
   void end_write_out(PageIndex page);
@@ -179,6 +181,8 @@ class PageStore {
     return free_bytes() + (reachable_bytes_ > size ? reachable_bytes_ - size : 0);
   }
   uint64_t reachable_bytes() const { return reachable_bytes_; }
+  /// Bytes of pages that leave first.
+  uint64_t spare_bytes() const { return spares_.size_bytes(); }
   const PageRecord& record(PageIndex page) const { return records_[page]; }
   NodeStats stats() const;
   /// The namespaces that use most, most first.
@@ -221,10 +225,13 @@ class PageStore {
                              uint64_t parent_hash, Extents extents, uint64_t now_ms);
   void make_present(PageIndex page, PageList& list, uint64_t now_ms);
   bool make_room(uint64_t size, Extents& extents, uint64_t now_ms);
+  void evict(PageIndex page, uint64_t now_ms);
+  /// A spare page is in the order of eviction again; any other stays as it is.
+  void recall(PageIndex page, uint64_t now_ms);
   /// Takes a present page out of sight; frees it now or when its last lease ends.
   void condemn(PageIndex page, EraseReason reason);
   void free_page(PageIndex page, bool backed = true);
-  void update_held(PageRecord& record);
+  void update_held(PageIndex page);
   void set_expiry(PageIndex page, uint64_t expires_ms);
   bool has_expired(uint64_t now_ms) const;
   void expire_pages(uint64_t now_ms);
@@ -242,7 +249,8 @@ class PageStore {
   KeyTable table_;
   PageRecords records_;
   LeaseTable leases_;
-  std::unique_ptr<Eviction> eviction_;
+  std::unique_ptr<Eviction> eviction_;  // Of the present pages but the spare ones.
+  SparePages spares_;
   std::vector<Namespace> namespaces_;
   std::unordered_map<uint64_t, std::vector<NamespaceIndex>> namespaces_by_digest_;
   std::unordered_map<SpaceIndex, PageList> spaces_;
@@ -255,6 +263,7 @@ class PageStore {
   std::set<std::pair<uint64_t, PageIndex>> expiry_order_;
   std::vector<uint64_t> hashes_;        // Scratch of a call, kept to save allocations.
   std::vector<PageIndex> found_pages_;  // Likewise.
+  std::vector<PageIndex> found_spares_;
   uint64_t held_bytes_ = 0;
   uint64_t reserved_bytes_ = 0;
   uint64_t pinned_bytes_ = 0;

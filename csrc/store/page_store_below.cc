@@ -1,5 +1,7 @@
-// What PageStore offers to the tier below it: pages that go down, pages that come up.
+// What PageStore offers to the tier below it: which pages leave, pages that go down, pages that
+// come up.
 #include <algorithm>
+#include <utility>
 
 #include "store/page_store.h"
 
@@ -27,9 +29,43 @@ bool PageStore::is_present(PageRef ref) const {
          records_[ref.page].state == PageState::kPresent;
 }
 
+PageIndex PageStore::next_victim(uint64_t now_ms) {
+  const auto is_evictable = [this](PageIndex page) {
+    PageRecord& record = records_[page];
+    record.is_refused = record.is_held;
+    return !record.is_held;
+  };
+  return eviction_->victim(is_evictable, now_ms);
+}
+
+void PageStore::spare(PageIndex page) {
+  PageRecord& record = records_[page];
+  eviction_->erase(page, EraseReason::kEvicted);
+  record.is_spare = true;
+  spares_.add(page, SlotAllocator::footprint(record.size));
+}
+
+void PageStore::recall(PageIndex page, uint64_t now_ms) {
+  PageRecord& record = records_[page];
+  if (!std::exchange(record.is_spare, false)) return;
+  spares_.remove(page);
+  eviction_->insert(
+      page, PageTraits{hash_of(page), record.parent_hash, record.size, record.pin == Pin::kSoft},
+      now_ms);
+}
+
+void PageStore::evict(PageIndex page, uint64_t now_ms) {
+  const PageRecord& record = records_[page];
+  ++counts_.evicted_pages;
+  counts_.evicted_bytes += record.size;
+  counts_.eviction_age_ms = now_ms - record.inserted_ms;
+  condemn(page, EraseReason::kEvicted);
+}
+
 void PageStore::begin_write_out(PageIndex page) {
+  recall(page, 0);
   leases_.grant(LeaseKind::kWriteOut, own_session_, page, &records_[page].leases, 0);
-  update_held(records_[page]);
+  update_held(page);
 }
 
 void PageStore::end_write_out(PageIndex page) {
@@ -38,8 +74,9 @@ void PageStore::end_write_out(PageIndex page) {
 }
 
 void PageStore::set_kept(PageIndex page, bool is_kept) {
+  recall(page, 0);
   records_[page].is_kept = is_kept;
-  update_held(records_[page]);
+  update_held(page);
 }
 
 std::vector<PageRef> PageStore::pages_to_keep() const {

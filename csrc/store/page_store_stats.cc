@@ -13,6 +13,7 @@ NodeStats PageStore::stats() const {
   stats.pool_waste_bytes = allocator_.waste_bytes();
   stats.pool_reserved_bytes = reserved_bytes_;
   stats.pool_held_bytes = held_bytes_;
+  stats.pool_spare_bytes = spares_.size_bytes();
   stats.pinned_bytes = pinned_bytes_;
   stats.pages = table_.count();
   stats.namespaces = namespaces_.size();
@@ -21,7 +22,7 @@ NodeStats PageStore::stats() const {
   stats.leased_bytes = lookup_leased_bytes_;
   stats.index_size_bytes = table_.memory_size_bytes() + records_.memory_size_bytes() +
                            leases_.memory_size_bytes() + eviction_->memory_size_bytes() +
-                           extent_heap_bytes_;
+                           spares_.memory_size_bytes() + extent_heap_bytes_;
   return stats;
 }
 
@@ -48,6 +49,7 @@ std::string PageStore::check_invariants() const {
   uint64_t pinned = 0;
   uint64_t used = 0;
   uint64_t present = 0;
+  uint64_t spare = 0;
   for (PageIndex page = 0; page < records_.size(); ++page) {
     const PageRecord& record = records_[page];
     if (record.state == PageState::kFree) continue;
@@ -64,12 +66,17 @@ std::string PageStore::check_invariants() const {
     if (record.state == PageState::kCondemned && record.leases == kNoLease) {
       return "a condemned page without leases was kept";
     }
+    if (record.is_spare != spares_.contains(page)) return "a page's spare flag is wrong";
+    if (record.is_spare) spare += SlotAllocator::footprint(record.size);
+    if (record.is_spare && record.is_held) return "a spare page is held";
     if (record.state != PageState::kPresent) continue;
     ++present;
     if (find(record.space, record.key, hash_of(page)) != page) return "a page is not in the table";
   }
   if (present != table_.count()) return "the table has pages that are not present";
-  if (present != eviction_->page_count()) return "the eviction policy has other pages";
+  if (spare != spares_.size_bytes()) return "spare_bytes is wrong";
+  if (present != eviction_->page_count() + spares_.count())
+    return "the eviction policy has other pages";
   if (held != held_bytes_) return "held_bytes is wrong";
   if (reserved != reserved_bytes_) return "reserved_bytes is wrong";
   if (pinned != pinned_bytes_) return "pinned_bytes is wrong";

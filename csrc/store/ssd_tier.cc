@@ -176,7 +176,8 @@ bool SsdTier::is_below(const PageRecord& record, uint64_t hash) const {
 
 void SsdTier::leaving(const PageRecord& record) {
   const uint64_t hash = page_hash(record.space, record.key);
-  if (!record.has_expiry && !is_below(record, hash)) ++overrun_pages_;
+  // Of a spare one that was decided before.
+  if (!record.has_expiry && !record.is_spare && !is_below(record, hash)) ++overrun_pages_;
   note_reuse(record, hash);
 }
 

@@ -1,12 +1,13 @@
 // The tier below the pool: which pages go down to the SSDs, which come up, and who may read there.
 //
-// Write-out. While the pool has little free room, the pages that would be evicted next are written
-// ahead of need and leave the pool once they are on their disk, so that puts find room at once.
-// With write-through every page is written when it is stored.
+// Write-out. While the pool has little room to give, the pages that would be evicted next are
+// written ahead of need. Once they are on their disk they are spare: they are read from the pool
+// until a put takes their room, which it finds at once. With write-through every page is written
+// when it is stored.
 //
-// Admission. A page that is on an SSD already is just dropped. Others must pass the write budget:
-// ample, everything is written; scarce, what was read again; spent, nothing, and the pool evicts as
-// if there were no SSD.
+// Admission. A page that is on an SSD already is spare without more ado, and so is one that has a
+// time to live. Others must pass the write budget: ample, everything is written; scarce, what was
+// read again, and the rest is spare; spent, nothing, and the pool evicts as if there were no SSD.
 //
 // Staging. A look-up with intent starts reading what it found on the SSDs into the pool, in the
 // order of the chain. A client that asks for a page before its turn has come reads it itself, with
@@ -134,7 +135,7 @@ class SsdTier : public LowerTier {
     PageRef ref;
     uint64_t hash;
     uint8_t reads;    // When it was begun: read since, it stays in the pool.
-    bool is_leaving;  // Leaves the pool once written.
+    bool is_leaving;  // Spare once written.
     uint64_t footprint_bytes;
   };
   struct Coming {  // A page on its way up.

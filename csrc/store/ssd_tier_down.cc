@@ -34,7 +34,8 @@ void SsdTier::write_out_ahead(uint64_t now_ms) {
   if (!log_->can_write()) return;
   const uint64_t wanted = wanted_free_bytes();
   for (int i = 0; i < kPagesPerStep; ++i) {
-    if (store_->reachable_free_bytes() + leaving_bytes_ >= wanted) return;
+    const uint64_t ready = store_->reachable_free_bytes() + store_->spare_bytes();
+    if (ready + leaving_bytes_ >= wanted) return;
     // Nothing may be written now: the pool is worth more full than empty.
     if (budget_.demand(now_ms) == WriteBudget::Demand::kRefuse) return;
     const PageIndex victim = store_->next_victim(now_ms);
@@ -47,12 +48,14 @@ void SsdTier::write_out_ahead(uint64_t now_ms) {
     if (is_wanted && writing != 0 && 2 * (writing + record.size) > store_->reachable_bytes()) {
       return;
     }
-    if (is_wanted && is_admitted(record, now_ms) &&
-        begin_write({victim, record.generation}, true)) {
-      continue;
-    }
-    note_reuse(record, store_->hash_of(victim));
-    store_->evict(victim, now_ms);
+    const bool is_refused = is_wanted && !is_admitted(record, now_ms);
+    const bool is_written =
+        is_wanted && !is_refused && begin_write({victim, record.generation}, true);
+    if (is_written) continue;
+    // Soft-pinned ones leave when nothing else can: spare ones would leave first.
+    if (record.pin == Pin::kSoft) return;
+    refused_pages_ += is_refused;
+    store_->spare(victim);
   }
   is_due_ = true;
 }
@@ -60,10 +63,8 @@ void SsdTier::write_out_ahead(uint64_t now_ms) {
 bool SsdTier::is_admitted(const PageRecord& record, uint64_t now_ms) {
   // Whoever reads a page has read its parents: by this rule no page goes without its chain.
   const WriteBudget::Demand demand = budget_.demand(now_ms);
-  const bool is_admitted = demand == WriteBudget::Demand::kNothing ||
-                           (demand == WriteBudget::Demand::kReuse && record.reads != 0);
-  refused_pages_ += !is_admitted;
-  return is_admitted;
+  return demand == WriteBudget::Demand::kNothing ||
+         (demand == WriteBudget::Demand::kReuse && record.reads != 0);
 }
 
 void SsdTier::write_through(uint64_t now_ms) {
@@ -71,8 +72,12 @@ void SsdTier::write_through(uint64_t now_ms) {
   while (!unwritten_.empty() && log_->can_write() && log_->writing_bytes() < writing_max_bytes()) {
     const PageRef ref = unwritten_.front();
     unwritten_.pop_front();
-    if (!store_->is_present(ref) || !is_admitted(store_->record(ref.page), now_ms)) continue;
-    begin_write(ref, false);
+    if (!store_->is_present(ref)) continue;
+    if (is_admitted(store_->record(ref.page), now_ms)) {
+      begin_write(ref, false);
+    } else {
+      ++refused_pages_;
+    }
   }
 }
 
@@ -180,9 +185,9 @@ void SsdTier::after_write(uint64_t tag, bool ok) {
   // Read since, it is worth its place; not written, it waits for its turn again.
   const bool leaves = done.is_leaving && ok && store_->is_present(done.ref) &&
                       store_->record(done.ref.page).reads == done.reads;
-  if (!leaves || store_->record(done.ref.page).is_held) return;
-  note_reuse(store_->record(done.ref.page), done.hash);
-  store_->evict(done.ref.page, now_ms_);
+  if (!leaves) return;
+  const PageRecord& record = store_->record(done.ref.page);
+  if (!record.is_held && record.pin != Pin::kSoft) store_->spare(done.ref.page);
 }
 
 }  // namespace hicache

@@ -16,6 +16,7 @@ namespace hicache {
   GAUGE(pool_waste_bytes)                  \
   GAUGE(pool_reserved_bytes)               \
   GAUGE(pool_held_bytes)                   \
+  GAUGE(pool_spare_bytes)                  \
   GAUGE(pinned_bytes)                      \
   GAUGE(pages)                             \
   GAUGE(namespaces)                        \

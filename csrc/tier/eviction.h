@@ -31,8 +31,8 @@ enum class EvictionKind : uint8_t { kLru, kS3Fifo, kAdaptive };
 enum class EraseReason : uint8_t { kEvicted, kRemoved };
 
 // Borrowed `bool(PageIndex)`: whether the page may leave now (no lease, no hard pin, no copy in
-// flight).  Must not call back into the policy.  The answer may change between two calls of
-// victim() without notice.
+// flight).  Must not call back into the policy.  The answer may become no without notice; when a
+// page that was answered with no may leave, note_evictable() tells.
 class PagePredicate {
  public:
   template <typename F>
@@ -75,9 +75,13 @@ class Eviction {
   // `page` must be resident.  Its children stay, and are its children again when it comes back.
   virtual void erase(PageIndex page, EraseReason reason) = 0;
 
-  // The page to evict next; it stays resident until erase().  Amortised O(log n) while evictable
-  // pages are common: pages found not evictable are set aside, and asked again a few per call.
+  // The page to evict next; it stays resident until erase().  Pages found not evictable are set
+  // aside and not asked again before note_evictable(): amortised O(log n) over both, and a walk up
+  // the chain through pages that are set aside as well.
   virtual PageIndex victim(PagePredicate is_evictable, uint64_t now_ms) = 0;
+
+  // A page that victim() was refused may leave now.  For any other page, resident or not, nothing.
+  virtual void note_evictable(PageIndex page) = 0;
 
   virtual size_t page_count() const = 0;
   virtual uint64_t resident_size_bytes() const = 0;

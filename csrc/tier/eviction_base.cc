@@ -1,19 +1,15 @@
 #include "tier/eviction_base.h"
 
-#include <algorithm>
 #include <cassert>
 
 namespace hicache {
-namespace {
-
-// Pages set aside that one victim() asks again.  Two, so that leases that ended are found again
-// about as fast as leaves can be parked.
-constexpr size_t kRechecksPerVictim = 2;
-
-}  // namespace
 
 void EvictionBase::enter_order(PageIndex page) {
-  if (pages_[page].is_soft_pinned) {
+  const bool is_soft = pages_[page].is_soft_pinned;
+  if (!pages_.is_leaf(page)) {
+    set_place(page, is_soft ? PagePlace::kSoftAbove : PagePlace::kAbove);
+    push(above_of(page), page);
+  } else if (is_soft) {
     set_place(page, PagePlace::kSoftCandidate);
     soft_.push(page);
   } else {
@@ -22,6 +18,7 @@ void EvictionBase::enter_order(PageIndex page) {
   }
 }
 
+// Its place is kInner then, for the caller to change or to count its open children.
 void EvictionBase::leave_order(PageIndex page) {
   switch (place_of(page)) {
     case PagePlace::kCandidate:
@@ -30,13 +27,12 @@ void EvictionBase::leave_order(PageIndex page) {
     case PagePlace::kSoftCandidate:
       soft_.remove(page);
       break;
-    case PagePlace::kParked:
-      unpark(parked_, page);
-      break;
-    case PagePlace::kSoftParked:
-      unpark(soft_parked_, page);
+    case PagePlace::kAbove:
+    case PagePlace::kSoftAbove:
+      unlink(above_of(page), page);
       break;
     case PagePlace::kInner:
+    case PagePlace::kClosed:
     case PagePlace::kAbsent:
       break;
   }
@@ -52,11 +48,8 @@ void EvictionBase::reorder(PageIndex page, Change change) {
   if (is_ordered) enter_order(page);
 }
 
-void EvictionBase::park(PageIndex page) {
-  leave_order(page);
+void EvictionBase::push(AboveList& list, PageIndex page) {
   LinkedPage& record = pages_[page];
-  ParkedList& list = record.is_soft_pinned ? soft_parked_ : parked_;
-  set_place(page, record.is_soft_pinned ? PagePlace::kSoftParked : PagePlace::kParked);
   record.queue_prev = list.last;
   record.queue_next = kNoPage;
   (list.last == kNoPage ? list.first : pages_[list.last].queue_next) = page;
@@ -64,23 +57,41 @@ void EvictionBase::park(PageIndex page) {
   ++list.count;
 }
 
-void EvictionBase::unpark(ParkedList& list, PageIndex page) {
+void EvictionBase::unlink(AboveList& list, PageIndex page) {
   const LinkedPage& record = pages_[page];
   (list.first == page ? list.first : pages_[record.queue_prev].queue_next) = record.queue_next;
   (list.last == page ? list.last : pages_[record.queue_next].queue_prev) = record.queue_prev;
   --list.count;
 }
 
-// Asks the pages longest set aside; those that are evictable go back to their order.
-void EvictionBase::recheck_parked(ParkedList& list, PagePredicate is_evictable, size_t count_max) {
-  for (size_t left = std::min(count_max, list.count); left > 0; --left) {
-    const PageIndex page = list.first;
-    if (is_evictable(page)) {
-      leave_order(page);
-      enter_order(page);
-    } else {
-      park(page);  // To the end.
+uint32_t EvictionBase::open_children(PageIndex page) const {
+  uint32_t count = 0;
+  for (PageIndex child = pages_[page].first_child; child != kNoPage;
+       child = pages_[child].next_sibling) {
+    count += !is_closed(child);
+  }
+  return count;
+}
+
+void EvictionBase::after_open(PageIndex page) {
+  while (page != kNoPage) {
+    if (place_of(page) == PagePlace::kInner) {
+      ++pages_[page].queue_next;
+      return;
     }
+    const bool was_closed = is_closed(page);
+    leave_order(page);
+    pages_[page].queue_next = 1;
+    if (!was_closed) return;
+    page = pages_.parent(page);
+  }
+}
+
+void EvictionBase::after_close(PageIndex page) {
+  for (; page != kNoPage; page = pages_.parent(page)) {
+    if (--pages_[page].queue_next != 0) return;
+    if (!pages_[page].is_refused) return enter_order(page);
+    set_place(page, PagePlace::kClosed);
   }
 }
 
@@ -89,7 +100,7 @@ void EvictionBase::insert(PageIndex page, const PageTraits& traits, uint64_t) {
   resident_size_bytes_ += traits.size_bytes;
   const PageIndex parent = pages_.parent(page);
   if (parent != kNoPage) {
-    leave_order(parent);
+    after_open(parent);
     on_family_change(parent);
     const PageIndex sibling = pages_[page].next_sibling;
     if (sibling != kNoPage && pages_.is_leaf(sibling)) {
@@ -97,7 +108,9 @@ void EvictionBase::insert(PageIndex page, const PageTraits& traits, uint64_t) {
     }
   }
   on_insert(page);
-  if (pages_.is_leaf(page)) enter_order(page);
+  const uint32_t open_count = open_children(page);
+  if (open_count == 0) return enter_order(page);
+  pages_[page].queue_next = open_count;
 }
 
 // From the leaf up: the root is used last, and so leaves last.
@@ -113,72 +126,44 @@ void EvictionBase::access(std::span<const PageIndex> chain_root_first, uint64_t)
 void EvictionBase::erase(PageIndex page, EraseReason reason) {
   assert(pages_.is_resident(page));
   const PageIndex parent = pages_.parent(page);
+  const bool was_open = !is_closed(page);
   leave_order(page);
   on_erase(page, reason);
   resident_size_bytes_ -= pages_[page].size_bytes;
   pages_.remove(page);
-  if (parent != kNoPage && pages_.is_leaf(parent)) enter_order(parent);
+  if (parent == kNoPage) return;
+  if (was_open) return after_close(parent);
+  const PagePlace place = place_of(parent);
+  const bool is_above = place == PagePlace::kAbove || place == PagePlace::kSoftAbove;
+  if (!is_above || !pages_.is_leaf(parent)) return;
+  leave_order(parent);
+  enter_order(parent);
 }
 
-PageIndex EvictionBase::next_evictable(ParkedList& list, PagePredicate is_evictable) {
-  const bool is_soft = &list == &soft_parked_;
-  recheck_parked(list, is_evictable, kRechecksPerVictim);
-  for (bool is_last = false;; is_last = true) {
-    for (PageIndex page = is_soft ? next_soft() : next_candidate(); page != kNoPage;
-         page = is_soft ? next_soft() : next_candidate()) {
-      if (is_evictable(page)) return page;
-      park(page);
-    }
-    if (is_last) return kNoPage;
-    recheck_parked(list, is_evictable, list.count);
-  }
+PageIndex EvictionBase::next_to_ask() {
+  const PageIndex leaf = next_candidate();
+  if (leaf != kNoPage) return leaf;
+  if (!soft_.is_empty()) return soft_.top();
+  return above_.first != kNoPage ? above_.first : soft_above_.first;
 }
 
 PageIndex EvictionBase::victim(PagePredicate is_evictable, uint64_t) {
-  PageIndex page = next_evictable(parked_, is_evictable);
-  if (page == kNoPage) page = next_evictable(soft_parked_, is_evictable);
-  if (page == kNoPage) page = inner_victim(is_evictable);
-  return page;
+  while (true) {
+    const PageIndex page = next_to_ask();
+    if (page == kNoPage || is_evictable(page)) return page;
+    leave_order(page);
+    pages_[page].is_refused = 1;
+    set_place(page, PagePlace::kClosed);
+    after_close(pages_.parent(page));
+  }
 }
 
-// No leaf is evictable: every evictable page is above a parked leaf.  Each page is looked at a
-// bounded number of times.
-PageIndex EvictionBase::inner_victim(PagePredicate is_evictable) const {
-  const size_t leaf_count = parked_.count + soft_parked_.count;
-  if (leaf_count == pages_.page_count()) return kNoPage;
-  std::vector<bool> is_visited(pages_.index_end());
-  PageIndex soft_pinned = kNoPage;
-  for (const ParkedList* list : {&parked_, &soft_parked_}) {
-    for (PageIndex leaf = list->first; leaf != kNoPage; leaf = pages_[leaf].queue_next) {
-      for (PageIndex up = pages_.parent(leaf); up != kNoPage && !is_visited[up];
-           up = pages_.parent(up)) {
-        is_visited[up] = true;
-        if (!is_evictable(up)) continue;
-        const PageIndex lowest = lowest_evictable(up, is_evictable, is_visited);
-        if (!pages_[lowest].is_soft_pinned) return lowest;
-        soft_pinned = lowest;
-        break;
-      }
-    }
-  }
-  return soft_pinned;
-}
-
-// An evictable page at or below `top`, which is evictable, with no evictable page below it.
-PageIndex EvictionBase::lowest_evictable(PageIndex top, PagePredicate is_evictable,
-                                         std::vector<bool>& is_visited) const {
-  PageIndex page = top;
-  while (true) {  // Down to the first leaf, then children before their parent.
-    while (pages_[page].first_child != kNoPage) page = pages_[page].first_child;
-    while (page != top) {
-      is_visited[page] = true;
-      if (is_evictable(page)) return page;
-      if (pages_[page].next_sibling != kNoPage) break;
-      page = pages_.parent(page);
-    }
-    if (page == top) return top;
-    page = pages_[page].next_sibling;
-  }
+void EvictionBase::note_evictable(PageIndex page) {
+  if (!pages_.is_resident(page) || !pages_[page].is_refused) return;
+  pages_[page].is_refused = 0;
+  if (!is_closed(page)) return;  // Something below it is open: that goes first.
+  enter_order(page);
+  after_open(pages_.parent(page));
 }
 
 size_t EvictionBase::memory_size_bytes() const {
@@ -192,17 +177,25 @@ std::string EvictionBase::check_invariants() const {
   wrong = soft_.check_invariants();
   if (!wrong.empty()) return wrong;
   uint64_t size_bytes = 0;
-  size_t count[6] = {};
+  size_t count[8] = {};
   for (PageIndex page = 0; page < pages_.index_end(); ++page) {
     if (!pages_.is_resident(page)) continue;
-    size_bytes += pages_[page].size_bytes;
-    ++count[pages_[page].place];
+    const LinkedPage& record = pages_[page];
+    size_bytes += record.size_bytes;
+    ++count[record.place];
     const PagePlace place = place_of(page);
-    if (pages_.is_leaf(page) == (place == PagePlace::kInner)) {
+    const uint32_t open_count = open_children(page);
+    const bool is_leaf = pages_.is_leaf(page);
+    const bool is_candidate = place == PagePlace::kCandidate || place == PagePlace::kSoftCandidate;
+    if ((open_count != 0) != (place == PagePlace::kInner) ||
+        (open_count != 0 && open_count != record.queue_next) ||
+        (open_count == 0 && record.is_refused != is_closed(page)) || (is_candidate && !is_leaf) ||
+        (is_leaf && !is_candidate && !is_closed(page))) {
       return "page " + std::to_string(page) + " is in the wrong place";
     }
-    const bool is_soft = place == PagePlace::kSoftCandidate || place == PagePlace::kSoftParked;
-    if (place != PagePlace::kInner && is_soft != pages_[page].is_soft_pinned) {
+    const bool is_soft = place == PagePlace::kSoftCandidate || place == PagePlace::kSoftAbove;
+    const bool is_waiting = is_candidate || is_soft || place == PagePlace::kAbove;
+    if (is_waiting && is_soft != record.is_soft_pinned) {
       return "page " + std::to_string(page) + " is on the wrong side of the soft pin";
     }
   }
@@ -211,8 +204,8 @@ std::string EvictionBase::check_invariants() const {
     return "candidate count is wrong";
   }
   if (count[static_cast<int>(PagePlace::kSoftCandidate)] != soft_.count() ||
-      count[static_cast<int>(PagePlace::kParked)] != parked_.count ||
-      count[static_cast<int>(PagePlace::kSoftParked)] != soft_parked_.count) {
+      count[static_cast<int>(PagePlace::kAbove)] != above_.count ||
+      count[static_cast<int>(PagePlace::kSoftAbove)] != soft_above_.count) {
     return "waiting count is wrong";
   }
   return check_policy();

@@ -1,11 +1,12 @@
-// What all eviction policies share: the tree, which leaves may be named, and those set aside.
+// What all eviction policies share: the tree, which pages may be named, and those set aside.
 //
-//   inner --(last child leaves)--> candidate --(asked, not evictable)--> parked
-//     ^                               |  ^                                 |
-//     +------(a child comes)----------+  +----(asked again, evictable)-----+
+//   inner --(nothing below is open)--> candidate --(asked, not evictable)--> closed
+//     ^                                 |  ^                                   |
+//     +------(something below is)-------+  +--------(note_evictable())---------+
 //
-// A policy orders the unpinned candidates; soft-pinned leaves wait in a heap of their own, in the
-// order of last use.  Pure; one owner, not thread-safe.
+// A policy orders the unpinned leaves among the candidates; soft-pinned leaves wait in a heap of
+// their own, in the order of last use; those with children in lists.  Pure; one owner, not
+// thread-safe.
 #pragma once
 
 #include <string>
@@ -26,6 +27,7 @@ class EvictionBase : public Eviction {
   void access(std::span<const PageIndex> chain_root_first, uint64_t now_ms) final;
   void erase(PageIndex page, EraseReason reason) final;
   PageIndex victim(PagePredicate is_evictable, uint64_t now_ms) final;
+  void note_evictable(PageIndex page) final;
   size_t page_count() const final { return pages_.page_count(); }
   uint64_t resident_size_bytes() const final { return resident_size_bytes_; }
   size_t memory_size_bytes() const final;
@@ -53,8 +55,8 @@ class EvictionBase : public Eviction {
   PageLinks pages_;
 
  private:
-  // Leaves set aside, oldest first, linked through the records.
-  struct ParkedList {
+  // Of pages with children, those that came first at the front; linked through the records.
+  struct AboveList {
     PageIndex first = kNoPage;
     PageIndex last = kNoPage;
     size_t count = 0;
@@ -63,22 +65,23 @@ class EvictionBase : public Eviction {
   void set_place(PageIndex page, PagePlace place) {
     pages_[page].place = static_cast<uint64_t>(place);
   }
+  bool is_closed(PageIndex page) const { return place_of(page) == PagePlace::kClosed; }
+  AboveList& above_of(PageIndex page) { return pages_[page].is_soft_pinned ? soft_above_ : above_; }
+  uint32_t open_children(PageIndex page) const;
   void enter_order(PageIndex page);
   void leave_order(PageIndex page);
   template <typename Change>
   void reorder(PageIndex page, Change change);
-  void park(PageIndex page);
-  void unpark(ParkedList& list, PageIndex page);
-  void recheck_parked(ParkedList& list, PagePredicate is_evictable, size_t count_max);
-  PageIndex next_evictable(ParkedList& list, PagePredicate is_evictable);
-  PageIndex next_soft() const { return soft_.is_empty() ? kNoPage : soft_.top(); }
-  PageIndex inner_victim(PagePredicate is_evictable) const;
-  PageIndex lowest_evictable(PageIndex top, PagePredicate is_evictable,
-                             std::vector<bool>& is_visited) const;
+  void push(AboveList& list, PageIndex page);
+  void unlink(AboveList& list, PageIndex page);
+  // A child of `page` opened, or came; closed, or left.
+  void after_open(PageIndex page);
+  void after_close(PageIndex page);
+  PageIndex next_to_ask();
 
   PageHeap soft_;
-  ParkedList parked_;
-  ParkedList soft_parked_;
+  AboveList above_;
+  AboveList soft_above_;
   uint64_t resident_size_bytes_ = 0;
 };
 

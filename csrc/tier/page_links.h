@@ -17,14 +17,16 @@
 
 namespace hicache {
 
-// Where a record waits.  Inner pages (with resident children) wait nowhere.
+// Where a record waits.  A page is open while it, or one below it, may be evictable: it was not
+// asked yet, or has been freed since.
 enum class PagePlace : uint8_t {
   kAbsent,
-  kInner,
+  kInner,          // above open pages; `queue_next` counts its open children
   kCandidate,      // leaf, in the policy's order
   kSoftCandidate,  // leaf, soft-pinned, in the order of last use
-  kParked,         // leaf, was not evictable when last asked
-  kSoftParked,
+  kAbove,          // with children, none of them open
+  kSoftAbove,      // the same, soft-pinned
+  kClosed,         // was not evictable when asked, and so nothing below it
 };
 
 struct LinkedPage {
@@ -34,7 +36,7 @@ struct LinkedPage {
   uint32_t first_child;
   uint32_t next_sibling;  // towards older
   uint32_t prev_sibling;  // towards newer
-  uint32_t queue_next;    // list link, or position in a heap
+  uint32_t queue_next;    // list link, position in a heap, or a count
   uint32_t queue_prev;
   uint64_t size_bytes : 44;
   uint64_t place : 3;
@@ -42,6 +44,7 @@ struct LinkedPage {
   uint64_t is_named : 1;    // found by its key_hash
   uint64_t is_waiting : 1;  // `parent` is the list of a missing parent
   uint64_t had_child : 1;   // since it came
+  uint64_t is_refused : 1;  // was not evictable when last asked
   uint64_t frequency : 4;   // uses, saturating; the policy's
   uint64_t mark : 8;        // the policy's
 };

@@ -2,6 +2,7 @@
 // handed out twice, or reused while somebody may read it, shows as a page with foreign bytes.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 
@@ -42,6 +43,7 @@ struct PageModel {
   uint64_t expires_ms = 0;
   Pin pin = Pin::kNone;
   bool is_orphan = false;  // Its namespace was cleared while it was reserved.
+  bool is_spare = false;
   std::map<std::pair<LeaseKind, size_t>, LeaseModel> leases;  // By session.
 
   bool is_held() const { return life != Life::kPresent || !leases.empty() || pin == Pin::kHard; }
@@ -68,7 +70,7 @@ class Simulation {
   }
 
   void step() {
-    switch (random_.below(16)) {
+    switch (random_.below(17)) {
       case 0:
       case 1:
       case 2:
@@ -93,6 +95,8 @@ class Simulation {
         return report_corrupt();
       case 14:
         return pass_time();
+      case 15:
+        return spare();
       default:
         if (random_.one_in(12)) return clear();
         if (random_.one_in(6)) return reopen_session();
@@ -109,11 +113,13 @@ class Simulation {
     uint64_t leased = 0;
     uint64_t leases = 0;
     uint64_t present = 0;
+    uint64_t spare = 0;
     for (const auto& [id, page] : pages_) {
       used += page.size;
       if (page.is_held()) held += SlotAllocator::footprint(page.size);
       if (page.life == Life::kReserved) reserved += page.size;
       if (page.life == Life::kPresent) ++present;
+      if (page.is_spare) spare += SlotAllocator::footprint(page.size);
       leases += page.leases.size();
       for (const auto& [name, lease] : page.leases) {
         if (name.first == LeaseKind::kLookup) leased += page.size;
@@ -123,6 +129,8 @@ class Simulation {
     const NodeStats stats = store_.stats();
     ASSERT_EQ(stats.pool_used_bytes, used);
     ASSERT_EQ(stats.pool_held_bytes, held);
+    ASSERT_EQ(stats.pool_spare_bytes, spare);
+    ASSERT_EQ(store_.spare_bytes(), spare);
     ASSERT_EQ(stats.pool_reserved_bytes, reserved);
     ASSERT_EQ(stats.leased_bytes, leased);
     ASSERT_EQ(stats.leases, leases);
@@ -181,6 +189,7 @@ class Simulation {
     PageModel& page = pages_.at(id);
     by_key_.erase({page.space, page.key});
     page.life = Life::kCondemned;
+    page.is_spare = false;
     if (page.leases.empty()) forget(id);
   }
 
@@ -216,6 +225,7 @@ class Simulation {
   /// After a put: pages that left to make room. They must have been free to leave.
   void sync_evictions(uint64_t evicted_count) {
     uint64_t gone = 0;
+    bool has_chosen = false;
     for (size_t space = 0; space < kNamespaces; ++space) {
       const std::vector<Code> found = look(space);
       for (uint64_t key = 0; key < kKeys; ++key) {
@@ -223,11 +233,34 @@ class Simulation {
         if (known == by_key_.end() || found[key] == Code::kOk) continue;
         const uint64_t id = known->second;
         ASSERT_FALSE(pages_.at(id).is_held()) << "a held page was evicted";
+        has_chosen = has_chosen || !pages_.at(id).is_spare;
         condemn(id);
         ++gone;
       }
     }
     ASSERT_EQ(gone, evicted_count);
+    if (has_chosen) ASSERT_EQ(store_.spare_bytes(), 0u) << "others left before spare pages";
+  }
+
+  /// As the tier below does with pages that it has, or does not want.
+  void spare() {
+    for (uint64_t left = random_.below(4); left != 0; --left) {
+      const PageIndex victim = store_.next_victim(now_ms_);
+      const auto is_it = [victim](const auto& page) {
+        return page.second.life == Life::kPresent && page.second.ref.page == victim;
+      };
+      const auto found = std::find_if(pages_.begin(), pages_.end(), is_it);
+      if (victim == kNoPage) {
+        ASSERT_TRUE(std::all_of(pages_.begin(), pages_.end(), [](const auto& page) {
+          return page.second.is_held() || page.second.is_spare;
+        }));
+        return;
+      }
+      ASSERT_NE(found, pages_.end());
+      ASSERT_FALSE(found->second.is_held() || found->second.is_spare);
+      store_.spare(victim);
+      found->second.is_spare = true;
+    }
   }
 
   uint64_t slots_held_at_most() const {
@@ -283,6 +316,7 @@ class Simulation {
       const bool was_present = by_key_.contains({space, numbers[i]});
       if (placement.code == Code::kAlreadyExists) {
         ASSERT_TRUE(was_present && !options.replace);
+        pages_.at(by_key_.at({space, numbers[i]})).is_spare = false;
         continue;
       }
       const uint64_t slots = round_up(std::min(sizes[i], 2 * kCapacity), kSlotSize) / kSlotSize;
@@ -385,6 +419,7 @@ class Simulation {
         continue;
       }
       page.leases[name] = {1, now_ms_ + kLookupTtl};
+      page.is_spare = false;
     }
   }
 
@@ -421,6 +456,7 @@ class Simulation {
       check_bytes(known->second, page);
       LeaseModel& held = page.leases[{LeaseKind::kRead, session}];
       ++held.count;
+      page.is_spare = false;
       held.expires_ms = now_ms_ + kReadTtl;
     }
   }
@@ -466,6 +502,7 @@ class Simulation {
         pin != Pin::kHard || page.pin == pin ||
         static_cast<double>(hard_pinned_bytes() + page.size) <= kHardPinShare * kCapacity;
     ASSERT_EQ(code, fits ? Code::kOk : Code::kNoSpace);
+    if (fits && page.pin != pin) page.is_spare = false;
     if (fits) page.pin = pin;
   }
 

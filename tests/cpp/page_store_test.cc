@@ -213,6 +213,57 @@ TEST(PageStore, ThePoolFullOfUnleasedPagesTakesEveryPut) {
   }
 }
 
+TEST(PageStore, SparePagesAreReadUntilTheirRoomIsNeeded) {
+  for (const EvictionKind kind :
+       {EvictionKind::kLru, EvictionKind::kS3Fifo, EvictionKind::kAdaptive}) {
+    Bench bench(16 * kMiB, kind);
+    for (uint64_t n = 0; n < 16; ++n) ASSERT_EQ(bench.put(key_of(n), kMiB), Code::kOk);
+    std::vector<PageIndex> spares;
+    for (int i = 0; i < 4; ++i) {
+      spares.push_back(bench.store.next_victim(bench.now_ms));
+      bench.store.spare(spares.back());
+    }
+    EXPECT_EQ(bench.store.spare_bytes(), 4 * kMiB);
+    EXPECT_EQ(bench.store.stats().evicted_pages, 0U);
+    for (uint64_t n = 0; n < 16; ++n) EXPECT_EQ(bench.lookup(key_of(n)), Code::kOk) << n;
+    // One is read, one asked for, one put again: they are spare no more.
+    std::vector<Key> keys;
+    for (const PageIndex page : spares) keys.push_back(bench.store.record(page).key);
+    const auto location = bench.lease(keys[0]);
+    EXPECT_EQ(location.code, Code::kOk);
+    bench.release(location.ref);
+    EXPECT_EQ(bench.lookup(keys[1], true), Code::kOk);
+    EXPECT_EQ(bench.put(keys[2], kMiB), Code::kAlreadyExists);
+    EXPECT_EQ(bench.store.spare_bytes(), kMiB);
+    // What is spare leaves first, and only for want of room.
+    ASSERT_EQ(bench.put(key_of(100), kMiB), Code::kOk);
+    EXPECT_EQ(bench.lookup(keys[3]), Code::kNotFound);
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(bench.lookup(keys[i]), Code::kOk) << i;
+    EXPECT_EQ(bench.store.stats().evicted_pages, 1U);
+    EXPECT_EQ(bench.store.stats().pool_spare_bytes, 0U);
+  }
+}
+
+TEST(PageStore, SparePagesCanBeRemovedReplacedClearedAndExpire) {
+  Bench bench(16 * kMiB);
+  for (uint64_t n = 0; n < 5; ++n) {
+    ASSERT_EQ(bench.put(key_of(n), kMiB, n == 0 ? 1000 : 0), Code::kOk);
+  }
+  for (int i = 0; i < 5; ++i) bench.store.spare(bench.store.next_victim(bench.now_ms));
+  EXPECT_EQ(bench.store.next_victim(bench.now_ms), kNoPage);
+  EXPECT_EQ(bench.store.remove(bench.space, key_of(1)), Code::kOk);
+  EXPECT_EQ(bench.put(key_of(2), kMiB, 0, Pin::kNone, true), Code::kOk);
+  EXPECT_EQ(bench.store.spare_bytes(), 3 * kMiB);
+  EXPECT_EQ(bench.store.set_pin(bench.space, key_of(3), Pin::kHard, bench.now_ms), Code::kOk);
+  EXPECT_EQ(bench.store.spare_bytes(), 2 * kMiB);
+  bench.now_ms += 1000;
+  bench.store.advance(bench.now_ms);
+  EXPECT_EQ(bench.store.spare_bytes(), kMiB);
+  EXPECT_EQ(bench.store.check_invariants(), "");
+  bench.store.clear(bench.space);
+  EXPECT_EQ(bench.store.spare_bytes(), 0U);
+}
+
 TEST(PageStore, NoSpaceAtOnceWhenAllIsLeased) {
   Bench bench(16 * kMiB);
   std::vector<PageRef> refs;
