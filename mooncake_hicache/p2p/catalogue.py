@@ -122,7 +122,7 @@ class Catalogue:
         self._changing = threading.Lock()  # One change at a time, renewals among them.
         self._lease = 0
         self._published: dict[str, _Published] = {}
-        self._leaving: set[tuple[str, str]] = set()  # Could not be removed yet.
+        self._leaving: set[tuple[str, ...]] = set()  # Could not be removed yet.
         self._ending = threading.Event()
         self._renewer: threading.Thread | None = None
 
@@ -141,14 +141,12 @@ class Catalogue:
             InvalidArgumentError: That is no name.
         """
         start, end = self._keys.of_name(check_name(name))
-        # The newest first, in case there are more than are looked at.
+        # The newest and whole ones first, in case there are more than are looked at.
         answer = self._range(start, end, SOURCES_MAX, timeout_s, sort_order="DESCEND")
         found = Found(int(answer["header"]["revision"]))
         for path, value in _pairs(answer):
             try:
-                source = decode_source(value, path, self._key)
-                if path != self._keys.source(name, source.generation, source.id):
-                    raise CorruptError(f"the catalogue's entry {path:.400} is of another name")
+                source = self._decode(path, value)
             except (CorruptError, UnsupportedError) as error:
                 found.foreign.append(str(error))
                 continue
@@ -189,13 +187,19 @@ class Catalogue:
             pairs = _pairs(answer)
             for path, value in pairs:
                 try:
-                    sources.append(decode_source(value, path, self._key))
+                    sources.append(self._decode(path, value))
                 except (CorruptError, UnsupportedError):
                     foreign_count += 1
             if not answer.get("more") or not pairs:
                 break
             start = pairs[-1][0] + "\0"
         return sources, foreign_count
+
+    def _decode(self, path: str, value: bytes) -> Source:
+        source = decode_source(value, path, self._key)
+        if path != self._path(source):
+            raise CorruptError(f"the catalogue's entry {path:.400} says that it is another one")
+        return source
 
     # ---- publishing
 
@@ -272,13 +276,21 @@ class Catalogue:
 
     # ---- with the lock held
 
-    def _paths(self, source: Source) -> tuple[str, str]:
+    def _path(self, source: Source) -> str:
+        return self._keys.source(
+            source.name, source.generation, source.id, is_whole=source.is_whole
+        )
+
+    def _paths(self, source: Source) -> tuple[str, ...]:
+        """All keys that a source may have had."""
         place = (source.name, source.generation, source.id)
-        return self._keys.source(*place), self._keys.pieces(*place)
+        entries = [self._keys.source(*place, is_whole=is_whole) for is_whole in (True, False)]
+        return *entries, self._keys.pieces(*place)
 
     def _put(self, published: _Published, *, is_first: bool = False) -> bool:
         source = published.source
-        path, pieces_path = self._paths(source)
+        path = self._path(source)
+        *entries, pieces_path = self._paths(source)
         pieces, digest = encode_description(published.description)
         if digest != source.content:
             raise InvalidArgumentError(f"the source of {source.name} names another description")
@@ -296,6 +308,7 @@ class Catalogue:
                             delete(*one)
                             for one in self._keys.before_generation(source.name, source.generation)
                         ),
+                        *(delete(one) for one in entries if one != path),
                         put(pieces_path, pieces, self._lease),
                         put(path, value, self._lease),
                     ],
@@ -372,7 +385,7 @@ class Catalogue:
         self._remove_leaving()
         for identity, published in list(self._published.items()):
             source = published.source
-            if self._paths(source)[0] in present:
+            if self._path(source) in present:
                 continue
             if not self._put(published):
                 del self._published[identity]

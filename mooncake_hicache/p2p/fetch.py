@@ -93,9 +93,8 @@ class Fetch:
         self._moving: set[int] = set()
         self._bad: dict[int, set[str]] = {}
         self._peers: dict[str, Peer] = {}
-        self._opened: list[Peer] = []
         self._given: dict[str, int] = {}
-        self._threads: list[threading.Thread] = []
+        self._threads: list[tuple[Peer, list[threading.Thread]]] = []
         self._bytes_done = 0
         self._is_stopped = False
         self._failure: Error | None = None
@@ -152,12 +151,14 @@ class Fetch:
                 before = self._peers.get(source.id)
                 peer = Peer(self._engine, source, len(self._pieces), before)
                 self._peers[source.id] = peer
-                self._opened.append(peer)
-                for _ in range(THREADS_PER_PEER):
-                    thread = threading.Thread(
+                threads = [
+                    threading.Thread(
                         target=self._work, args=(peer,), name="hicache-p2p-fetch", daemon=True
                     )
-                    self._threads.append(thread)
+                    for _ in range(THREADS_PER_PEER)
+                ]
+                self._threads.append((peer, threads))
+                for thread in threads:
                     thread.start()
 
     def _is_worth_a_try(self, source: Source) -> bool:
@@ -210,11 +211,12 @@ class Fetch:
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
-        # First the connections: a read from somebody who hangs would be waited for otherwise.
-        for peer in self._opened:
-            peer.close()
-        for thread in self._threads:
-            thread.join()
+        for peer, threads in self._threads:
+            # First the connection: a read from somebody who hangs would be waited for otherwise.
+            # Who is still connecting finds that it is over; none of its bytes is under way.
+            if peer.close():
+                for thread in threads:
+                    thread.join()
 
     # ---- what the threads of the sources do
 

@@ -27,9 +27,9 @@ class Keys:
     def __init__(self, cluster: str) -> None:
         self._root = f"mooncake-hicache/p2p/{_quoted(check_name(cluster))}/"
 
-    def source(self, name: str, generation: int, identity: str) -> str:
-        """Return the key of a source's entry."""
-        return f"{self._sources(name)}{generation:016x}/{identity}"
+    def source(self, name: str, generation: int, identity: str, *, is_whole: bool = True) -> str:
+        """Return the key of a source's entry: of one generation those that have all come last."""
+        return f"{self._sources(name)}{generation:016x}/{is_whole:d}{identity}"
 
     def pieces(self, name: str, generation: int, identity: str) -> str:
         """Return the key of a source's description."""

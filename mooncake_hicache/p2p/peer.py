@@ -49,25 +49,28 @@ class Peer:
         """Connect, or return the connection.
 
         Raises:
-            UnavailableError, TimeoutError_: It does not answer, or another process listens there.
+            UnavailableError, TimeoutError_: It does not answer, another process listens there, or
+                it was closed meanwhile.
         """
         with self._opening:
+            if self._segment is None and not self._is_closed:
+                self._segment = self._connect(max(1, min(timeout_ms, CONNECT_TIMEOUT_MS)))
             if self._is_closed:
-                raise UnavailableError("the fetch is over")
+                self._hang_up()
             if self._segment is None:
-                timeout_ms = max(1, min(timeout_ms, CONNECT_TIMEOUT_MS))
-                segment = self._engine.open(self.source.address, timeout_ms=timeout_ms)
-                try:
-                    epoch = segment.describe(timeout_ms=timeout_ms)["epoch"]
-                    if epoch != self.source.epoch:
-                        raise UnavailableError(
-                            f"another process listens at {self.source.address} now"
-                        )
-                except BaseException:
-                    segment.close()
-                    raise
-                self._segment = segment
+                raise UnavailableError("the fetch is over")
             return self._segment
+
+    def _connect(self, timeout_ms: int) -> Segment:
+        segment = self._engine.open(self.source.address, timeout_ms=timeout_ms)
+        try:
+            epoch = segment.describe(timeout_ms=timeout_ms)["epoch"]
+            if epoch != self.source.epoch:
+                raise UnavailableError(f"another process listens at {self.source.address} now")
+        except BaseException:
+            segment.close()
+            raise
+        return segment
 
     def has(self, piece: int) -> bool:
         """Return whether it had the piece when it was looked at last."""
@@ -80,20 +83,31 @@ class Peer:
             UnavailableError, TimeoutError_, InvalidArgumentError: It is gone.
         """
         now_s = time.monotonic()
-        with self._opening:
-            if self.source.is_whole or now_s - self._looked_s < MAP_INTERVAL_S:
-                return
-            self._looked_s = now_s
+        if self.source.is_whole or now_s - self._looked_s < MAP_INTERVAL_S:
+            return
+        self._looked_s = now_s  # Two threads that look at the same time do no harm.
         pieces = np.zeros_like(self._pieces)
         self.open(timeout_ms).read(
             pieces, self.source.map_address, timeout_ms=max(1, min(timeout_ms, MAP_TIMEOUT_MS))
         )
         self._pieces = pieces
 
-    def close(self) -> None:
-        """Close the connection for good: what moves over it fails. Blocks until nothing does."""
-        with self._opening:
-            self._is_closed = True
-            if self._segment is not None:
-                self._segment.close()
-                self._segment = None
+    def close(self) -> bool:
+        """Close the connection for good: what moves over it fails. Blocks until nothing does.
+
+        Returns:
+            False: somebody is connecting, and closes it as soon as that is over.
+        """
+        self._is_closed = True
+        if not self._opening.acquire(blocking=False):
+            return False
+        try:
+            self._hang_up()
+        finally:
+            self._opening.release()
+        return True
+
+    def _hang_up(self) -> None:
+        segment, self._segment = self._segment, None
+        if segment is not None:
+            segment.close()

@@ -2,7 +2,8 @@
 
 Two entries for each source, both under the lease of its process:
 
-    .../source/NAME/GENERATION/ID    who it is, where its memory is: `Source`, as signed JSON
+    .../source/NAME/GENERATION/wID   who it is, where its memory is: `Source`, as signed JSON
+                                     (w: 1 if it has all pieces, 0 if some)
     .../pieces/NAME/GENERATION/ID    sizes and checksums of the pieces: `Description`, as JSON
 
 The first is signed with the secret that the engines share and names the digest of the second, so

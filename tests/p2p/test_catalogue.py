@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mooncake_hicache import CorruptError, Error, InvalidArgumentError, UnsupportedError
 from mooncake_hicache.metadata.etcd_calls import EtcdCalls
 from mooncake_hicache.p2p import P2PStore
+from mooncake_hicache.p2p.catalogue import SOURCES_MAX, Catalogue
 from mooncake_hicache.p2p.keys import Keys
 from mooncake_hicache.p2p.records import (
     DESCRIPTION_SIZE_MAX,
@@ -34,7 +35,7 @@ from tests.metadata.servers import Etcd
 from tests.p2p.peer import content_of
 
 KEY = signing_key("secret")
-PATH = "mooncake-hicache/p2p/default/source/w/0000000000000007/00000000000000aa"
+PATH = "mooncake-hicache/p2p/default/source/w/0000000000000007/1aaaaaaaaaaaaaaaa"
 SOURCE = Source("w", 7, "0" * 64, 30, "10.0.0.1:15001", 9, ((64, 10), (128, 20)), 0, "me", "a" * 16)
 DESCRIPTION = Description(10_000, 4096, np.array([1, 2**64 - 1, 3], np.uint64))
 
@@ -204,7 +205,7 @@ def test_an_entry_moved_to_another_name_or_generation_is_none(etcd: Etcd) -> Non
         ((value, found),) = calls.call(
             lambda client: client.get(start.encode(), metadata=True, range_end=end)
         )
-        identity = bytes(found["key"]).decode().rpartition("/")[2]
+        identity = bytes(found["key"]).decode().rpartition("/")[2][1:]
         put(etcd, keys.source("moved", generation, identity), value)
         put(etcd, keys.source("real", generation + 1, identity), value)
         with pytest.raises(CorruptError, match="signed with another secret"):
@@ -241,6 +242,29 @@ def test_who_has_another_secret_gets_nothing(etcd: Etcd) -> None:
         # One who could forge the entry still does not get in.
         with pytest.raises(Error, match="secret"):
             stranger.engine.open(store.engine.address)
+
+
+def test_whole_sources_are_seen_behind_any_number_of_others(etcd: Etcd) -> None:
+    """Of a large cluster a reader looks at a part: those that have all of it come first."""
+    key = signing_key("many")
+    calls = EtcdCalls(etcd.where.partition("://")[2])
+    catalogue = Catalogue(calls, key)
+    content = encode_description(DESCRIPTION)[1]
+    whole = dataclasses.replace(
+        SOURCE, name="crowd", content=content, size_bytes=10_000, spans=((8, 10_000),)
+    )
+    assert catalogue.publish(dataclasses.replace(whole, id="0" * 16), DESCRIPTION)
+    keys = Keys("default")
+    for number in range(SOURCES_MAX + 10):
+        one = dataclasses.replace(whole, id=f"{2**63 + number:016x}", map_address=8)
+        path = keys.source("crowd", 7, one.id, is_whole=False)
+        value = encode_source(one, path, key)
+        calls.call(lambda client, path=path, value=value: client.put(path.encode(), value))
+    found = catalogue.read("crowd")
+    assert len(found.sources) == SOURCES_MAX
+    assert found.sources[0].is_whole
+    assert len(catalogue.list("crowd")[0]) == SOURCES_MAX + 11
+    catalogue.close()
 
 
 def test_clusters_do_not_see_each_other(etcd: Etcd) -> None:

@@ -94,6 +94,16 @@ def test_a_source_that_hangs_is_left_out(etcd: Etcd) -> None:
         assert np.array_equal(replica.array, content_of(3, SIZE))
 
 
+def test_a_source_that_does_not_answer_is_not_waited_for(etcd: Etcd) -> None:
+    with Peer(etcd.where) as silent, Peer(etcd.where) as source, P2PStore(etcd.where) as reader:
+        silent.register("silent", 20, MiB)
+        source.register("silent", 20, MiB)
+        silent.signal(signal.SIGSTOP)
+        began = time.monotonic()
+        assert reader.get_replica("silent").bytes_by_source == {source.address: MiB}
+        assert time.monotonic() - began < 4, "it was waited for until its connection failed"
+
+
 def test_the_deadline_ends_a_fetch_that_hangs(etcd: Etcd) -> None:
     with Peer(etcd.where) as source, P2PStore(etcd.where, transports="tcp") as reader:
         source.register("slow", 4, SIZE, piece_size=PIECE)
