@@ -237,6 +237,9 @@ class Catalogue:
             if is_done:
                 self._leaving.discard(paths)
                 self._published[source.id] = published
+            else:
+                # Perhaps because of ourselves: it was done, and tried again for want of an answer.
+                self._leaving.add(paths)
             return is_done
 
     def withdraw(self, identity: str) -> None:

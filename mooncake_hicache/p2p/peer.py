@@ -100,7 +100,10 @@ class Peer:
         """
         self._is_closed = True
         if not self._opening.acquire(blocking=False):
-            return False
+            # Who connects looks whether it was closed after it has set the segment.
+            if self._segment is None:
+                return False
+            self._opening.acquire()
         try:
             self._hang_up()
         finally:

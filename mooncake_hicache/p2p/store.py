@@ -247,7 +247,8 @@ class P2PStore:
                 memory.
             share: Be a source, of pieces while they arrive and of all of it afterwards.
             generation: Only this one, which `describe` and `register` tell. None: the newest.
-            timeout_ms: Milliseconds; by default 30 s and 10 s per GB.
+            timeout_ms: Milliseconds; by default 30 s and 10 s per GB. An etcd that hangs may add a
+                few seconds, in which no byte moves.
             piece_timeout_ms: A source that does not deliver a piece within this is left out; by
                 default 5 s and 0.1 s per MB of the piece.
             progress: Called by this thread with the bytes that are there, and those of all. What it
