@@ -122,7 +122,7 @@ class Fetch:
                     told = done
                 if self._failure is not None:
                     raise self._failure
-                if not self._todo and not self._moving:
+                if done == self._description.size_bytes:
                     return dict(self._given)
                 if done != moved:
                     moved, moved_s = done, now_s
@@ -143,11 +143,12 @@ class Fetch:
             new = [one for one in sources if self._is_worth_a_try(one)]
             living = sum(not peer.is_lost for peer in self._peers.values())
             random.shuffle(new)
+            room = max(0, PEERS_MAX - living)
             if not self._has_whole():
                 new.sort(key=lambda source: not source.is_whole)
-            elif living >= PEERS_MAX:
-                return
-            for source in new[: max(1, PEERS_MAX - living)]:
+                if new and new[0].is_whole:
+                    room = max(1, room)
+            for source in new[:room]:
                 before = self._peers.get(source.id)
                 peer = Peer(self._engine, source, len(self._pieces), before)
                 self._peers[source.id] = peer

@@ -135,6 +135,24 @@ def test_a_source_with_wrong_bytes_is_found_out(etcd: Etcd) -> None:
         assert reader.describe("lie").partial_count == 0
 
 
+def test_no_fetch_ends_with_a_piece_that_failed(etcd: Etcd) -> None:
+    """Whichever of the two is asked for the last piece, and however the threads meet."""
+    wrong, right = bytearray(content_of(21, 12_000)), content_of(21, 12_000)
+    with (
+        P2PStore(etcd.where, transports="tcp") as first,
+        P2PStore(etcd.where, transports="tcp") as second,
+        P2PStore(etcd.where, transports="tcp") as reader,
+    ):
+        first.register("rounds", wrong, piece_size=4096)
+        second.register("rounds", right, piece_size=4096)
+        wrong[5000] ^= 1
+        into = bytearray(len(right))
+        for _ in range(100):
+            into[:] = bytes(len(into))
+            reader.get_replica("rounds", into, share=False)
+            assert into == right.tobytes()
+
+
 def test_bytes_that_change_under_a_fetch_are_never_taken_for_right(etcd: Etcd) -> None:
     with Peer(etcd.where) as source, P2PStore(etcd.where, transports="tcp") as reader:
         source.register("changing", 6, LONG, piece_size=2 * PIECE)
