@@ -25,6 +25,7 @@ from mooncake_hicache.errors import (
     ClosedError,
     CorruptError,
     Error,
+    InternalError,
     TimeoutError_,
     UnavailableError,
 )
@@ -234,7 +235,7 @@ class Fetch:
                 peer.why_lost = peer.why_lost or str(error)
                 self._changed.notify_all()
         except Exception as error:  # noqa: BLE001 - raised by the thread that called.
-            self._fail(UnavailableError(f"a thread of the fetch failed: {error!r}"))
+            self._fail(InternalError(f"a thread of the fetch failed: {error!r}"))
 
     def _take(self, peer: Peer) -> int | None:
         """Wait for a piece that this source can give; None: there will be none."""

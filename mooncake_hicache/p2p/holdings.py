@@ -12,7 +12,6 @@ import numpy as np
 from mooncake_hicache.errors import (
     AlreadyExistsError,
     BusyError,
-    ClosedError,
     Error,
     InvalidArgumentError,
     NoSpaceError,
@@ -140,7 +139,7 @@ class Holdings:
                 holding.is_fetching = False
                 self.adopt(holding)
                 return True
-        except (TransientError, ClosedError) as error:
+        except Error as error:
             _log.warning("%s was fetched but is not shared: %s", holding.source.name, error)
         self.drop(holding)
         return False

@@ -264,6 +264,11 @@ class P2PStore:
         """
         self._check_open()
         layout = layout_of(into, writable=True) if into is not None else None
+        if layout is not None and share and len(layout.spans) > SPANS_MAX:
+            raise InvalidArgumentError(
+                f"{len(layout.spans)} buffers for {name}: at most {SPANS_MAX} can be shared; copy "
+                "small ones together, or say share=False"
+            )
         began_s = time.monotonic()
         limit_ms = None if timeout_ms is None else milliseconds("timeout_ms", timeout_ms)
         while True:

@@ -247,6 +247,12 @@ def test_arguments_are_checked(pair: tuple[P2PStore, P2PStore]) -> None:
         other.get_replica("n", bytearray(6))
     with pytest.raises(InvalidArgumentError, match="read-only"):
         other.get_replica("n", b"12345")
+    other.register("many", b"x" * 1025)
+    into = [bytearray(1) for _ in range(1025)]
+    with pytest.raises(InvalidArgumentError, match="share=False"):
+        one.get_replica("many", into)
+    one.get_replica("many", into, share=False)
+    assert b"".join(into) == b"x" * 1025
     shared = bytearray(5)
     with pytest.raises(InvalidArgumentError, match="overlap"):
         other.get_replica("n", [memoryview(shared)[:3], memoryview(shared)[2:4]])
