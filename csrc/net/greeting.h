@@ -47,7 +47,7 @@ Nonce random_nonce();
 
 struct Greeting {
   Purpose purpose;
-  /// The incarnation that the client wants to speak to; 0: any.
+  /// The incarnation that the client wants to speak to; 0, for kControl alone: any.
   uint64_t epoch;
 };
 

@@ -21,7 +21,7 @@ namespace hicache {
 namespace {
 
 constexpr size_t kNoticesMax = 4096;
-constexpr size_t kErrandThreadsMax = 16;
+constexpr size_t kErrandThreadsMax = 32;
 constexpr size_t kConnectionsMax = 4096;
 constexpr int kEventsMax = 64;
 constexpr uint64_t kMs = 1'000'000;
@@ -137,6 +137,13 @@ Status PeerEngine::run(const Options& options) {
   HICACHE_RETURN_IF_ERROR(set_topology(options.topology));
   const TlsContext::Files& tls = options.tls;
   if (!tls.certificate.empty() || !tls.key.empty() || !tls.authority.empty()) {
+    if (options.secret.key == secret_from_text("").key) {
+      return Status(Code::kInvalidArgument,
+                    "TLS without a secret: certificates guard the control connection, but the "
+                    "connections that carry payload are guarded by the secret alone, and with none "
+                    "everybody could read and write registered memory; set the option secret, or "
+                    "leave the TLS files out");
+    }
     Result<std::shared_ptr<TlsContext>> loaded = TlsContext::load(tls);
     if (!loaded.ok()) return loaded.status();
     context_.tls = std::move(loaded.value());

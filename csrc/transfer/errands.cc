@@ -1,13 +1,16 @@
 #include "transfer/errands.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace hicache {
 
-bool Errands::add(std::function<void()> errand) {
+bool Errands::add(const void* owner, Urgency urgency, std::function<void()> errand) {
   const std::lock_guard lock(mutex_);
   if (is_stopped_) return false;
-  if (idle_ <= waiting_.size() && threads_.size() < threads_max_) {
+  size_t waiting = 0;
+  for (const Queue& queue : waiting_) waiting += queue.size();
+  if (idle_ <= waiting && threads_.size() < threads_max_) {
     // Not std::thread, which throws: with a limit on threads those that there are do the work.
     const auto run = [](void* self) -> void* {
       static_cast<Errands*>(self)->work();
@@ -21,28 +24,61 @@ bool Errands::add(std::function<void()> errand) {
       return false;
     }
   }
-  waiting_.push_back(std::move(errand));
+  waiting_[static_cast<size_t>(urgency)].push_back({owner, urgency, std::move(errand)});
   wake_.notify_one();
   return true;
+}
+
+bool Errands::may_run(const Errand& errand) const {
+  if (errand.urgency == Urgency::kClosing) return true;
+  if (running_ + kForClosings >= threads_max_) return false;
+  const auto found = running_of_.find(errand.owner);
+  const size_t running = found == running_of_.end() ? 0 : found->second;
+  return running < (errand.urgency == Urgency::kProbe ? kProbesOfOneOwnerMax : kOfOneOwnerMax);
+}
+
+/// With the lock held. False: nothing may run now.
+bool Errands::take(Errand& errand) {
+  for (Queue& queue : waiting_) {
+    const auto found =
+        std::ranges::find_if(queue, [this](const Errand& one) { return may_run(one); });
+    if (found == queue.end()) continue;
+    errand = std::move(*found);
+    queue.erase(found);
+    if (errand.urgency == Urgency::kClosing) return true;
+    ++running_;
+    ++running_of_[errand.owner];
+    return true;
+  }
+  return false;
+}
+
+/// With the lock held. What may run now, this thread will take.
+void Errands::ended(const Errand& errand) {
+  if (errand.urgency == Urgency::kClosing) return;
+  --running_;
+  const auto found = running_of_.find(errand.owner);
+  if (--found->second == 0) running_of_.erase(found);
 }
 
 void Errands::work() {
   std::unique_lock lock(mutex_);
   for (;;) {
+    Errand errand;
     ++idle_;
-    wake_.wait(lock, [this] { return is_stopped_ || !waiting_.empty(); });
+    wake_.wait(lock, [&] { return is_stopped_ || take(errand); });
     --idle_;
     if (is_stopped_) return;
-    const std::function<void()> errand = std::move(waiting_.front());
-    waiting_.pop_front();
     lock.unlock();
-    errand();
+    errand.run();
+    errand.run = nullptr;  // What it holds may be destroyed by that: without the lock.
     lock.lock();
+    ended(errand);
   }
 }
 
 void Errands::stop() {
-  std::deque<std::function<void()>> dropped;
+  std::array<Queue, 3> dropped;
   std::vector<pthread_t> ending;
   {
     const std::lock_guard lock(mutex_);

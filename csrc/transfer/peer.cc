@@ -178,9 +178,9 @@ void Peer::close_path(OpenPath& open) const {
   std::call_once(open.close_once, [&] { open.path->close(); });
 }
 
-bool Peer::run_errand(std::function<void(Peer&)> errand) {
+bool Peer::run_errand(Errands::Urgency urgency, std::function<void(Peer&)> errand) {
   return context_.errands->add(
-      [self = shared_from_this(), errand = std::move(errand)] { errand(*self); });
+      this, urgency, [self = shared_from_this(), errand = std::move(errand)] { errand(*self); });
 }
 
 // ---- end
@@ -199,7 +199,9 @@ void Peer::lose(const Status& status) {
   control_.end();
   signal_done(done);
   for (OpenPath* open : paths) {
-    if (!run_errand([open](Peer& peer) { peer.close_path(*open); })) close_path(*open);
+    const bool is_begun =
+        run_errand(Errands::Urgency::kClosing, [open](Peer& peer) { peer.close_path(*open); });
+    if (!is_begun) close_path(*open);
   }
 }
 
@@ -228,7 +230,8 @@ uint64_t Peer::tick(uint64_t now_ns) {
     if (is_lost_) return next_ns;
     table_.expire(now_ns, last_failure_, done);
     while (const std::optional<RailIndex> rail = rails_.take_probe(now_ns)) {
-      const bool is_begun = run_errand([rail = *rail](Peer& peer) { peer.probe_rail(rail); });
+      const bool is_begun = run_errand(Errands::Urgency::kProbe,
+                                       [rail = *rail](Peer& peer) { peer.probe_rail(rail); });
       if (!is_begun) rails_.probe_ended(*rail, false, now_ns);
     }
     next_ns = std::min(rails_.next_probe_ns(), table_.next_deadline_ns());

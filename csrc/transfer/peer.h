@@ -139,7 +139,7 @@ class Peer final : public CompletionSink,
   Status lost_status() const;
   void close_path(OpenPath& open) const;
   /// False: no thread is to be had.
-  bool run_errand(std::function<void(Peer&)> errand);
+  bool run_errand(Errands::Urgency urgency, std::function<void(Peer&)> errand);
   void probe_rail(RailIndex rail);
 
   // peer_work.cc: batches

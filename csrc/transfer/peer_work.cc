@@ -88,7 +88,8 @@ Status Peer::resolve(std::span<const TransferRequest> requests, uint64_t deadlin
 /// With the lock held. True: what is parked now will be tried again, or fail.
 bool Peer::look_up_anew() {
   if (!is_looking_up_) {
-    is_looking_up_ = run_errand([](Peer& peer) { peer.refresh_parked(); });
+    is_looking_up_ =
+        run_errand(Errands::Urgency::kAwaited, [](Peer& peer) { peer.refresh_parked(); });
   }
   return is_looking_up_;
 }
@@ -199,7 +200,7 @@ Peer::Taken Peer::take_some(std::span<Op> ops) {
     if (now_ns == 0) now_ns = monotonic_ns();
     const RailChoice::Choice choice =
         rails_.choose(next->size, next->tier_min, next->avoid, table_.waiting_bytes(),
-                      distances_from(next->local_buffer));
+                      distances_from(next->local_buffer), next->without);
     if (choice.rail == kNoRail) {
       if (!choice.any_usable && count == 0) no_rail(*next, now_ns);
       break;
@@ -262,12 +263,12 @@ void Peer::give_back(std::span<const Op> ops, RailIndex rail, bool is_refusal) {
 /// No rail is there for what comes next, healthy or busy: tries worse transports, and waits for
 /// probes. With the lock held.
 void Peer::no_rail(const BatchTable::Next& next, uint64_t now_ns) {
-  bool may_come = rails_.has_tier(next.tier_min);
+  bool may_come = rails_.has_tier(next.tier_min, next.without);
   for (size_t i = next.tier_min; i < tiers_.size(); ++i) {
     Tier& tier = tiers_[i];
     may_come |= tier.is_opening;
     if (tier.has_paths || tier.is_opening || tier.next_try_ns > now_ns) continue;
-    tier.is_opening = run_errand([i](Peer& peer) {
+    tier.is_opening = run_errand(Errands::Urgency::kAwaited, [i](Peer& peer) {
       (void)peer.open_tier(i, monotonic_ns() + kSliceGraceNs);
       (void)peer.dispatch();
     });
@@ -322,6 +323,9 @@ BatchTable::Verdict Peer::judge(const BatchTable::Slice& slice, const Status& st
       // What the peer denies it may have registered anew since.
       is_stale_ = true;
       return !slice.was_parked && look_up_anew() ? Verdict::kPark : Verdict::kFail;
+    case Code::kNotFound:
+      last_failure_ = paths_[slice.rail].path->name() + ": " + status.message();
+      return Verdict::kRetryOtherRail;
     case Code::kUnsupported:
       last_failure_ = status.message();
       return Verdict::kRetryWorseTier;

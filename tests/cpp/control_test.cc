@@ -2,10 +2,13 @@
 #include "transfer/control.h"
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <atomic>
 #include <csignal>
+#include <ctime>
 #include <filesystem>
 #include <future>
 #include <optional>
@@ -256,6 +259,38 @@ TEST_F(ControlTest, ConnectionsAreBounded) {
   Result<std::unique_ptr<ControlClient>> third = connect();
   for (const Deadline deadline = soon(); !third.ok() && !deadline.expired();) third = connect();
   EXPECT_TRUE(third.ok()) << third.status().message();
+}
+
+TEST_F(ControlTest, WithoutDescriptorsItWaitsForSomeAndDoesNotSpin) {
+  serve();
+  const Fd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const auto cpu_ms = [] {
+    timespec used{};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+    return static_cast<uint64_t>(used.tv_sec) * 1000 +
+           static_cast<uint64_t>(used.tv_nsec) / 1'000'000;
+  };
+  rlimit limit{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const rlimit before = limit;
+  std::vector<Fd> held;
+  held.emplace_back(dup(socket.get()));
+  limit.rlim_cur = static_cast<rlim_t>(held.back().get()) + 20;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  while (held.back().valid()) held.emplace_back(dup(socket.get()));
+  sockaddr_in target{};
+  target.sin_family = AF_INET;
+  target.sin_port = htons(address_.port);
+  target.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const uint64_t start_ms = cpu_ms();
+  EXPECT_EQ(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&target), sizeof(target)), 0);
+  // It waits in the backlog, and nothing else happens.
+  EXPECT_FALSE(wait_closed(socket, 1000));
+  const uint64_t used_ms = cpu_ms() - start_ms;
+  held.clear();
+  EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_LT(used_ms, 300U);
+  EXPECT_TRUE(greet_server(socket, kSecret, {Purpose::kControl, kEpoch}, soon()).ok());
 }
 
 TEST_F(ControlTest, StoppingWhilePeersAskEndsInTime) {

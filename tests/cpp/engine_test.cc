@@ -264,6 +264,19 @@ TEST_F(EngineTest, StoppingInTheMiddleOfManyTransfersCompletesThemAll) {
   for (std::thread& thread : threads) thread.join();
 }
 
+TEST(Engine, TlsWithoutASecretIsRefused) {
+  auto options = options_of("");
+  options.tls = {"/no/such/certificate.pem", "/no/such/key.pem", "/no/such/authority.pem"};
+  std::vector<std::string> notices;
+  Status status = TransferEngine::start(options, notices).status();
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_NE(status.message().find("set the option secret"), std::string::npos) << status.message();
+  options.secret = secret_from_text("one");
+  status = TransferEngine::start(options, notices).status();
+  EXPECT_NE(status.message().find("certificate.pem"), std::string::npos) << status.message();
+  EXPECT_TRUE(TransferEngine::start(options_of(""), notices).ok()) << "without TLS it is a choice";
+}
+
 /// What a peer has registered anew since it was last asked, under the same addresses.
 class RegisteredAnewTest : public ::testing::TestWithParam<TransportKind> {
  protected:

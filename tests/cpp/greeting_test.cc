@@ -58,9 +58,9 @@ Outcome greet(const Secret& of_client, const Secret& of_server, Greeting greetin
 
 TEST(Greeting, BothWhoKnowTheSecretLearnWhatTheyNeed) {
   for (const uint64_t wanted : {uint64_t{0}, uint64_t{77}}) {
-    const Outcome outcome = greet(kSecret, kSecret, {Purpose::kTcpLane, wanted}, 77);
+    const Outcome outcome = greet(kSecret, kSecret, {Purpose::kControl, wanted}, 77);
     EXPECT_TRUE(outcome.is_over);
-    EXPECT_EQ(outcome.greeting.purpose, Purpose::kTcpLane);
+    EXPECT_EQ(outcome.greeting.purpose, Purpose::kControl);
     EXPECT_EQ(outcome.greeting.epoch, wanted);
     EXPECT_EQ(outcome.epoch, 77U);
   }
@@ -97,6 +97,16 @@ TEST(Greeting, AnotherIncarnationIsRefused) {
   EXPECT_EQ(outcome.server.code(), Code::kUnavailable);
   EXPECT_EQ(outcome.client.code(), Code::kUnavailable);
   EXPECT_NE(outcome.client.message().find("open it again"), std::string::npos);
+}
+
+TEST(Greeting, WhatMovesPayloadNamesTheIncarnationThatItIsFor) {
+  for (const Purpose purpose : {Purpose::kTcpLane, Purpose::kLocal}) {
+    EXPECT_TRUE(greet(kSecret, kSecret, {purpose, 77}, 77).is_over);
+    const Outcome outcome = greet(kSecret, kSecret, {purpose, 0}, 77);
+    EXPECT_EQ(outcome.server.code(), Code::kUnavailable);
+    EXPECT_EQ(outcome.client.code(), Code::kUnavailable);
+    EXPECT_FALSE(outcome.is_over);
+  }
 }
 
 TEST(Greeting, AnUnknownPurposeIsRefused) {

@@ -1,7 +1,8 @@
 // A way to one incarnation of a peer over TCP: spreads ops over its lanes, opens lanes again.
 //
 // What is small goes over one lane as long as little is under way there, so that many small ops
-// share system calls; what is large goes over all lanes at once.
+// share system calls; what is large goes over all lanes at once. A lane that breaks fails what is
+// on it and comes back with the next probe(); until then the others have its share.
 //
 // Threads: any; no method from inside a CompletionSink but submit().
 #pragma once
