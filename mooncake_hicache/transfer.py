@@ -38,6 +38,7 @@ from mooncake_hicache import _core
 from mooncake_hicache.arguments import milliseconds
 from mooncake_hicache.buffers import spans_of
 from mooncake_hicache.config import TransferOptions
+from mooncake_hicache.errors import TimeoutError_
 from mooncake_hicache.segment import Batch, Segment
 from mooncake_hicache.transfer_core import (
     Gone,
@@ -53,6 +54,9 @@ __all__ = ["Batch", "Notice", "Segment", "TransferEngine"]
 _log = logging.getLogger(__name__)
 
 _living: weakref.WeakSet[TransferEngine] = weakref.WeakSet()
+
+# Buffers of closed engines that a stopped process may still touch.
+_touched: list[dict[int, object]] = []
 
 
 class Notice(NamedTuple):
@@ -176,6 +180,8 @@ class TransferEngine:
 
         Raises:
             NotFoundError: It is not registered.
+            TimeoutError_: A process of this machine was stopped in the middle of touching it; the
+                message says which. The memory stays alive; try again once that process goes on.
         """
         address = address_of(buffer)
         self._core.unregister_memory(address)
@@ -197,6 +203,7 @@ class TransferEngine:
 
         Raises:
             NotFoundError: It does not begin where allocated memory begins.
+            TimeoutError_: As in `unregister`; the array stays.
         """
         self._core.free_memory(address_of(array))
 
@@ -246,12 +253,20 @@ class TransferEngine:
         """End everything: batches fail with `ClosedError`, peers see that this engine is gone.
 
         Blocks until no byte is in flight, for a second or so. May be called again.
+
+        A process of this machine that was stopped in the middle of reading or writing registered
+        memory may go on with that later: then a warning names it, and the buffers that `register`
+        took are kept alive as long as this process.
         """
         with self._close_lock:
             _living.discard(self)
             # Stopped first: whoever finds it gone may rely on nothing being in flight any more.
             if isinstance(self._core, _core.TransferEngine):
-                self._core.stop()
+                try:
+                    self._core.stop()
+                except TimeoutError_ as error:
+                    _log.warning("closing the transfer engine %s: %s", self._name, error)
+                    _touched.append(dict(self._registered))
             self._core = Gone("this transfer engine is closed")
             self._registered.clear()
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,9 +26,11 @@ from mooncake_hicache import (
     TransferEngine,
     UnavailableError,
 )
+from mooncake_hicache.config import TransferOptions
 from tests.transfer.peer import Peer, content_of, digest_of
 
 MiB = 1 << 20
+TLS_OPTIONS = ["tls_certificate", "tls_key", "tls_authority"]
 TRANSPORTS = ["tcp", "local,tcp"]
 
 
@@ -279,6 +282,44 @@ def test_a_closed_engine_says_so() -> None:
         batch.release()
         segment.close()
         memory[:] = 1  # Still there, though the engine has ended.
+
+
+@pytest.mark.parametrize("transports", ["tcp", "local"])
+def test_whoever_finds_an_engine_closed_has_no_byte_in_flight(transports: str) -> None:
+    size, requests = 64 * MiB, 64
+    step = size // requests
+    offsets = np.arange(requests, dtype=np.uint64) * np.uint64(step)
+    with Peer(transports, size) as peer:
+        for _ in range(8):
+            engine = TransferEngine(transports=transports)
+            segment = engine.open(peer.address)
+            here = np.full(size, 0xEE, np.uint8)
+            batch = segment.submit_read(
+                here.ctypes.data + offsets, peer.memory + offsets, [step] * requests, keep=here
+            )
+            closing = threading.Thread(target=engine.close)
+            closing.start()
+            while "closed" not in repr(engine):
+                pass
+            batch.release()
+            seen = here[::1024].copy()
+            closing.join()
+            with Peer("tcp"):  # Takes longer than what would still be on its way.
+                assert np.array_equal(here[::1024], seen), "bytes came after release()"
+
+
+def test_the_secret_is_shown_to_nobody() -> None:
+    options = TransferOptions(secret="hunter2hunter2", transports="tcp")
+    shown = [repr(options), str(options), repr(options.replaced(name="other"))]
+    with TransferEngine(options) as engine:
+        shown += [repr(engine), str(engine.stats()), repr(engine.options)]
+    assert not [text for text in shown if "hunter2" in text]
+
+
+def test_tls_without_a_secret_is_refused(tmp_path: Path) -> None:
+    files = {name: str(tmp_path / name) for name in TLS_OPTIONS}
+    with pytest.raises(InvalidArgumentError, match="set the option secret"):
+        TransferEngine(transports="tcp", secret="none", **files)
 
 
 def test_a_forked_child_is_told_to_start_its_own() -> None:
