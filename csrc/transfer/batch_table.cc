@@ -89,13 +89,13 @@ std::optional<BatchTable::Next> BatchTable::next() const {
   if (from->is_retry) {
     const Slice& slice = slices_[retries_[from->level].front()];
     const Request& request = batches_[slice.batch].requests[slice.request];
-    return Next{slice.size, slice.rail,         slice.tier_min,
+    return Next{slice.size, slice.rail,         slice.without,       slice.tier_min,
                 true,       deadline_of(slice), request.local_buffer};
   }
   const Batch& batch = batches_[uncut_[from->level].front()];
   const Request& request = batch.requests[batch.next_request];
   const uint64_t left = request.size - batch.next_offset;
-  return Next{left, kNoRail, 0, false, batch.deadline_ns, request.local_buffer};
+  return Next{left, kNoRail, {}, 0, false, batch.deadline_ns, request.local_buffer};
 }
 
 uint32_t BatchTable::cut(uint32_t batch_slot, uint64_t size_max) {
@@ -111,6 +111,7 @@ uint32_t BatchTable::cut(uint32_t batch_slot, uint64_t size_max) {
   slice.batch = batch_slot;
   slice.request = batch.next_request;
   slice.tries = 0;
+  slice.without.reset();
   slice.tier_min = 0;
   slice.was_parked = false;
   slice.offset = batch.next_offset;
@@ -208,6 +209,10 @@ BatchTable::Settled BatchTable::settle(uint64_t token, Verdict verdict, Status s
   Batch& batch = batches_[batch_slot];
   slice.in_flight = false;
   --batch.in_flight;
+  if (verdict == Verdict::kRetryOtherRail && slice.rail >= slice.without.size()) {
+    verdict = Verdict::kRetryWorseTier;
+  }
+  if (verdict == Verdict::kRetryOtherRail) --slice.tries;
   const bool may_retry =
       batch.status.ok() && now_ns < batch.deadline_ns &&
       (verdict == Verdict::kPark ? !slice.was_parked : slice.tries < limits_.tries_max);
@@ -221,10 +226,12 @@ BatchTable::Settled BatchTable::settle(uint64_t token, Verdict verdict, Status s
     slice.was_parked = true;
     slice.parked_at = ++parks_;
     slice.rail = kNoRail;  // It is not to blame.
+    slice.without.reset();
     ++batch.parked;
     parked_.push_back(slot);
   } else {
     if (verdict == Verdict::kRetryWorseTier) ++slice.tier_min;
+    if (verdict == Verdict::kRetryOtherRail) slice.without.set(slice.rail);
     wait_again(slot);
   }
   return settled(batch_slot);

@@ -67,6 +67,7 @@ class BatchTable {
   struct Next {
     uint64_t size;    // At most; take() may cut it, unless it is tried again.
     RailIndex avoid;  // Where it failed last.
+    RailSet without;  // That cannot reach what it names.
     uint8_t tier_min;
     bool is_retry;
     uint64_t deadline_ns;
@@ -79,6 +80,7 @@ class BatchTable {
     uint32_t request = 0;
     uint32_t tries = 0;
     RailIndex rail = kNoRail;
+    RailSet without;  // Rails that cannot reach what it names.
     uint8_t tier_min = 0;
     bool in_flight = false;
     bool was_parked = false;
@@ -88,9 +90,9 @@ class BatchTable {
     uint64_t started_ns = 0;
   };
 
-  /// What a completion means for the slice. kPark: to be tried again after unpark(); the second
-  /// time it is a failure.
-  enum class Verdict : uint8_t { kDone, kRetry, kRetryWorseTier, kPark, kFail };
+  /// What a completion means for the slice. kRetryOtherRail: this one will never do, which is no
+  /// try. kPark: to be tried again after unpark(); the second time it is a failure.
+  enum class Verdict : uint8_t { kDone, kRetry, kRetryOtherRail, kRetryWorseTier, kPark, kFail };
 
   struct Settled {
     BatchKey batch;

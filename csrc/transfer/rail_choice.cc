@@ -22,6 +22,10 @@ constexpr double kFixedGain = 0.125;
 constexpr double kNsPerByteMin = 1e-3;  // A terabyte per second.
 constexpr unsigned kCorruptMax = 3;
 
+bool has(const RailSet& rails, size_t index) {
+  return index < rails.size() && rails[index];
+}
+
 }  // namespace
 
 RailIndex RailChoice::add(PathCost cost, uint8_t tier, uint64_t slice_size_bytes) {
@@ -34,8 +38,11 @@ RailIndex RailChoice::add(PathCost cost, uint8_t tier, uint64_t slice_size_bytes
   return static_cast<RailIndex>(rails_.size() - 1);
 }
 
-bool RailChoice::has_tier(uint8_t tier_min) const {
-  return std::ranges::any_of(rails_, [&](const Rail& rail) { return rail.tier >= tier_min; });
+bool RailChoice::has_tier(uint8_t tier_min, const RailSet& without) const {
+  for (size_t i = 0; i < rails_.size(); ++i) {
+    if (rails_[i].tier >= tier_min && !has(without, i)) return true;
+  }
+  return false;
 }
 
 bool RailChoice::has_alternative(RailIndex index) const {
@@ -58,14 +65,17 @@ double RailChoice::estimate_ns(RailIndex index, uint64_t size) const {
 
 RailChoice::Choice RailChoice::choose(uint64_t size, uint8_t tier_min, RailIndex avoid,
                                       uint64_t waiting_bytes,
-                                      std::span<const double> extra_ns_per_byte) const {
-  if (rails_.size() == 1 && rails_[0].is_alive && rails_[0].tier >= tier_min) {
+                                      std::span<const double> extra_ns_per_byte,
+                                      const RailSet& without) const {
+  if (rails_.size() == 1 && rails_[0].is_alive && rails_[0].tier >= tier_min && !without[0]) {
     return {has_room(rails_[0]) ? RailIndex{0} : kNoRail, true};
   }
   unsigned tier = UINT8_MAX + 1U;
   size_t usable = 0;
-  for (const Rail& rail : rails_) {
-    if (!rail.is_alive || rail.tier < tier_min || rail.tier > tier) continue;
+  for (RailIndex i = 0; i < rails_.size(); ++i) {
+    const Rail& rail = rails_[i];
+    const bool is_worse = rail.tier > tier;
+    if (!rail.is_alive || rail.tier < tier_min || is_worse || has(without, i)) continue;
     usable = rail.tier == tier ? usable + 1 : 1;
     tier = rail.tier;
   }
@@ -73,7 +83,8 @@ RailChoice::Choice RailChoice::choose(uint64_t size, uint8_t tier_min, RailIndex
   double best_ns = 0;
   for (RailIndex i = 0; i < rails_.size(); ++i) {
     const Rail& rail = rails_[i];
-    if (!rail.is_alive || rail.tier != tier || (i == avoid && usable > 1)) continue;
+    if (!rail.is_alive || rail.tier != tier || has(without, i)) continue;
+    if (i == avoid && usable > 1) continue;
     // A rail without room serves this slice once everything that waits has been shared out: only
     // then is a slower one worse.
     double ns = estimate_ns(i, has_room(rail) ? size : std::max(size, waiting_bytes));

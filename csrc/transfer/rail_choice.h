@@ -13,6 +13,7 @@
 // Pure: time is an argument. Threads: one owner.
 #pragma once
 
+#include <bitset>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -24,6 +25,8 @@ namespace hicache {
 
 using RailIndex = uint16_t;
 inline constexpr RailIndex kNoRail = UINT16_MAX;
+/// Rails by index; those beyond its size are in none.
+using RailSet = std::bitset<128>;
 
 class RailChoice {
  public:
@@ -56,16 +59,17 @@ class RailChoice {
   RailIndex add(PathCost cost, uint8_t tier, uint64_t slice_size_bytes);
   size_t count() const { return rails_.size(); }
   const Rail& rail(RailIndex index) const { return rails_[index]; }
-  /// Whether any rail, healthy or not, is of this tier or a worse one.
-  bool has_tier(uint8_t tier_min) const;
+  /// Whether any rail but these, healthy or not, is of this tier or a worse one.
+  bool has_tier(uint8_t tier_min, const RailSet& without = {}) const;
   /// Whether another healthy rail of the same tier could take over from this one.
   bool has_alternative(RailIndex index) const;
 
-  /// For a slice of `size` bytes that may use tiers from `tier_min` on, and better not `avoid`.
-  /// `waiting_bytes`: what waits for a rail, this slice included. `extra_ns_per_byte`: what a byte
-  /// of this slice costs more on each rail (rail_distance.h); empty: nothing.
+  /// For a slice of `size` bytes that may use tiers from `tier_min` on, none of the rails
+  /// `without`, and better not `avoid`. `waiting_bytes`: what waits for a rail, this slice
+  /// included. `extra_ns_per_byte`: what a byte of this slice costs more on each rail
+  /// (rail_distance.h); empty: nothing.
   Choice choose(uint64_t size, uint8_t tier_min, RailIndex avoid, uint64_t waiting_bytes,
-                std::span<const double> extra_ns_per_byte = {}) const;
+                std::span<const double> extra_ns_per_byte = {}, const RailSet& without = {}) const;
 
   /// The time that a rail will need for what it holds, as it is estimated.
   double estimate_ns(RailIndex index, uint64_t size) const;

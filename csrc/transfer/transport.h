@@ -20,8 +20,10 @@
 //
 // Codes of completions: kOk · kTimeout (deadline) · kUnavailable (this path is down; another may
 // do) · kCorrupt (checksum; trying again may do) · kInvalidArgument (outside what the peer
-// registered; no path will do) · kUnsupported (not this memory by this transport; others may do) ·
-// kCancelled (close()) · kIo, kNoSpace (local trouble of this path).
+// registered; no path will do) · kNotFound (not this memory on this path; others of this transport
+// may do) · kUnsupported (not this memory by this transport; others may do) · kCancelled (close())
+// · kIo, kNoSpace (local trouble of this path). kNotFound and kUnsupported say nothing against the
+// path.
 //
 // Threads: everything may be called from any thread. CompletionSink is called from a thread of the
 // transport or from inside submit() and close(); without a lock of the transport held, so it may

@@ -104,6 +104,40 @@ TEST(BatchTable, ASliceIsTriedAgainAndThenFailsItsBatch) {
   EXPECT_EQ(table.state(key)->bytes_done, 0u);
 }
 
+TEST(BatchTable, RailsThatCannotReachASliceAreRememberedAndCostItNoTry) {
+  BatchTable table(kLimits);
+  const std::vector requests{request_of(1000, 200)};
+  const BatchKey key = table.add(requests, Priority::kUrgent, 99, 1).value();
+  for (RailIndex rail = 0; rail < 3 * kLimits.tries_max; ++rail) {
+    for (RailIndex other = 0; other < 200; ++other) {
+      EXPECT_EQ(other < table.next()->without.size() && table.next()->without[other], other < rail);
+    }
+    Op op{};
+    table.take(rail, 100, 5, op);
+    EXPECT_EQ(op.local_address, 1000U);
+    EXPECT_FALSE(
+        table.settle(op.token, Verdict::kRetryOtherRail, Status(Code::kNotFound, "no key"), 5)
+            .is_done);
+    EXPECT_EQ(table.next()->tier_min, 0);
+  }
+  const Op first = take(table, 100, 5);
+  EXPECT_TRUE(table.next()->without.none()) << "of the next slice nothing is known";
+  (void)table.settle(first.token, Verdict::kDone, Status(), 5);
+  (void)table.settle(take(table, 100, 5).token, Verdict::kDone, Status(), 5);
+  EXPECT_TRUE(table.state(key)->is_done && table.state(key)->status.ok());
+}
+
+TEST(BatchTable, ARailTooManyToBeRememberedStandsForItsWholeTier) {
+  BatchTable table(kLimits);
+  const std::vector requests{request_of(1000, 100)};
+  ASSERT_TRUE(table.add(requests, Priority::kUrgent, 99, 1).ok());
+  Op op{};
+  table.take(static_cast<RailIndex>(RailSet().size()), 100, 5, op);
+  (void)table.settle(op.token, Verdict::kRetryOtherRail, Status(Code::kNotFound, "no key"), 5);
+  EXPECT_EQ(table.next()->tier_min, 1);
+  EXPECT_TRUE(table.next()->without.none());
+}
+
 TEST(BatchTable, ASliceThatFailsAfterTheDeadlineIsNotTriedAgain) {
   BatchTable table(kLimits);
   const std::vector requests{request_of(1000, 100)};

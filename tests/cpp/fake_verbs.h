@@ -35,6 +35,8 @@ class FakeVerbs final : public Verbs {
     /// Registering fails on the device of that index.
     std::atomic<int> register_fails_on{-1};
     std::atomic<int> register_errno{ENOMEM};
+    /// Making a completion queue that tells of completions fails on the device of that index.
+    std::atomic<int> create_queue_fails_on{-1};
     std::atomic<int> create_pair_errno{0};
     std::atomic<uint32_t> inline_max{256};
     /// The status of the next completion of a request that moves bytes.
@@ -94,6 +96,11 @@ class FakeVerbs final : public Verbs {
   uint64_t signalled_count() const { return signalled_; }
   uint64_t posted_count() const { return posted_; }
   uint64_t inlined_count() const { return inlined_; }
+  /// Bytes that requests of the device of that index have moved.
+  uint64_t moved_bytes(int device) const {
+    const std::lock_guard lock(mutex_);
+    return devices_[static_cast<size_t>(device)]->moved_bytes;
+  }
 
   // ---- devices
 
@@ -231,6 +238,10 @@ class FakeVerbs final : public Verbs {
   }
   ibv_cq* create_cq(ibv_context* context, int entries, void* cq_context,
                     ibv_comp_channel* channel) const override {
+    if (channel != nullptr && device_of(context).index == faults.create_queue_fails_on) {
+      errno = ENOMEM;
+      return nullptr;
+    }
     auto queue = std::make_unique<Queue>();
     queue->context = context;
     queue->cq_context = cq_context;
@@ -379,6 +390,7 @@ class FakeVerbs final : public Verbs {
     std::string name;
     int index = 0;
     bool is_up = true;
+    uint64_t moved_bytes = 0;
     std::vector<Context*> contexts;
   };
   struct Queue : ibv_cq {
@@ -467,6 +479,7 @@ class FakeVerbs final : public Verbs {
     void* remote_bytes = reinterpret_cast<void*>(remote);
     if (writes) std::memcpy(remote_bytes, local_bytes, size);
     if (!writes) std::memcpy(local_bytes, remote_bytes, size);
+    device_of(pair.context).moved_bytes += size;
     return IBV_WC_SUCCESS;
   }
 

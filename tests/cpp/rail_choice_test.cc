@@ -112,6 +112,27 @@ TEST(RailChoice, OnlyTheBestTierThatWorksIsUsed) {
   EXPECT_FALSE(rails.choose(kMiB, 0, kNoRail, kMiB).any_usable);
 }
 
+TEST(RailChoice, ASliceNeverGoesToARailThatCannotReachIt) {
+  RailChoice rails;
+  rails.add(kFast, 0, kMiB);
+  const auto choose_without = [&](const RailSet& without) {
+    return rails.choose(kMiB, 0, kNoRail, kMiB, {}, without);
+  };
+  EXPECT_FALSE(choose_without(1).any_usable) << "the only one";
+  EXPECT_FALSE(rails.has_tier(0, 1)) << "waiting for it is of no use";
+  rails.add(kSlow, 0, kMiB);
+  rails.add(kFast, 1, kMiB);
+  EXPECT_EQ(choose_without(0b001).rail, 1);
+  EXPECT_EQ(choose_without(0b010).rail, 0);
+  EXPECT_EQ(choose_without(0b011).rail, 2) << "none of the better tier can";
+  EXPECT_FALSE(choose_without(0b111).any_usable);
+  EXPECT_TRUE(rails.has_tier(1, 0b011));
+  EXPECT_FALSE(rails.has_tier(0, 0b111));
+  rails.fail(1, 0);
+  EXPECT_EQ(choose_without(0b001).rail, 2) << "the other one of that tier is down";
+  EXPECT_TRUE(rails.has_tier(0, 0b001));
+}
+
 TEST(RailChoice, ASliceAvoidsTheRailOnWhichItFailedIfThereIsAnother) {
   RailChoice rails;
   rails.add(kFast, 0, kMiB);

@@ -295,6 +295,19 @@ TEST_F(RdmaFaults, QueuePairsThatCannotBeMadeAreToldWithTheLimit) {
   expect_works();
 }
 
+TEST_F(RdmaFaults, ARailThatCannotBePreparedIsToldWithItsReason) {
+  start();
+  Client other(*rig_);
+  fabric_.faults.create_queue_fails_on = 0;
+  const Status opened = other.open(segment_);
+  EXPECT_EQ(opened.code(), Code::kNoSpace);
+  for (const char* part : {"fake0", "ibv_create_cq", "Cannot allocate memory", "ulimit -l"}) {
+    EXPECT_NE(opened.message().find(part), std::string::npos) << opened.message();
+  }
+  fabric_.faults.create_queue_fails_on = -1;
+  EXPECT_TRUE(other.open(segment_).ok());
+}
+
 TEST_F(RdmaFaults, BuffersThatAreLongerThanTheDeviceTakesAreCut) {
   fabric_.faults.region_size_max = 5 * kMiB + 4096;
   start();

@@ -246,7 +246,7 @@ Result<MemoryKeys::Local> MemoryKeys::use(BufferId id, size_t rail, uint64_t add
                                               " bytes leaves its registered buffer");
   }
   const Registration::OnRail& on_rail = *found->second->rails[rail];
-  if (on_rail.is_refused) return Status(Code::kIo, on_rail.refusal.message());
+  if (on_rail.is_refused) return Status(Code::kNotFound, on_rail.refusal.message());
   return Local{on_rail.local, Pin(found->second)};
 }
 

@@ -60,7 +60,7 @@ class MemoryKeys {
     Pin pin;
   };
   /// For a range on a rail. kInvalidArgument: it is not inside that buffer. kUnsupported: there is
-  /// no such buffer, or no rail has it. kIo: the rail has refused to register it.
+  /// no such buffer, or no rail has it. kNotFound: the rail has refused to register it.
   Result<Local> use(BufferId id, size_t rail, uint64_t address, uint64_t size) const;
 
   size_t count() const;

@@ -43,8 +43,8 @@ Result<KeyedRange> PeerKeys::find(BufferId id, size_t rail, uint64_t address, ui
   if (writes && !entry.remote_write) return refused("is registered for reading only");
   const auto keys = entry.rails.find(rail);
   if (keys == entry.rails.end()) {
-    return Status(Code::kIo, "RDMA: the peer could not register its buffer at " +
-                                 std::to_string(entry.address) + " with this rail");
+    return Status(Code::kNotFound, "RDMA: the peer could not register its buffer at " +
+                                       std::to_string(entry.address) + " with this rail");
   }
   return keys->second;
 }

@@ -21,7 +21,8 @@ class PeerKeys {
   explicit PeerKeys(const SegmentDescriptor& peer);
 
   /// For a range on one of the peer's rails. kInvalidArgument: the peer has not registered it, or
-  /// allows no writing. kIo: not with that rail. kUnsupported: with none (memory of a GPU, say).
+  /// allows no writing. kNotFound: not with that rail. kUnsupported: with none (memory of a GPU,
+  /// say).
   Result<KeyedRange> find(BufferId id, size_t rail, uint64_t address, uint64_t size,
                           bool writes) const;
 
