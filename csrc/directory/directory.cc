@@ -29,8 +29,7 @@ Code Directory::admit(uint64_t epoch) {
     epoch_ = epoch + 1;
     return Code::kOk;
   }
-  lead(0);
-  effects_.push_back({.kind = EffectKind::kStoodDown, .address = {}});
+  effects_.push_back({.kind = EffectKind::kHeardOfNewer, .epoch = epoch, .address = {}});
   return Code::kNotLeader;
 }
 
@@ -204,6 +203,7 @@ std::vector<std::pair<std::string, uint64_t>> Directory::stats() const {
           {"lost_batches", counts_.lost_batches},
           {"announcements", counts_.announcements},
           {"suspicions", counts_.suspicions},
+          {"probes", counts_.probes},
           {"expiries", counts_.expiries}};
 }
 

@@ -39,8 +39,9 @@ class Directory {
     uint64_t silence_max_ms;         // Without a heartbeat: as if the connection were lost.
     uint64_t probe_interval_ms;      // From one good probe to the next.
     uint64_t probe_timeout_ms;
-    /// Epochs come from an election: a newer one means that another leads, and this one stands
-    /// down. Else it is the only leader, and takes an epoch above what it hears.
+    /// Epochs come from an election: who has heard of a newer one is told kNotLeader, and whoever
+    /// hosts this looks whether it still leads. Else it is the only leader, and takes an epoch
+    /// above what it hears.
     bool is_elected;
   };
 
@@ -48,7 +49,7 @@ class Directory {
     kProbe,         // Greet `address`, wanting `incarnation`; tell probe_result().
     kCloseSession,  // Its node has another connection, or is silent.
     kSendOrders,    // Send orders_of(node) to `session`.
-    kStoodDown,     // Another leader was heard of.
+    kHeardOfNewer,  // Another may lead, with `epoch`.
   };
   struct Effect {
     EffectKind kind;
@@ -56,6 +57,7 @@ class Directory {
     SessionId session = 0;
     uint64_t probe = 0;
     uint64_t incarnation = 0;
+    uint64_t epoch = 0;
     std::string address;
   };
 
@@ -125,6 +127,7 @@ class Directory {
     uint64_t lost_batches = 0;  // Gaps that were noticed.
     uint64_t announcements = 0;
     uint64_t suspicions = 0;
+    uint64_t probes = 0;
     uint64_t expiries = 0;
   };
 

@@ -148,6 +148,7 @@ void Directory::lose(NodeIndex node, uint64_t now_ms) {
 void Directory::start_probe(NodeIndex node, uint64_t now_ms) {
   Row& row = rows_[node];
   row.probe = ++last_probe_;
+  ++counts_.probes;
   row.is_probing = true;
   row.due_ms = now_ms + options_.probe_timeout_ms;
   effects_.push_back({.kind = EffectKind::kProbe,

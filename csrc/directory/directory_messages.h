@@ -1,8 +1,8 @@
 // The directory's messages on the wire: codecs of directory_types.h.
 //
-// A request is a frame (net/frame.h) with its op; the reply has the same request id and the op with
-// kDirectoryReplyBit. A payload that does not decode exactly is hostile: the connection is closed.
-// Orders also come unasked, as the reply of a heartbeat with request id 0.
+// A request is a frame (frame_pipe.h) with its op; the reply has the same request id and the op
+// with kDirectoryReplyBit. A payload that does not decode exactly is hostile: the connection is
+// closed. Orders also come unasked, as the reply of a heartbeat with request id 0.
 //
 // Pure but for its home beside the sockets. Threads: any.
 #pragma once
@@ -30,6 +30,8 @@ inline constexpr uint16_t kDirectoryReplyBit = 0x8000;
 
 /// The largest request: a full batch. What is larger is not waited for.
 inline constexpr size_t kDirectoryRequestSizeMax = 1 * kMiB;
+/// The largest reply: all members, with the longest names.
+inline constexpr size_t kDirectoryReplySizeMax = 15 * kMiB;
 
 constexpr DirectoryOp op_of(const JoinRequest&) {
   return DirectoryOp::kJoin;

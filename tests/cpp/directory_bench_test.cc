@@ -5,9 +5,10 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <semaphore>
 
 #include "directory/directory.h"
-#include "directory_rig.h"
+#include "directory_net_rig.h"
 
 namespace hicache {
 namespace {
@@ -118,6 +119,59 @@ TEST(DirectoryBench, APageCostsAtMost128Bytes) {
 
 TEST(DirectoryBench, DISABLED_TenMillionPages) {
   measure(10'000'000);
+}
+
+/// Look-ups over loopback, `window` at a time; server and client share the machine's cores.
+double keys_per_s_over_loopback(DirectoryClient& client, const std::vector<LocateRequest>& requests,
+                                size_t window) {
+  std::counting_semaphore<> free(static_cast<ptrdiff_t>(window));
+  const uint64_t start = monotonic_ns();
+  for (const LocateRequest& request : requests) {
+    free.acquire();
+    client.ask<LocateReply>(request, soon(), [&](const Result<LocateReply>& reply) {
+      EXPECT_TRUE(reply.ok() && reply.value().counts.size() == kBatch) << reply.status().message();
+      free.release();
+    });
+  }
+  for (size_t i = 0; i < window; ++i) free.acquire();
+  return static_cast<double>(requests.size() * kBatch) / seconds_since(start);
+}
+
+TEST(DirectoryBench, DISABLED_OverLoopback) {
+  HICACHE_TRACE_SEED();
+  constexpr uint64_t kPages = 10'000'000;
+  auto server = start_server(server_options());
+  NetNode node(server->port(), member_of("a"), client_options({server->port()}));
+  node.join();
+  node.send(BatchKind::kBegin);
+  std::vector<std::vector<PageChange>> batches;
+  for (uint64_t n = 0; n < kPages; ++n) {
+    if (n % kChangesMax == 0) batches.emplace_back();
+    batches.back().push_back(change_of(fast_key(n)));
+  }
+  constexpr ptrdiff_t kWindow = 8;
+  std::counting_semaphore<> free(kWindow);
+  const uint64_t start = monotonic_ns();
+  for (std::vector<PageChange>& changes : batches) {
+    free.acquire();
+    node.bulk().ask<BatchReply>(node.batch(BatchKind::kChanges, std::move(changes)), soon(),
+                                [&](const Result<BatchReply>& reply) {
+                                  EXPECT_TRUE(reply.ok()) << reply.status().message();
+                                  free.release();
+                                });
+  }
+  for (ptrdiff_t i = 0; i < kWindow; ++i) free.acquire();
+  node.send(BatchKind::kEnd);
+  std::printf("%llu pages announced over loopback in %.2f s\n",
+              static_cast<unsigned long long>(kPages), seconds_since(start));
+  const std::vector<LocateRequest> requests = requests_of(kPages, 20'000);
+  for (const size_t window : {1U, 4U, 16U, 64U}) {
+    double best = 0;
+    for (int round = 0; round < 3; ++round) {
+      best = std::max(best, keys_per_s_over_loopback(node.bulk(), requests, window));
+    }
+    std::printf("%zu look-ups of %zu keys at a time: %.2f M keys/s\n", window, kBatch, best * 1e-6);
+  }
 }
 
 }  // namespace

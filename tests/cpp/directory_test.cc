@@ -401,14 +401,14 @@ TEST_F(DirectoryTest, WhoDoesNotLeadAnswersNobody) {
   EXPECT_EQ(holders(directory_, 0), Nodes{}) << "a new leader begins with nothing";
 }
 
-TEST_F(DirectoryTest, AnElectedLeaderStandsDownWhenItHearsOfAnother) {
-  live_node("a", 1, changes_of(0, 1));
+TEST_F(DirectoryTest, AnElectedLeaderRefusesWhoHasHeardOfAnother) {
+  ScriptedNode a = live_node("a", 1, changes_of(0, 1));
   LocateReply reply;
   directory_.apply(LocateRequest{kEpochOne + 1, kSpaceA, false, 1, {key_of(0)}}, reply);
   EXPECT_EQ(reply.head.code, Code::kNotLeader);
   EXPECT_TRUE(reply.counts.empty());
-  effect(EffectKind::kStoodDown);
-  EXPECT_EQ(locate(directory_, {key_of(0)}).head.code, Code::kNotLeader);
+  EXPECT_EQ(effect(EffectKind::kHeardOfNewer).epoch, kEpochOne + 1);
+  EXPECT_EQ(holders(directory_, 0), Nodes{a.index()}) << "one word does not depose it";
 }
 
 TEST_F(DirectoryTest, TheOnlyLeaderGoesAboveWhatItHears) {
