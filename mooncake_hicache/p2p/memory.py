@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import ctypes
 import itertools
+import logging
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import xxhash
 
 from mooncake_hicache.buffers import spans_of
-from mooncake_hicache.errors import ClosedError, Error, InvalidArgumentError
+from mooncake_hicache.errors import ClosedError, Error, InvalidArgumentError, TimeoutError_
 from mooncake_hicache.machine import cpu_count
 from mooncake_hicache.transfer import TransferEngine
 
@@ -28,6 +28,8 @@ __all__ = [
     "overlay",
     "piece_checksums",
 ]
+
+_log = logging.getLogger(__name__)
 
 Span = tuple[int, int]
 """Address and size."""
@@ -169,6 +171,9 @@ class ReadableMemory:
         self._engine = engine
         self._lock = threading.Lock()
         self._counts: dict[Span, int] = {}
+        # What could not be unregistered because a stopped process is in the middle of reading it,
+        # with what keeps it in place: registered still.
+        self._stuck: dict[Span, object] = {}
 
     def hold(self, layout: Layout) -> None:
         """Let peers read it, until `release`. Blocks while it is pinned, where there is RDMA.
@@ -181,23 +186,32 @@ class ReadableMemory:
             held: list[Span] = []
             try:
                 for span in layout.spans:
-                    if self._counts.get(span, 0) == 0:
+                    if self._counts.get(span, 0) == 0 and self._stuck.pop(span, None) is None:
                         self._engine.register_memory(*span, writable=False)
                     self._counts[span] = self._counts.get(span, 0) + 1
                     held.append(span)
             except Error:
-                self._let_go(held)
+                self._let_go(held, layout)
                 raise
 
     def release(self, layout: Layout) -> None:
-        """End that. Once this returns no peer reads what nobody else holds."""
-        with self._lock:
-            self._let_go(layout.spans)
+        """End that. Once this returns no peer begins to read what nobody else holds.
 
-    def _let_go(self, spans: Iterable[Span]) -> None:
+        Nor does any go on, but for a process of this machine that is stopped in the middle of it:
+        then a warning names it, and the memory is kept.
+        """
+        with self._lock:
+            self._let_go(layout.spans, layout)
+
+    def _let_go(self, spans: Iterable[Span], layout: Layout) -> None:
         for span in spans:
             self._counts[span] -= 1
             if self._counts[span] == 0:
                 del self._counts[span]
-                with contextlib.suppress(ClosedError):  # Closed: nobody reads anything.
+                try:
                     self._engine.unregister(span[0])
+                except TimeoutError_ as error:
+                    self._stuck[span] = layout
+                    _log.warning("memory of the P2P store stays readable: %s", error)
+                except ClosedError:
+                    pass  # Nobody reads anything.

@@ -301,10 +301,10 @@ def test_a_fetch_from_somebody_who_hangs_can_be_stopped(etcd: Etcd) -> None:
 
 def test_closing_the_store_ends_its_fetches(etcd: Etcd) -> None:
     with Peer(etcd.where) as source:
-        source.register("closed", 15, SIZE, piece_size=PIECE)
+        source.register("closed", 15, LONG, piece_size=2 * PIECE)
         reader = P2PStore(etcd.where, transports="tcp")
         with pytest.raises(ClosedError):
-            reader.get_replica("closed", progress=once(0.2, reader.close))
+            reader.get_replica("closed", progress=once(0.01, reader.close))
 
 
 def test_a_forked_child_leaves_its_parents_names_alone(etcd: Etcd) -> None:
