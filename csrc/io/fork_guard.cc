@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -19,9 +20,11 @@ std::atomic<uint32_t> forks{0};
 class Kept {
  public:
   static Kept& of_process() {
-    static Kept& kept = *new Kept();
-    return kept;
+    static Kept* const kept = std::make_unique<Kept>().release();
+    return *kept;
   }
+
+  Kept() { (void)pthread_atfork(before, after_in_parent, after_in_child); }
 
   std::mutex& mutex() { return mutex_; }
 
@@ -35,8 +38,6 @@ class Kept {
   }
 
  private:
-  Kept() { (void)pthread_atfork(before, after_in_parent, after_in_child); }
-
   static void before() { of_process().mutex_.lock(); }
   static void after_in_parent() { of_process().mutex_.unlock(); }
   static void after_in_child() {
