@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -317,7 +318,7 @@ def test_the_secret_is_shown_to_nobody() -> None:
 
 
 def test_tls_without_a_secret_is_refused(tmp_path: Path) -> None:
-    files = {name: str(tmp_path / name) for name in TLS_OPTIONS}
+    files: dict[str, Any] = {name: tmp_path / name for name in TLS_OPTIONS}
     with pytest.raises(InvalidArgumentError, match="set the option secret"):
         TransferEngine(transports="tcp", secret="none", **files)
 
