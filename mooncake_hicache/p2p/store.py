@@ -153,11 +153,7 @@ class P2PStore:
         """
         self._check_open()
         layout = layout_of(buffers, writable=False)
-        if len(layout.spans) > SPANS_MAX:
-            raise InvalidArgumentError(
-                f"{len(layout.spans)} buffers for {name}: at most {SPANS_MAX}; copy small ones "
-                "together"
-            )
+        _check_span_count(name, layout)
         usual_size = piece_size if piece_size is not None else piece_size_for(layout.size_bytes)
         sums = _Sums(layout)
         sums.check(usual_size)
@@ -264,11 +260,8 @@ class P2PStore:
         """
         self._check_open()
         layout = layout_of(into, writable=True) if into is not None else None
-        if layout is not None and share and len(layout.spans) > SPANS_MAX:
-            raise InvalidArgumentError(
-                f"{len(layout.spans)} buffers for {name}: at most {SPANS_MAX} can be shared; copy "
-                "small ones together, or say share=False"
-            )
+        if layout is not None and share:
+            _check_span_count(name, layout, ", or say share=False")
         began_s = time.monotonic()
         limit_ms = None if timeout_ms is None else milliseconds("timeout_ms", timeout_ms)
         while True:
@@ -444,6 +437,15 @@ def _memory_for(source: Source) -> npt.NDArray[np.uint8]:
         raise NoSpaceError(
             f"there is no memory for the {source.size_bytes} bytes of {source.name}"
         ) from None
+
+
+def _check_span_count(name: str, layout: Layout, otherwise: str = "") -> None:
+    count = len(layout.spans)
+    if count > SPANS_MAX:
+        raise InvalidArgumentError(
+            f"{count} buffers for {name}: at most {SPANS_MAX} can be shared; copy small ones "
+            f"together{otherwise}"
+        )
 
 
 def _already_there(source: Source) -> AlreadyExistsError:
