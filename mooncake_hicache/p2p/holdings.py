@@ -116,8 +116,11 @@ class Holdings:
             self.drop(one)  # Its bytes will not be those any more.
         return False
 
-    def offer(self, holding: Holding) -> None:
-        """Let others read what will arrive; if that is not possible, it is only fetched."""
+    def offer(self, holding: Holding, *, share: bool) -> None:
+        """Register memory for what will arrive, which RDMA needs, and let others read it.
+
+        If that is not possible, it is only fetched.
+        """
         try:
             self.memory.hold(holding.layout)
             try:
@@ -126,7 +129,7 @@ class Holdings:
                 self.memory.release(holding.layout)
                 raise
             holding.is_readable = True
-            if len(holding.description.checksums) >= PARTIAL_PIECES_MIN:
+            if share and len(holding.description.checksums) >= PARTIAL_PIECES_MIN:
                 self._catalogue.publish(holding.source, holding.description)
         except (AlreadyExistsError, NoSpaceError, TransientError) as error:
             _log.warning("%s is fetched but not shared: %s", holding.source.name, error)

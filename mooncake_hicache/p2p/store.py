@@ -199,6 +199,7 @@ class P2PStore:
     def unregister(self, name: str) -> None:
         """End being a source of a name. Once this returns nobody reads the memory any more.
 
+        (But for a process of this machine that was stopped while it read: a warning names it.)
         Who is reading it goes on at another source, or gets an error if there is none.
 
         Raises:
@@ -336,8 +337,7 @@ class P2PStore:
                 PIECE_TIMEOUT_MS + description.piece_size_bytes // PIECE_BYTES_PER_MS_MIN
             )
         try:
-            if share:
-                self._holdings.offer(holding)
+            self._holdings.offer(holding, share=share)
             fetch = Fetch(
                 self._engine,
                 description,
@@ -351,7 +351,9 @@ class P2PStore:
         except BaseException:
             self._holdings.drop(holding)
             raise
-        is_shared = self._holdings.settle(holding)
+        is_shared = share and self._holdings.settle(holding)
+        if not share:
+            self._holdings.drop(holding)
         return Replica(first.name, first.generation, first.size_bytes, array, is_shared, given)
 
     def _others(self, own: Source) -> Sequence[Source]:
