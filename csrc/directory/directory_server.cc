@@ -10,7 +10,7 @@
 namespace hicache {
 namespace {
 
-constexpr int kEventsMax = 64;
+constexpr size_t kEventsMin = 512;  // Strangers, and those who knock.
 /// Replies that wait for a client: with more, nothing is read from it.
 constexpr size_t kUnsentMax = 1 * kMiB;
 /// What one connection may send before it is another's turn: a few milliseconds of work.
@@ -56,7 +56,7 @@ Status DirectoryServer::run() {
   prober_ = std::make_unique<Prober>(
       options_.secret, options_.tls, options_.directory.probe_timeout_ms,
       [this](NodeIndex node, uint64_t probe, bool is_alive) {
-        post([=, this] { directory_.probe_result(node, probe, is_alive, monotonic_ms()); });
+        post([=, this] { directory_.probe_result(node, probe, is_alive, round_ms_); });
       });
   thread_ = std::thread([this] { serve(); });
   pthread_setname_np(thread_.native_handle(), "mh-directory");
@@ -125,13 +125,17 @@ std::vector<MemberView> DirectoryServer::members() {
 // ---------------------------------------------------------------- the thread
 
 void DirectoryServer::serve() {
-  epoll_event events[kEventsMax];
+  // All that are ready are heard before anybody is found silent: as of the time at which the round
+  // began, however long it takes.
+  std::vector<epoll_event> events(options_.connections_max + kEventsMin);
   while (!stopping_) {
-    const int ready = epoll_wait(epoll_.get(), events, kEventsMax, wait_ms());
+    const int ready =
+        epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), wait_ms());
+    round_ms_ = monotonic_ms();
     // Those that a turn did not finish go after those who come new.
     std::vector<int> unfinished = std::exchange(with_more_, {});
     for (int i = 0; i < ready; ++i) {
-      const int fd = events[i].data.fd;
+      const int fd = events[static_cast<size_t>(i)].data.fd;
       if (fd == wake_.get()) {
         wake_.clear();
       } else if (connections_.contains(fd)) {
@@ -173,15 +177,14 @@ void DirectoryServer::advance_core() {
     tasks.swap(tasks_);
   }
   for (const auto& task : tasks) task();
-  const uint64_t now_ms = monotonic_ms();
-  if (now_ms >= core_due_ms_ || !tasks.empty()) core_due_ms_ = directory_.advance(now_ms);
+  if (round_ms_ >= core_due_ms_ || !tasks.empty()) core_due_ms_ = directory_.advance(round_ms_);
   for (std::vector<Directory::Effect> effects = directory_.take_effects(); !effects.empty();
        effects = directory_.take_effects()) {
     for (const Directory::Effect& effect : effects) carry_out(effect);
     core_due_ms_ = 0;
   }
   epoch_ = directory_.epoch();
-  if (now_ms >= stalls_due_ms_) close_stalled(now_ms);
+  if (round_ms_ >= stalls_due_ms_) close_stalled();
 }
 
 void DirectoryServer::carry_out(const Directory::Effect& effect) {
@@ -205,15 +208,15 @@ void DirectoryServer::carry_out(const Directory::Effect& effect) {
   if (!send(connection)) forget(fd);
 }
 
-void DirectoryServer::close_stalled(uint64_t now_ms) {
+void DirectoryServer::close_stalled() {
   std::vector<int> stalled;
   for (const auto& [fd, connection] : connections_) {
     const uint64_t since_ms = connection.blocked_ms;
-    if (since_ms != 0 && now_ms >= since_ms + options_.stall_timeout_ms) stalled.push_back(fd);
+    if (since_ms != 0 && round_ms_ >= since_ms + options_.stall_timeout_ms) stalled.push_back(fd);
   }
   for (const int fd : stalled) forget(fd);
   stalled_count_ += stalled.size();
-  stalls_due_ms_ = now_ms + kStallCheckMs;
+  stalls_due_ms_ = round_ms_ + kStallCheckMs;
 }
 
 // ---------------------------------------------------------------- connections
@@ -284,7 +287,7 @@ bool DirectoryServer::send(Connection& connection) {
   if (!is_blocked) {
     connection.blocked_ms = 0;
   } else if (sent.value() != 0 || connection.blocked_ms == 0) {
-    connection.blocked_ms = monotonic_ms();
+    connection.blocked_ms = round_ms_;
   }
   const bool reads = connection.pipe.unsent_size() < kUnsentMax;
   epoll_event event{};
@@ -300,7 +303,7 @@ void DirectoryServer::forget(int fd) {
   const SessionId session = found->second.session;
   connections_.erase(found);
   by_session_.erase(session);
-  directory_.disconnected(session, monotonic_ms());
+  directory_.disconnected(session, round_ms_);
   reception_.guest_left();
 }
 
@@ -317,11 +320,9 @@ bool DirectoryServer::answer(Connection& connection, const FrameHeader& header, 
   ++request_count_;
   begin_frame(frame_);
   const auto plain = [this](const auto& request) { return directory_.apply(request); };
-  const auto timed = [this](const auto& request) {
-    return directory_.apply(request, monotonic_ms());
-  };
+  const auto timed = [this](const auto& request) { return directory_.apply(request, round_ms_); };
   const auto of_session = [&](const auto& request) {
-    return directory_.apply(request, connection.session, monotonic_ms());
+    return directory_.apply(request, connection.session, round_ms_);
   };
   bool is_sound = false;
   switch (static_cast<DirectoryOp>(header.op)) {

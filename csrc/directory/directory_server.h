@@ -87,7 +87,7 @@ class DirectoryServer {
   /// Calls what others posted, lets the core do what is due, carries out its effects.
   void advance_core();
   void carry_out(const Directory::Effect& effect);
-  void close_stalled(uint64_t now_ms);
+  void close_stalled();
   int wait_ms();
   /// Has the thread call `task`.
   void post(std::function<void()> task);
@@ -112,6 +112,7 @@ class DirectoryServer {
   std::unordered_map<SessionId, int> by_session_;
   std::vector<int> with_more_;
   SessionId last_session_ = 0;
+  uint64_t round_ms_ = 0;  // When this turn of the loop began: the core's time.
   uint64_t core_due_ms_ = 0;
   uint64_t stalls_due_ms_ = 0;
   std::vector<uint8_t> frame_;  // Scratch of a reply.
