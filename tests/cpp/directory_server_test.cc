@@ -292,14 +292,18 @@ TEST_F(DirectoryServerTest, WhoDoesNotReadIsNotReadFromAndClosedInTheEnd) {
   const std::vector<uint8_t> frame =
       request_frame(LocateRequest{0, kSpaceA, false, 8, keys_of(0, 1000)}, 1);
   // Each is answered with 9 KB: what was taken is at most what buffers hold.
-  uint64_t taken_size = 0;
-  while (taken_size < 512 * kMiB) {
-    if (!send_all(deaf, frame, Deadline::after_ms(100)).ok()) break;
-    taken_size += frame.size();
-  }
+  std::atomic<uint64_t> taken_size{0};
+  std::jthread asking([&] {
+    while (taken_size < 512 * kMiB && send_all(deaf, frame, soon()).ok()) {
+      taken_size += frame.size();
+    }
+  });
+  EXPECT_TRUE(eventually(20'000, [&] {
+    expect_found(a.bulk(), 0, 10);
+    return stat_of(*server_, "stalled") == 1;
+  }));
+  asking.join();
   EXPECT_LT(taken_size, 128 * kMiB);
-  expect_found(a.bulk(), 0, 10);
-  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*server_, "stalled") == 1; }));
   EXPECT_EQ(stat_of(*server_, "connections"), 2U);
 }
 
