@@ -250,7 +250,9 @@ class TransferEngine:
         """Prefer rails that are near to the memory they move; "": as measured."""
 
     def stop(self) -> None:
-        """End everything; block until no byte is in flight. May be called again."""
+        """
+        End everything; block until no byte is in flight. May be called again. A time-out says that a stopped process may still touch what is registered.
+        """
 
     def register_memory(self, address: int, size: int, location: str, remote_write: bool) -> None: ...
 
