@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <optional>
+#include <thread>
 
 #include "fake_verbs.h"
 #include "rdma_rig.h"
@@ -99,6 +101,64 @@ TEST(RdmaRegistration, ADeviceThatRefusesDoesNotLoseTheOthers) {
     EXPECT_NE(refused.status().message().find(part), std::string::npos)
         << refused.status().message();
   }
+}
+
+// ---- connecting
+
+/// Asks a transport of this process.
+class DirectControl : public ControlCalls {
+ public:
+  explicit DirectControl(Transport& peer) : peer_(peer) {}
+  Result<std::vector<uint8_t>> call(TransportKind, std::span<const uint8_t> request,
+                                    uint64_t) override {
+    return peer_.answer(request);
+  }
+
+ private:
+  Transport& peer_;
+};
+
+/// A peer that does not answer until it is told to give up.
+class SilentControl : public ControlCalls {
+ public:
+  Result<std::vector<uint8_t>> call(TransportKind, std::span<const uint8_t>,
+                                    uint64_t deadline_ns) override {
+    ++waiting;
+    (void)eventually(60'000, [&] { return is_over || monotonic_ns() >= deadline_ns; });
+    --waiting;
+    return Status(Code::kUnavailable, "no answer");
+  }
+  std::atomic<size_t> waiting{0};
+  std::atomic<bool> is_over{false};
+};
+
+TEST(RdmaConnect, PeersThatDoNotAnswerHoldUpNoOther) {
+  const FakeVerbs fabric({"fake0"});
+  std::vector<std::string> notices;
+  const auto server = transport_over(fabric, notices);
+  const auto client = transport_over(fabric, notices);
+  ASSERT_TRUE(server.ok() && client.ok());
+  const SegmentDescriptor peer{
+      "peer", 1, 1, {{TransportKind::kRdma, server.value()->endpoint()}}, {}};
+  Recorder recorder;
+  const auto open = [&](ControlCalls& control) {
+    return client.value()->open(peer, control, recorder, monotonic_ns() + 30'000 * kMs).status();
+  };
+  std::vector<SilentControl> silent(8);
+  std::vector<std::thread> opening;
+  for (SilentControl& one : silent) {
+    opening.emplace_back([&] { EXPECT_EQ(open(one).code(), Code::kUnavailable); });
+  }
+  const auto waiting = [&] {
+    return std::ranges::count_if(silent, [](const auto& one) { return one.waiting != 0; });
+  };
+  EXPECT_TRUE(eventually(10'000, [&] { return waiting() == 8; }));
+  DirectControl direct(*server.value());
+  const Status opened = open(direct);
+  EXPECT_TRUE(opened.ok()) << opened.message();
+  EXPECT_EQ(waiting(), 8) << "they were still being waited for";
+  for (SilentControl& one : silent) one.is_over = true;
+  for (std::thread& thread : opening) thread.join();
 }
 
 // ---- with a path

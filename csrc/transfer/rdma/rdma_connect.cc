@@ -33,19 +33,37 @@ size_t RdmaPathCore::lanes_up() const {
       lanes_, [](const auto& lane) { return lane->state == Lane::State::kUp; }));
 }
 
-/// Locked. Connects what is missing, from the rail's second thread.
+/// Locked. Connects what is missing, from a thread that may block.
 void RdmaPathCore::want_connection() {
   if (is_connecting_ || state_ == State::kClosed) return;
-  is_connecting_ = true;
+  is_connecting_ = run_job(Errands::Urgency::kAwaited, [this] { connect_wanted(); });
+  if (is_connecting_) return;
+  if (state_ == State::kIdle) state_ = State::kUp;  // So that it can go down.
+  go_down(named(Code::kUnavailable, "no thread could be started that connects: `ulimit -u`?"));
+}
+
+/// Locked. False: no thread is to be had.
+bool RdmaPathCore::run_job(Errands::Urgency urgency, std::function<void()> job) {
   ++jobs_;
-  ends_.rail->connector().post([self = shared_from_this()] { self->connect_wanted(); });
+  // The peer is the owner: one that does not answer holds up few of the threads.
+  const bool is_begun = ends_.rail->connector().add(
+      &services_.control, urgency, [self = shared_from_this(), work = std::move(job)] {
+        work();
+        const std::lock_guard lock(self->mutex_);
+        --self->jobs_;
+        self->changed_.notify_all();
+      });
+  if (!is_begun) --jobs_;
+  return is_begun;
 }
 
 void RdmaPathCore::connect_wanted() {
-  (void)connect_and_note(monotonic_ns() + kConnectNs);
-  const std::lock_guard lock(mutex_);
-  --jobs_;
-  changed_.notify_all();
+  uint64_t until_ns = monotonic_ns() + kConnectNs;
+  {
+    const std::lock_guard lock(mutex_);
+    until_ns = std::max(until_ns, connect_until_ns_);
+  }
+  (void)connect_and_note(until_ns);
 }
 
 /// Requires: is_connecting_, set by the caller.
@@ -217,8 +235,9 @@ Status RdmaPathCore::probe() {
   return status;
 }
 
-void RdmaPathCore::connect_soon() {
+void RdmaPathCore::connect_soon(uint64_t deadline_ns) {
   const std::lock_guard lock(mutex_);
+  connect_until_ns_ = deadline_ns;
   want_connection();
 }
 
@@ -268,21 +287,13 @@ void RdmaPathCore::disconnect(uint64_t connection, uint64_t deadline_ns) {
 
 void RdmaPathCore::disconnect_later(std::vector<uint64_t> connections) {
   if (connections.empty()) return;
-  {
-    const std::lock_guard lock(mutex_);
-    if (state_ == State::kClosed) {
-      connections_.insert(connections_.end(), connections.begin(), connections.end());
-      return;
-    }
-    ++jobs_;
+  const std::lock_guard lock(mutex_);
+  if (state_ == State::kClosed) {
+    connections_.insert(connections_.end(), connections.begin(), connections.end());
+    return;
   }
-  ends_.rail->connector().post([self = shared_from_this(), gone = std::move(connections)] {
-    for (const uint64_t connection : gone) {
-      self->disconnect(connection, monotonic_ns() + kFarewellNs);
-    }
-    const std::lock_guard lock(self->mutex_);
-    --self->jobs_;
-    self->changed_.notify_all();
+  (void)run_job(Errands::Urgency::kClosing, [this, gone = std::move(connections)] {
+    for (const uint64_t connection : gone) disconnect(connection, monotonic_ns() + kFarewellNs);
   });
 }
 

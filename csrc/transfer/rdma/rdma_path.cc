@@ -17,6 +17,8 @@ constexpr uint64_t kLaneSizeMax = 8 * kMiB;
 constexpr size_t kPostMax = 16;
 constexpr uint64_t kPostSizeMax = 256 * kKiB;
 constexpr int kPollMax = 32;
+// Before others whose completions come to the same thread have their turn.
+constexpr int kPollRounds = 8;
 // Within kDeadlineGraceMs, with time left to destroy what does not flush.
 constexpr uint64_t kFlushNs = 120'000'000;
 constexpr uint64_t kDestroyAgainNs = 20'000'000;
@@ -251,15 +253,18 @@ void RdmaPathCore::on_completions() {
   const Verbs& verbs = ends_.rail->verbs();
   (void)verbs.request_notify(queue_);  // Before polling: what comes after it brings an event.
   ibv_wc completions[kPollMax];
-  for (;;) {
+  for (int round = 0; round < kPollRounds; ++round) {
     const int count = verbs.poll_cq(queue_, kPollMax, completions);
-    if (count <= 0) break;
+    if (count <= 0) return;
     std::unique_lock lock(mutex_);
     for (int i = 0; i < count; ++i) on_completion(completions[i]);
     retire_broken();
     pump();
     deliver(lock);
   }
+  ends_.rail->loop().post([self = weak_from_this()] {
+    if (const auto living = self.lock()) living->on_completions();
+  });
 }
 
 void RdmaPathCore::on_completion(const ibv_wc& completion) {

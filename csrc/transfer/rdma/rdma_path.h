@@ -1,7 +1,7 @@
 // A path over RDMA: one of our rails, one of the peer's, and a few queue pairs between them.
 //
-// Idle until used, then connected from the rail's second thread; each new queue pair has to answer
-// a ping (a READ of nothing) before it carries anything. What then happens to a queue pair:
+// Idle until used, then connected from a thread of the rail that may block; each new queue pair has
+// to answer a ping (a READ of nothing) before it carries anything. What then happens to it:
 //   an op's deadline passes, or the peer refuses an op   it is flushed; other ops' parts go again
 //   on
 //                                                        the others, and it is replaced
@@ -17,6 +17,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -77,7 +78,7 @@ class RdmaPathCore final : public RdmaRail::Client,
   size_t submit(std::span<const Op> ops);
   Status probe();
   /// Connects in the background; await_connected() tells how that went.
-  void connect_soon();
+  void connect_soon(uint64_t deadline_ns);
   Status await_connected(uint64_t deadline_ns);
   void close();
   /// After close(): until no thread of the rail uses what the path borrowed.
@@ -113,6 +114,7 @@ class RdmaPathCore final : public RdmaRail::Client,
 
   // rdma_connect.cc
   void want_connection();
+  bool run_job(Errands::Urgency urgency, std::function<void()> job);
   void connect_wanted();
   Status connect_and_note(uint64_t deadline_ns);
   Status connect(uint64_t deadline_ns);
@@ -149,9 +151,10 @@ class RdmaPathCore final : public RdmaRail::Client,
   std::vector<uint64_t> connections_;  // That the peer holds queue pairs for.
   uint32_t next_serial_ = 1;
   bool is_connecting_ = false;
-  size_t jobs_ = 0;                  // Posted to the rail's second thread, or running in it.
-  size_t deliveries_ = 0;            // Under way.
-  std::vector<OpQueue::Over> over_;  // To be delivered.
+  uint64_t connect_until_ns_ = 0;               // Somebody waits for a connection until then.
+  size_t jobs_ = 0;                             // Given to the rail's connectors, or running there.
+  size_t deliveries_ = 0;                       // Under way.
+  std::vector<OpQueue::Over> over_;             // To be delivered.
   std::vector<std::unique_ptr<Lane>> retired_;  // To be destroyed without the lock.
 };
 

@@ -15,6 +15,9 @@ namespace {
 constexpr size_t kGidsMax = 1024;  // Their size must fit the 16 bits of the kernel call.
 constexpr uint8_t kReadsMax = 128;
 constexpr int kPassiveEntries = 16;
+constexpr size_t kConnectorsMax = 12 + Errands::kForClosings;
+/// Before other sources have their turn.
+constexpr int kEventsAtOnce = 64;
 
 uint16_t mtu_bytes(ibv_mtu mtu) {
   return static_cast<uint16_t>(128U << mtu);  // IBV_MTU_256 is 1.
@@ -106,6 +109,13 @@ class RdmaRail::EventSource final : public IoLoop::Source {
   RdmaRail& rail_;
 };
 
+RdmaRail::RdmaRail(const Verbs& verbs, const RdmaSettings& settings, std::string name, uint8_t port)
+    : verbs_(verbs),
+      settings_(settings),
+      name_(std::move(name)),
+      port_(port),
+      connector_(kConnectorsMax) {}
+
 Status RdmaRail::error(Code code, const std::string& call, int error_number,
                        const std::string& remedy) const {
   return Status(code, "RDMA: " + name_ + ": " + call + ": " + std::strerror(error_number) + " (" +
@@ -155,9 +165,6 @@ Status RdmaRail::prepare(ibv_device* device) {
 }
 
 Status RdmaRail::start_threads() {
-  Result<std::unique_ptr<IoLoop>> connector = IoLoop::start("rdmac-" + name_);
-  if (!connector.ok()) return connector.status();
-  connector_ = std::move(connector.value());
   Result<std::unique_ptr<IoLoop>> loop = IoLoop::start("rdma-" + name_);
   if (!loop.ok()) return loop.status();
   loop_ = std::move(loop.value());
@@ -172,7 +179,7 @@ Status RdmaRail::start_threads() {
 }
 
 void RdmaRail::stop() {
-  connector_.reset();
+  connector_.stop();
   loop_.reset();
 }
 
@@ -303,7 +310,8 @@ std::vector<std::shared_ptr<RdmaRail::Client>> RdmaRail::clients() {
 void RdmaRail::take_completion_events() {
   ibv_cq* queue = nullptr;
   void* id = nullptr;
-  while (verbs_.get_cq_event(channel_, &queue, &id) == 0) {
+  // The channel stays readable while there are more.
+  for (int i = 0; i < kEventsAtOnce && verbs_.get_cq_event(channel_, &queue, &id) == 0; ++i) {
     // At once: whoever destroys the queue waits for it. After that only the id may be used.
     verbs_.ack_cq_events(queue, 1);
     std::shared_ptr<Client> client;

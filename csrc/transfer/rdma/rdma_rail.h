@@ -1,7 +1,8 @@
 // A rail: one port of one RDMA device, opened, with what is common to all its queue pairs.
 //
-// It has two threads: one waits, for completions, for trouble that the device tells (a port that
-// goes down, an address that changes) and for deadlines; the other connects, which blocks.
+// One thread waits, for completions, for trouble that the device tells (a port that goes down, an
+// address that changes) and for deadlines. A few others connect, which blocks; they start when they
+// are needed, and a peer that does not answer holds up some of them only.
 //
 // Not here: queue pairs (queue_pair.h), paths (rdma_path.h), memory (memory_keys.h).
 //
@@ -19,6 +20,7 @@
 #include "base/status.h"
 #include "io/io_loop.h"
 #include "io/verbs.h"
+#include "transfer/errands.h"
 #include "transfer/rdma/rdma_options.h"
 #include "transfer/rdma/rdma_wire.h"
 
@@ -83,7 +85,7 @@ class RdmaRail {
   /// Waits; its sources are the rail's.
   IoLoop& loop() { return *loop_; }
   /// Connects: work may block.
-  IoLoop& connector() { return *connector_; }
+  Errands& connector() { return connector_; }
 
   /// Returns the id to be used as a completion queue's context.
   uint64_t add_client(std::weak_ptr<Client> client);
@@ -97,8 +99,7 @@ class RdmaRail {
   class ChannelSource;
   class EventSource;
 
-  RdmaRail(const Verbs& verbs, const RdmaSettings& settings, std::string name, uint8_t port)
-      : verbs_(verbs), settings_(settings), name_(std::move(name)), port_(port) {}
+  RdmaRail(const Verbs& verbs, const RdmaSettings& settings, std::string name, uint8_t port);
   Status prepare(ibv_device* device);
   Status query_limits();
   Status start_threads();
@@ -128,7 +129,7 @@ class RdmaRail {
   std::map<uint64_t, std::weak_ptr<Client>> clients_;
   uint64_t next_client_id_ = 1;
 
-  std::unique_ptr<IoLoop> connector_;
+  Errands connector_;
   std::unique_ptr<IoLoop> loop_;
 };
 

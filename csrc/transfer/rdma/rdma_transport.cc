@@ -208,7 +208,7 @@ Result<std::vector<std::unique_ptr<Path>>> RdmaTransport::open(const SegmentDesc
       continue;
     }
     if (!is_matching) continue;
-    core->connect_soon();
+    core->connect_soon(deadline_ns);
     connecting.push_back(std::move(core));
   }
   if (paths.empty() && !failure.ok()) return failure;
