@@ -14,6 +14,7 @@ namespace hicache::testing {
 ///   lease PATH COUNT          a client that leases pages for reading, and waits
 ///   tcp_peer FILE             an end of the TCP transport that shares the file's memory
 ///   engine TRANSPORT PORT HOW FILE   a transfer engine, see engine_peer.h
+///   rdma_engine DEVICES FILE, rdma_control PORT   see rdma_peer.h
 ///   transport RIG FILE        the target of a transport, see transport_contract.h
 int run_role(const std::string& role, const std::vector<std::string>& arguments);
 

@@ -10,6 +10,7 @@
 #include "engine_peer.h"
 #include "node_bench.h"
 #include "raw_client.h"
+#include "rdma_peer.h"
 #include "ssd_bench.h"
 #include "store/node.h"
 #include "tcp_rig.h"
@@ -79,6 +80,8 @@ int run_role(const std::string& role, const std::vector<std::string>& arguments)
   if (role == "lease") return run_lease(arguments);
   if (role == "tcp_peer") return run_tcp_peer(arguments);
   if (role == "engine") return run_engine(arguments);
+  if (role == "rdma_engine") return run_rdma_engine(arguments);
+  if (role == "rdma_control") return run_rdma_control(arguments);
   if (role == "transport") return run_transport_target(arguments);
   return 2;
 }

@@ -64,7 +64,7 @@ def _command_line(control: Path, memory_mib: int, console: tuple[int, int]) -> l
 
 
 def _write_plan(
-    control: Path, command: list[str], devices: int, folder: Path, extra: dict[str, str]
+    control: Path, command: list[str], devices: int, folders: list[Path], extra: dict[str, str]
 ) -> None:
     # The interpreter behind a venv's link: before anything is mounted, only that is sure to start.
     python = Path(sys.executable).resolve()
@@ -78,8 +78,8 @@ def _write_plan(
     plan = {
         "command": command,
         "devices": devices,
-        "folder": str(folder),
-        "shared": [str(folder), str(control)],
+        "folder": str(folders[0]),
+        "shared": [str(folder) for folder in (*folders, control)],
         "environment": environment,
         "cpu_mhz": mhz.group(1) if mhz else "",
     }
@@ -106,12 +106,18 @@ def run(
     timeout_s: float = 300,
     memory_mib: int = 2048,
     folder: Path | None = None,
+    also: tuple[Path, ...] = (),
     environment: dict[str, str] | None = None,
 ) -> Outcome:
-    """Run `command` in a guest; `folder` (default: the current one) is shared with it."""
+    """Run `command` in a guest.
+
+    `folder` (default: the current one) is shared with it, and its current folder; `also` are shared
+    too, which what lies under /tmp needs to be seen at all.
+    """
     with tempfile.TemporaryDirectory(prefix="hicache-guest-") as name:
         control = Path(name)
-        _write_plan(control, command, devices, (folder or Path.cwd()).resolve(), environment or {})
+        folders = [path.resolve() for path in (folder or Path.cwd(), *also)]
+        _write_plan(control, command, devices, folders, environment or {})
         # The kernel polls a console's input: a pipe on which nothing comes.
         quiet, quiet_end = os.pipe()
         output, output_end = os.pipe()

@@ -28,13 +28,15 @@ done
 
 def main() -> int:
     """Print WRITE and READ of 1 MiB, each as a ratio to perftest."""
-    speed = f"{Path(os.environ['HICACHE_CPP_TESTS']).resolve()} --gtest_filter=RdmaSpeed.OneRail"
+    binary = Path(os.environ["HICACHE_CPP_TESTS"]).resolve()
+    speed = f"{binary} --gtest_filter=RdmaSpeed.OneRail"
     outcome = guest.run(
         ["bash", "-c", f"{PERFTEST}\n{speed}"],
         devices=1,
         timeout_s=180,
         memory_mib=4096,
         folder=ROOT,
+        also=(binary.parent,),
         environment={"HICACHE_RDMA_DEVICES": "rxe0"},
     )
     if outcome.status != 0:

@@ -21,12 +21,14 @@ pytestmark = pytest.mark.skipif(
 
 def run_cpp(tests: str, *, devices: str, timeout_s: float) -> str:
     """Run C++ tests in a guest; return what they printed."""
+    binary = Path(os.environ[BINARY]).resolve()
     outcome = guest.run(
-        [os.environ[BINARY], f"--gtest_filter={tests}"],
+        [str(binary), f"--gtest_filter={tests}"],
         devices=len(devices.split(",")) + 1,
         timeout_s=timeout_s,
         memory_mib=4096,
         folder=ROOT,
+        also=(binary.parent,),
         environment={"HICACHE_RDMA_DEVICES": devices},
     )
     assert outcome.status == 0, outcome.output
