@@ -16,6 +16,8 @@ __all__ = [
 
 _NUMBER_AND_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z%]*)\s*")
 
+SIZE_MAX = 1 << 62
+
 _SIZE_UNITS = {
     "": 1,
     "b": 1,
@@ -52,10 +54,10 @@ def parse_size(value: int | str) -> int:
     """Return a size in bytes from `4096`, `"64GB"` (10^9), `"64GiB"` or `"64G"` (2^30).
 
     Raises:
-        InvalidArgumentError: It is no size, names an unknown unit, or is negative.
+        InvalidArgumentError: It is no size, names an unknown unit, is negative, or beyond 4 EiB.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
+        return _checked_size(value, value)
     parts = _split(value) if isinstance(value, str) else None
     if parts is None or parts[1] not in _SIZE_UNITS:
         raise InvalidArgumentError(
@@ -64,7 +66,14 @@ def parse_size(value: int | str) -> int:
         )
     number, factor = parts[0], _SIZE_UNITS[parts[1]]
     # Through int where it can be, so that a count of bytes beyond 2^53 stays exact.
-    return int(number) * factor if number.isdigit() else int(float(number) * factor)
+    size = int(number) * factor if number.isdigit() else float(number) * factor
+    return _checked_size(size, value)
+
+
+def _checked_size(size: float, value: int | str) -> int:
+    if size > SIZE_MAX:
+        raise InvalidArgumentError(f"{value!r} is more than any machine has: at most 4 EiB")
+    return int(size)
 
 
 def parse_percent(value: object) -> float | None:

@@ -177,8 +177,8 @@ bool Node::flush(uint64_t timeout_ms) {
   wake();
   std::unique_lock lock(mutex_);
   const auto wait_ms = std::chrono::milliseconds(std::min(timeout_ms, kWaitStoppedMaxMs));
-  changed_.wait_for(lock, wait_ms, [this] { return stopping_ || flush_left_bytes_ == 0; });
-  return flush_left_bytes_ == 0;
+  changed_.wait_for(lock, wait_ms, [this] { return stopping_ || is_flush_over_; });
+  return is_flush_over_ && flush_left_bytes_ == 0;
 }
 
 uint64_t Node::idle_ms() const {
@@ -275,8 +275,9 @@ void Node::run() {
 uint64_t Node::advance_ssd(uint64_t now_ms) {
   if (flush_asked_ && flush_left_bytes_ == UINT64_MAX) ssd_->begin_flush();
   uint64_t next_ms = ssd_->advance(now_ms);
-  const uint64_t left = ssd_->flush_left_bytes();
-  if (flush_left_bytes_.exchange(left) != left && left == 0) {
+  flush_left_bytes_ = ssd_->flush_left_bytes();
+  const bool is_flush_over = ssd_->is_flush_over();
+  if (is_flush_over_.exchange(is_flush_over) != is_flush_over) {
     const std::lock_guard lock(mutex_);  // Or the waiter could miss it.
     changed_.notify_all();
   }

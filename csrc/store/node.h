@@ -179,6 +179,7 @@ class Node {
   std::atomic<bool> stopping_{false};
   std::atomic<bool> flush_asked_{false};
   std::atomic<uint64_t> flush_left_bytes_{UINT64_MAX};
+  std::atomic<bool> is_flush_over_{false};
   std::atomic<uint64_t> idle_since_ms_;
 
   std::atomic<bool> backing_failed_{false};

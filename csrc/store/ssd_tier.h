@@ -111,8 +111,9 @@ class SsdTier : public LowerTier {
 
   /// Begins to write everything worth keeping; flush_left_bytes() tells how far it is.
   void begin_flush();
-  /// UINT64_MAX: no flush was begun.
+  /// UINT64_MAX: no flush was begun. When it is over: what could not be written.
   uint64_t flush_left_bytes() const;
+  bool is_flush_over() const;
 
   /// No disk reads into the pool or writes out of it any more.
   bool is_idle() const;
@@ -176,7 +177,9 @@ class SsdTier : public LowerTier {
   void write_out_ahead(uint64_t now_ms);
   void write_through(uint64_t now_ms);
   void write_flush();
+  void add_flushing(PageRef ref);
   PageRef take_flushing();
+  void flush_again(PageRef ref);
   bool is_admitted(const PageRecord& record, uint64_t now_ms);
   /// Begins to write a page, unless it lies below already or cannot be written.
   bool begin_write(PageRef ref, bool is_leaving);
@@ -212,7 +215,9 @@ class SsdTier : public LowerTier {
   std::deque<PageRef> unwritten_;  // Of write-through.
   std::deque<PageRef> flushing_;
   std::deque<uint64_t> flushing_sizes_;
-  uint64_t flushing_bytes_ = 0;  // Of `flushing_`.
+  uint64_t flushing_bytes_ = 0;    // Of `flushing_`.
+  uint64_t flush_lost_bytes_ = 0;  // No directory could take them.
+  size_t flush_retries_left_ = 0;  // Of pages whose directory failed.
   bool is_flushing_ = false;
 
   std::deque<Wish> wishes_;

@@ -86,32 +86,42 @@ void SsdTier::write_through(uint64_t now_ms) {
 void SsdTier::begin_flush() {
   if (is_flushing_) return;
   is_flushing_ = true;
-  for (const PageRef& ref : store_->pages_to_keep()) {
-    // What is put meanwhile must not push it out before it is written.
-    store_->set_kept(ref.page, true);
-    flushing_.push_back(ref);
-    flushing_bytes_ += store_->record(ref.page).size;
-    flushing_sizes_.push_back(store_->record(ref.page).size);
-  }
+  for (const PageRef& ref : store_->pages_to_keep()) add_flushing(ref);
+  flush_retries_left_ = flushing_.size();
+}
+
+bool SsdTier::is_flush_over() const {
+  return is_flushing_ && flushing_.empty() && log_->is_quiet();
 }
 
 uint64_t SsdTier::flush_left_bytes() const {
   if (!is_flushing_) return UINT64_MAX;
-  if (flushing_.empty() && log_->is_quiet()) return 0;
-  return std::max<uint64_t>(1, flushing_bytes_ + log_->writing_bytes());
+  if (is_flush_over()) return flush_lost_bytes_;
+  return std::max<uint64_t>(1, flush_lost_bytes_ + flushing_bytes_ + log_->writing_bytes());
 }
 
 void SsdTier::write_flush() {
   if (!is_flushing_) return;
   if (!log_->can_write()) {
     if (log_->is_recovering()) return;  // Soon.
-    while (!flushing_.empty()) take_flushing();
+    while (!flushing_.empty()) {
+      const PageRef ref = take_flushing();
+      if (store_->is_present(ref)) flush_lost_bytes_ += store_->record(ref.page).size;
+    }
   }
   while (!flushing_.empty() && log_->writing_bytes() < writing_max_bytes()) {
     const PageRef ref = take_flushing();
     if (store_->is_present(ref)) begin_write(ref, false);
   }
   if (flushing_.empty() && !log_->is_quiet()) log_->seal_all();
+}
+
+void SsdTier::add_flushing(PageRef ref) {
+  // What is put meanwhile must not push it out before it is written.
+  store_->set_kept(ref.page, true);
+  flushing_.push_back(ref);
+  flushing_bytes_ += store_->record(ref.page).size;
+  flushing_sizes_.push_back(store_->record(ref.page).size);
 }
 
 PageRef SsdTier::take_flushing() {
@@ -121,6 +131,17 @@ PageRef SsdTier::take_flushing() {
   flushing_sizes_.pop_front();
   if (store_->is_present(ref)) store_->set_kept(ref.page, false);
   return ref;
+}
+
+/// Another directory may take it.
+void SsdTier::flush_again(PageRef ref) {
+  if (!store_->is_present(ref) || !store_->is_current(store_->record(ref.page).space)) return;
+  if (flush_retries_left_ == 0) {
+    flush_lost_bytes_ += store_->record(ref.page).size;
+  } else {
+    --flush_retries_left_;
+    add_flushing(ref);
+  }
 }
 
 // ---------------------------------------------------------------- one page
@@ -182,6 +203,7 @@ void SsdTier::after_write(uint64_t tag, bool ok) {
   writing_hashes_.erase(done.hash);
   if (done.is_leaving) leaving_bytes_ -= done.footprint_bytes;
   store_->end_write_out(done.ref.page);
+  if (!ok && is_flushing_) flush_again(done.ref);
   // Read since, it is worth its place; not written, it waits for its turn again.
   const bool leaves = done.is_leaving && ok && store_->is_present(done.ref) &&
                       store_->record(done.ref.page).reads == done.reads;

@@ -214,7 +214,8 @@ uint32_t SsdDirectory::region_count() const {
 
 uint32_t SsdDirectory::region_count_max() const {
   const uint64_t room = size_limit_bytes_ - std::min(size_limit_bytes_, kSuperblockSize);
-  return static_cast<uint32_t>(std::clamp<uint64_t>(room / region_size_bytes(), 1, UINT32_MAX));
+  return static_cast<uint32_t>(
+      std::clamp<uint64_t>(room / region_size_bytes(), kRegionCountMin, UINT32_MAX));
 }
 
 uint64_t SsdDirectory::file_system_free_bytes() const {

@@ -19,6 +19,9 @@
 
 namespace hicache {
 
+/// One that is written, one that is free for what is worth keeping of a third.
+inline constexpr uint64_t kRegionCountMin = 3;
+
 class SsdDirectory {
  public:
   struct Options {
@@ -49,7 +52,7 @@ class SsdDirectory {
   }
   /// Whole regions inside the file now.
   uint32_t region_count() const;
-  /// What the size limit allows; at least 1. There may be more of them already.
+  /// What the size limit allows; at least kRegionCountMin. There may be more of them already.
   uint32_t region_count_max() const;
 
   /// What users without privileges may still write; UINT64_MAX if the file system does not say.

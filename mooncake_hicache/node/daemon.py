@@ -48,7 +48,8 @@ __all__ = ["run", "run_from_json"]
 
 _log = logging.getLogger("mooncake_hicache.node")
 
-WAKE_MS = 60_000
+WAKE_MS = 5_000
+"""How often to look for what went wrong, such as a disk that failed: the log tells."""
 LOCK_TRIES = 10
 LOCK_RETRY_S = 0.03
 OOM_SCORE_ADJ = 500
@@ -174,6 +175,7 @@ class _Daemon:
         self._state = dataclasses.replace(self._state, flush_until=time.time() + timeout_s)
         self._enter("flushing")
         await Flush(started, timeout_s).run(self._hurried)
+        self._log_notices()  # Why it is not all there, if so.
 
     def _enter(self, phase: Phase) -> None:
         self._state = self._state.in_phase(phase)

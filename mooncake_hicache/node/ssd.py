@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mooncake_hicache.config import NodeOptions, environment_name
-from mooncake_hicache.errors import InvalidArgumentError, IoError, NoSpaceError
+from mooncake_hicache.errors import Error, InvalidArgumentError, IoError, NoSpaceError
 from mooncake_hicache.machine import (
     FileSystem,
     file_system_of,
@@ -24,6 +24,7 @@ from mooncake_hicache.machine import (
     space_of,
 )
 from mooncake_hicache.options_types import SSD_SIZE_MIN_BYTES, size_bytes, ssd_places
+from mooncake_hicache.ssd.inspect import LogFile
 from mooncake_hicache.units import format_size, parse_percent
 
 __all__ = [
@@ -39,6 +40,8 @@ LOG_NAME = "pages.log"
 """The one file in each directory."""
 
 LOG_HEAD_BYTES = 64 << 10
+REGIONS_MIN = 3
+"""One that is written, one that is free for what is worth keeping of a third."""
 AUTOMATIC_SHARE = 0.10
 AUTOMATIC_MAX_BYTES = 100 * 10**9
 NAMED_SHARE = 0.80
@@ -65,7 +68,13 @@ class SsdDirectory:
     """What is free there now."""
     held_bytes: int
     """What a log that is there already takes."""
+    region_size_bytes: int
     file_system: FileSystem
+
+    @property
+    def size_min_bytes(self) -> int:
+        """What the log has to be able to grow to."""
+        return max(SSD_SIZE_MIN_BYTES, REGIONS_MIN * self.region_size_bytes + LOG_HEAD_BYTES)
 
     @property
     def room_bytes(self) -> int:
@@ -169,11 +178,11 @@ def _automatic_plan(options: NodeOptions, root: Path) -> SsdPlan:
     limit = min(directory.size_limit_bytes, directory.room_bytes)  # Also where ssd_size is a size.
     if options.ssd_size == "auto":
         limit = min(limit, AUTOMATIC_MAX_BYTES)
-    if limit < _size_min(options):
+    if limit < directory.size_min_bytes:
         return plan.without(
             f"{path} may take {format_size(max(limit, 0))} of the "
             f"{format_size(directory.free_bytes)} that are free, too little for "
-            f"{format_size(_size_min(options))}"
+            f"{format_size(directory.size_min_bytes)}"
         )
     return replace(plan, directories=(replace(directory, size_limit_bytes=limit),))
 
@@ -219,7 +228,14 @@ def _doubts(plan: SsdPlan, root: Path) -> Iterator[str]:
                 f"the SSD directory {one.path} lies on a disk that spins "
                 f"({one.file_system.source}): reading pages may take longer than computing them"
             )
-        if one.size_limit_bytes > one.room_bytes:
+        if one.room_bytes < one.size_min_bytes:
+            yield (
+                f"the SSD directory {one.path} has room for {format_size(max(0, one.room_bytes))}: "
+                f"little or nothing is written before there is room for {REGIONS_MIN} regions of "
+                f"{format_size(one.region_size_bytes)} beside {format_size(one.free_min_bytes)} "
+                "that are left to others (ssd_free_min)"
+            )
+        elif one.size_limit_bytes > one.room_bytes:
             yield (
                 f"the SSD directory {one.path} may take {format_size(one.size_limit_bytes)}, and "
                 f"only {format_size(one.room_bytes)} can be had now: "
@@ -275,7 +291,8 @@ def _sized(
         if free_min_percent is None
         else int(size * free_min_percent / 100)
     )
-    directory = SsdDirectory(str(path), 0, free_min, free, held, system)
+    region_size = _region_size(options, path)
+    directory = SsdDirectory(str(path), 0, free_min, free, held, region_size, system)
     percent = parse_percent(limit)
     if limit == "auto" or percent is not None:
         wanted = int((free + held) * (share if percent is None else percent / 100))
@@ -290,18 +307,30 @@ def _sized(
     return replace(directory, size_limit_bytes=limit_bytes)
 
 
-def _size_min(options: NodeOptions) -> int:
-    return max(SSD_SIZE_MIN_BYTES, 2 * options.ssd_region_size_bytes() + LOG_HEAD_BYTES)
+def _region_size(options: NodeOptions, path: Path) -> int:
+    """Return the size of regions there: a file that exists keeps its own."""
+    if not (path / LOG_NAME).is_file():
+        return options.ssd_region_size_bytes()
+    try:
+        with LogFile(path) as log:
+            return log.superblock.region_size
+    except Error:  # What is wrong with it is said when the node opens it.
+        return options.ssd_region_size_bytes()
 
 
 def _check_size(options: NodeOptions, directory: SsdDirectory) -> None:
-    if directory.size_limit_bytes >= _size_min(options):
+    if directory.size_limit_bytes >= directory.size_min_bytes:
         return
+    region_size = directory.region_size_bytes
+    remedy = (
+        f"or less in ssd_region_size ({environment_name('ssd_region_size')})"
+        if region_size == options.ssd_region_size_bytes()
+        else f"or delete {directory.path}/{LOG_NAME}, which was made with such regions"
+    )
     raise NoSpaceError(
         f"the SSD directory {directory.path} may take {format_size(directory.size_limit_bytes)} "
         f"({format_size(directory.free_bytes)} are free), and the least is "
-        f"{format_size(_size_min(options))}, of which two regions of "
-        f"{format_size(options.ssd_region_size_bytes())}: free space, set more in ssd_size "
-        f"({environment_name('ssd_size')}), or less in ssd_region_size "
-        f"({environment_name('ssd_region_size')})"
+        f"{format_size(directory.size_min_bytes)}, of which {REGIONS_MIN} regions of "
+        f"{format_size(region_size)}: free space, set more in ssd_size "
+        f"({environment_name('ssd_size')}), {remedy}"
     )

@@ -109,7 +109,7 @@ class LogFile:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(
-                f"there is no {self.path}: name a folder that a node keeps pages in (`ssd_dir`)"
+                f"there is no {self.path}: name a folder that a node keeps pages in (`ssd`)"
             ) from None
         except OSError as error:
             raise IoError(f"cannot open {self.path}: {error.strerror}") from error
@@ -204,7 +204,7 @@ class LogFile:
         try:
             return decode_superblock(self._read(0, SECTOR_SIZE))
         except CorruptError as error:
-            remedy = "a node that finds it so starts the file anew"
+            remedy = "a node refuses it and leaves it as it is: delete it to begin anew"
             raise CorruptError(f"{self.path}: {error}; {remedy}") from None
         except Error as error:
             raise type(error)(f"{self.path}: {error}") from None

@@ -114,13 +114,13 @@ TEST_F(SsdDirectoryTest, LogsHaveDifferentNames) {
   EXPECT_EQ(ids.size(), 4U);
 }
 
-TEST_F(SsdDirectoryTest, RegionCountsAreOfWholeRegionsAndAtLeastOneIsAllowed) {
+TEST_F(SsdDirectoryTest, RegionCountsAreOfWholeRegionsAndAtLeastThreeAreAllowed) {
   SsdDirectory::Options small = options();
   for (const auto& [size, count] :
-       std::vector<std::pair<uint64_t, uint32_t>>{{0, 1},
-                                                  {kRegionSize, 1},
-                                                  {kSuperblockSize + 2 * kRegionSize - 1, 1},
-                                                  {kSuperblockSize + 2 * kRegionSize, 2},
+       std::vector<std::pair<uint64_t, uint32_t>>{{0, 3},
+                                                  {kRegionSize, 3},
+                                                  {kSuperblockSize + 4 * kRegionSize - 1, 3},
+                                                  {kSuperblockSize + 4 * kRegionSize, 4},
                                                   {UINT64_MAX, UINT32_MAX}}) {
     small.size_limit_bytes = size;
     EXPECT_EQ(open(small)->region_count_max(), count) << size;

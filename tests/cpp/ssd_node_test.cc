@@ -269,7 +269,19 @@ TEST_F(SsdNodeFaultsTest, ANodeWhoseDirectoryIsRemovedGoesOn) {
   EXPECT_EQ(remove(*one, 0), Code::kNotFound);
   EXPECT_EQ(one->client.clear(one->space).status().code(), Code::kIo) << "a restart may undo it";
   EXPECT_EQ(found(*one, 0, 8), 0U);
-  EXPECT_TRUE(node_->flush(kPatienceMs)) << "a flush has nothing to wait for";
+  EXPECT_TRUE(node_->flush(60'000)) << "there is nothing to be written";
+}
+
+TEST_F(SsdNodeFaultsTest, AFlushThatNoDirectoryTakesSaysSoAtOnce) {
+  start();
+  const auto one = client();
+  put_pages(*one, 0, 40);
+  std::filesystem::remove_all(kv());
+  ASSERT_TRUE(settles("ssd_failed_directories", 1));
+  const uint64_t begun_ns = monotonic_ns();
+  EXPECT_FALSE(node_->flush(60'000)) << "what is only in memory goes with the node";
+  EXPECT_GT(stat("ssd_flush_left_bytes"), 30 * kPageSize);
+  EXPECT_LT(monotonic_ns() - begun_ns, 30'000'000'000U) << "a flush has nothing to wait for";
 }
 
 TEST_F(SsdNodeFaultsTest, WithTwoDirectoriesOneMayFail) {

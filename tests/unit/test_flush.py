@@ -16,7 +16,7 @@ from mooncake_hicache.node.flush import Flush, progress_text
 from mooncake_hicache.node.ssd import SsdDirectory, SsdPlan
 
 MIB = 1 << 20
-DIRECTORY = SsdDirectory("/kv", 1 << 30, 0, 1 << 30, 0, FileSystem("ext4", "/dev/x", "/"))
+DIRECTORY = SsdDirectory("/kv", 1 << 30, 0, 1 << 30, 0, 1 << 20, FileSystem("ext4", "/dev/x", "/"))
 
 
 class SlowEngine:

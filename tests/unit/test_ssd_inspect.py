@@ -360,7 +360,7 @@ def test_a_file_that_is_not_ours_is_refused_by_name(
 ) -> None:
     kind, text = refusal(tmp_path)
     assert kind is NotFoundError
-    assert "ssd_dir" in text
+    assert "ssd" in text
     kind, text = refusal(write(head=b"SQLite format 3\0"))
     assert kind is InvalidArgumentError
     assert str(tmp_path / "pages.log") in text

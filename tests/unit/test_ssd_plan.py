@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from mooncake_hicache.config import NodeOptions
 from mooncake_hicache.errors import Error, InvalidArgumentError, IoError, NoSpaceError
@@ -170,7 +172,7 @@ def test_a_full_disk_is_left_alone(tmp_path: Path, cache: Path) -> None:
     assert plan.directories == ()
     assert "too little" in plan.notices[0]
     big_regions = plan_of(mounted(tmp_path, "ext4"), ssd_size="65MiB", ssd_region_size="64MiB")
-    assert "too little for 128.1 MiB" in big_regions.notices[0]
+    assert "too little for 192.1 MiB" in big_regions.notices[0]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -209,6 +211,27 @@ def test_a_named_directory_takes_most_of_what_is_free_and_held(tmp_path: Path) -
     [one] = plan_of(root, ssd=str(place)).directories
     assert one.held_bytes == pytest.approx(8 * MIB, rel=0.1)
     assert one.room_bytes == one.free_bytes + one.held_bytes - one.free_min_bytes
+
+
+def test_a_log_keeps_its_regions_and_needs_room_for_three_of_them(tmp_path: Path) -> None:
+    place = tmp_path / "kv"
+    place.mkdir()
+    head = struct.pack("<8sII16sQQ", b"HICACHE1", 1, 4096, b"\1" * 16, 128 * MIB, 1_700_000_000)
+    head += xxhash.xxh3_64_intdigest(head).to_bytes(8, "little")
+    (place / LOG_NAME).write_bytes(head.ljust(64 << 10, b"\0"))
+    limits = {"ssd_region_size": "8MiB", "ssd_free_min": "1MiB"}
+    [one] = plan_of(ssd=f"{place}=400MiB", **limits).directories
+    assert one.region_size_bytes == 128 * MIB
+    with pytest.raises(NoSpaceError, match=f"3 regions of 128 MiB.*delete {place}/pages.log"):
+        plan_of(ssd=f"{place}=300MiB", **limits)
+    with pytest.raises(NoSpaceError, match="3 regions of 512 MiB.*less in ssd_region_size"):
+        plan_of(ssd=f"{tmp_path}/new=1GiB", ssd_region_size="512MiB")
+
+
+def test_a_directory_that_is_too_full_to_write_to_is_said(tmp_path: Path) -> None:
+    size, _ = space_of(tmp_path)
+    plan = plan_of(ssd=f"{tmp_path}=64MiB", ssd_free_min=str(size))
+    assert any("little or nothing is written" in notice for notice in plan.notices)
 
 
 def test_directories_on_one_disk_share_it(tmp_path: Path) -> None:

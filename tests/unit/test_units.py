@@ -41,6 +41,16 @@ def test_what_is_no_size_is_named_with_an_example(text: str | int) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", [2**62 + 1, "9223372036854775809", "99999999999TB", "9" * 400 + ".5"]
+)
+def test_a_size_that_no_machine_has_is_refused(text: str | int) -> None:
+    with pytest.raises(InvalidArgumentError, match="at most 4 EiB") as caught:
+        parse_size(text)
+    assert repr(text) in str(caught.value)
+    assert parse_size("4194304TiB") == parse_size(2**62) == 2**62
+
+
+@pytest.mark.parametrize(
     ("text", "unit_ms", "duration_ms"),
     [
         (250, 1, 250),
