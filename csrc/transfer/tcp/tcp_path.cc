@@ -86,6 +86,7 @@ Status TcpPath::open_lanes(Deadline deadline) {
 /// Locked. Takes ops as far as there is room, or ends them at once.
 size_t TcpPath::take(std::span<const Op> ops, std::vector<OpDone>& done, uint64_t& deadline_ns) {
   const bool has_lanes = state_->has_lanes();
+  const uint64_t now_ns = monotonic_ns();
   size_t taken = 0;
   for (const Op& op : ops) {
     if (op.size == 0) {
@@ -97,6 +98,8 @@ size_t TcpPath::take(std::span<const Op> ops, std::vector<OpDone>& done, uint64_
                                            " bytes does not exist, here or at the peer")});
     } else if (!has_lanes) {
       done.push_back({op.token, Status(Code::kUnavailable, "no lane of " + name_ + " is open")});
+    } else if (op.deadline_ns <= now_ns) {
+      done.push_back({op.token, Status(Code::kTimeout, "the op's deadline has passed already")});
     } else if (!state_->ops.add(op)) {
       break;
     } else {
