@@ -1,6 +1,7 @@
 """The guest kernel: User-Mode Linux with soft-RoCE, found, or built from Debian's sources.
 
-    python -m tests.rdma.kernel          prints where it is, building it when it is missing
+    python -m tests.rdma.kernel            prints where it is, building it when it is missing
+    python -m tests.rdma.kernel --cached   prints where it is, or would be; status 1: it is missing
 
 MOONCAKE_HICACHE_UML names one that exists already. Otherwise it lies in the user's cache folder,
 under a name that changes with the configuration below. Building takes about 12 minutes of CPU time
@@ -129,4 +130,7 @@ def ensure(jobs: int = 0) -> Path:
 
 
 if __name__ == "__main__":
+    if "--cached" in sys.argv[1:]:
+        print(cached())
+        sys.exit(not cached().exists())
     print(ensure(int(os.environ.get("JOBS", "0"))))
