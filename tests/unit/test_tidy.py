@@ -81,7 +81,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "metadata": BOTTOM,
     "arguments": BOTTOM | {"pages"},
     "metrics": CORE,
-    "node": CORE | {"metrics"},
+    "node": CORE | {"metrics", "ssd"},
     "namespace": CORE | {"arguments", "pages", "buffers"},
     "supervisor": CORE | {"node"},
     "store": CORE | {"arguments", "pages", "buffers", "namespace", "metrics", "node", "supervisor"},
