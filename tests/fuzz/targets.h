@@ -15,6 +15,7 @@
 
 #include "directory_targets.h"
 #include "net/frame.h"
+#include "rdma_targets.h"
 #include "store/messages.h"
 #include "store/page_store.h"
 #include "tcp_targets.h"
@@ -310,6 +311,7 @@ inline constexpr std::array kTargets = {
     Target{"tcp_stream", tcp_stream},
     Target{"directory_messages", directory_messages},
     Target{"directory_core", directory_core},
+    Target{"rdma_wire", rdma_wire},
 };
 
 }  // namespace hicache::fuzz
