@@ -23,7 +23,8 @@ struct RdmaRig {
 /// An end whose transport's endpoint also says where its control server listens.
 std::unique_ptr<End> make_rdma_end(const RdmaRig& rig, uint64_t epoch, const std::string& secret);
 
-/// Over the fake fabric; over real devices too, if HICACHE_RDMA_DEVICES names some ("rxe0,rxe1").
+/// Over the fake fabric; over real devices too, if HICACHE_RDMA_DEVICES names some ("rxe0,rxe1"),
+/// with the options of HICACHE_RDMA_OPTIONS (rdma_options.h).
 std::vector<Rig> rdma_rigs();
 
 }  // namespace hicache::testing

@@ -238,9 +238,11 @@ std::vector<Rig> rdma_rigs() {
                   },
                   false, false, own_control});
   if (const char* devices = std::getenv("HICACHE_RDMA_DEVICES"); devices != nullptr) {
+    const char* given = std::getenv("HICACHE_RDMA_OPTIONS");
+    const RdmaRig rig{Verbs::load().value(), devices, given == nullptr ? "" : given};
     rigs.push_back({"Rdma",
-                    [devices = std::string(devices)](uint64_t epoch, const std::string& secret) {
-                      return make_rdma_end({Verbs::load().value(), devices, ""}, epoch, secret);
+                    [rig](uint64_t epoch, const std::string& secret) {
+                      return make_rdma_end(rig, epoch, secret);
                     },
                     false, true, own_control});
   }

@@ -1,4 +1,5 @@
-// How fast real devices move bytes through the transport: figures, to be put beside perftest's.
+// How fast real devices move bytes: through the transport, to be put beside perftest's figures, and
+// through an engine with one rail and with two.
 //
 // Runs in the guest kernel (tests/rdma), which names the devices.
 #include <gtest/gtest.h>
@@ -7,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "rdma_peer.h"
 #include "rdma_rig.h"
 
 namespace hicache::testing {
@@ -47,9 +49,7 @@ double speed_mb_s(Client& client, Direction direction, const std::vector<uint8_t
   return static_cast<double>(done * kSize) * 1000 / static_cast<double>(last_ns - begin_ns);
 }
 
-TEST(RdmaSpeed, OneRail) {
-  const char* devices = std::getenv("HICACHE_RDMA_DEVICES");
-  if (devices == nullptr) GTEST_SKIP() << "HICACHE_RDMA_DEVICES names no device; make test-rdma";
+void measure_one_path(Direction direction, const char* name) {
   const std::vector<Rig> rigs = rdma_rigs();
   const Rig& rig = *std::ranges::find(rigs, "Rdma", &Rig::name);
   const auto target = make_target({rig, Where::kChild});
@@ -64,14 +64,58 @@ TEST(RdmaSpeed, OneRail) {
                       -1,           0};
   ASSERT_TRUE(client.transport().register_buffer(buffer).ok());
   const auto large = std::ranges::find(segment.buffers, kLarge, &BufferDescriptor::id);
-  for (const auto& [direction, name] :
-       {std::pair{Direction::kWrite, "WRITE"}, std::pair{Direction::kRead, "READ"}}) {
-    std::printf("%s 1 MiB: %.1f MB/s\n", name,
-                speed_mb_s(client, direction, local, large->address));
-    client.recorder().on_complete = nullptr;
-  }
+  std::printf("%s 1 MiB: %.1f MB/s\n", name, speed_mb_s(client, direction, local, large->address));
+  client.recorder().on_complete = nullptr;
   client.drop_path();
   client.transport().unregister_buffer(kLocal);
+}
+
+class RdmaSpeed : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (std::getenv("HICACHE_RDMA_DEVICES") == nullptr) {
+      GTEST_SKIP() << "HICACHE_RDMA_DEVICES names no device; python -m tests.rdma.speed";
+    }
+  }
+};
+
+TEST_F(RdmaSpeed, Write) {
+  measure_one_path(Direction::kWrite, "WRITE");
+}
+
+TEST_F(RdmaSpeed, Read) {
+  measure_one_path(Direction::kRead, "READ");
+}
+
+/// MB/s of an engine that reads all of the peer's memory again and again.
+double engine_mb_s(const std::string& devices, const RdmaEnginePeer& peer,
+                   const MappedMemory& local) {
+  const auto engine = start_engine_of(rdma_engine_options(devices));
+  const auto address = reinterpret_cast<uintptr_t>(local.address());
+  EXPECT_TRUE(engine->register_memory(address, kRdmaMemorySize, "*", true).ok());
+  const auto segment = engine->open_segment(peer.address, after_ms(10'000));
+  EXPECT_TRUE(segment.ok()) << segment.status().message();
+  if (!segment.ok()) return 0;
+  const TransferRequest all{Direction::kRead, address, peer.memory, kRdmaMemorySize};
+  uint64_t bytes = 0;
+  const uint64_t begin_ns = monotonic_ns();
+  while (monotonic_ns() < begin_ns + kMeasureMs * 1'000'000) {
+    const auto state =
+        engine->transfer(segment.value(), {&all, 1}, Priority::kUrgent, after_ms(60'000));
+    EXPECT_TRUE(state.ok() && state.value().status.ok());
+    bytes += kRdmaMemorySize;
+  }
+  return static_cast<double>(bytes) * 1000 / static_cast<double>(monotonic_ns() - begin_ns);
+}
+
+/// Wants four devices, as rdma_guest_test.cc.
+TEST_F(RdmaSpeed, TwoRails) {
+  const RdmaEnginePeer peer("rxe2,rxe3");
+  const MappedMemory local = MappedMemory::make(kRdmaMemorySize);
+  ASSERT_TRUE(local.valid());
+  for (const char* devices : {"rxe0", "rxe1", "rxe0,rxe1"}) {
+    std::printf("engine over %s: %.1f MB/s\n", devices, engine_mb_s(devices, peer, local));
+  }
 }
 
 }  // namespace

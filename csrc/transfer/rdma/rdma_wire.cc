@@ -156,7 +156,9 @@ Result<std::variant<ConnectRequest, DisconnectRequest>> decode_request(
   const auto connection = reader.get<uint64_t>();
   if (!reader.ok() || format != kFormat) return corrupt("request");
   if (kind == RequestKind::kDisconnect && reader.finished()) {
-    return Request(DisconnectRequest{epoch, connection});
+    Request disconnect;
+    disconnect = DisconnectRequest{epoch, connection};
+    return disconnect;
   }
   ConnectRequest request{epoch, connection, reader.get<uint8_t>(), {}, {}};
   if (kind != RequestKind::kConnect || !get_address(reader, request.from) ||
