@@ -18,13 +18,13 @@ from tests.rdma import guest
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 18515
-ROUNDS = 5
+ROUNDS = 4
 TOOLS = {"WRITE": "ib_write_bw", "READ": "ib_read_bw"}
 OURS = {"WRITE": "Write", "READ": "Read"}
 PERFTEST = """
-TOOL -d rxe0 -x 1 -s 1048576 -t 16 -D 3 -q 1 -F -p PORT > /tmp/server 2>&1 &
+TOOL -d rxe0 -x 1 -s 1048576 -t 16 -D 2 -q 1 -F -p PORT > /tmp/server 2>&1 &
 for i in 1 2 3 4 5 6 7 8 9 10; do ss -ltn | grep -q PORT && break; sleep 0.1; done
-TOOL -d rxe0 -x 1 -s 1048576 -t 16 -D 3 -q 1 -F -p PORT --report_gbits 127.0.0.1 \
+TOOL -d rxe0 -x 1 -s 1048576 -t 16 -D 2 -q 1 -F -p PORT --report_gbits 127.0.0.1 \
   | sed -nE 's/^ *1048576 +[0-9]+ +[0-9.]+ +([0-9.]+) .*/perftest NAME \\1/p'
 wait
 """
@@ -40,6 +40,31 @@ def script(program: Path) -> str:
             lines += [f"{program} --gtest_filter=RdmaSpeed.{OURS[name]}"]
         lines += [f"{program} --gtest_filter=RdmaSpeed.TwoRails"]
     return "\n".join(lines)
+
+
+def print_beside_perftest(name: str, output: str) -> bool:
+    """Print one direction's figures. False: perftest has none."""
+    limit = [float(x) * 125 for x in re.findall(rf"perftest {name} (\S+)", output)]
+    same, spread = (
+        [float(x) for x in re.findall(rf"{name} {what}: (\S+) MB/s", output)]
+        for what in ("1 MiB", "1 MiB of 16 MiB")
+    )
+    # perftest says 0 or inf where the machine's other work kept it from measuring the clock.
+    rounds = [
+        (own, other, most)
+        for own, other, most in zip(same, spread, limit, strict=True)
+        if 0 < most < float("inf")
+    ]
+    if not rounds:
+        return False
+    ratios = [own / most for own, _, most in rounds]
+    others = statistics.median(other / most for _, other, most in rounds)
+    print(
+        f"{name}: {statistics.median(same):.0f} MB/s, {statistics.median(ratios):.2f} of perftest"
+        f" ({min(ratios):.2f} to {max(ratios):.2f} in {len(rounds)} rounds); {others:.2f} when each"
+        " MiB is another, where perftest's stays in the cache"
+    )
+    return True
 
 
 def main() -> int:
@@ -61,13 +86,9 @@ def main() -> int:
         print(outcome.output)
         return 1
     for name in TOOLS:
-        limit = [float(x) * 125 for x in re.findall(rf"perftest {name} (\S+)", outcome.output)]
-        ours = [float(x) for x in re.findall(rf"{name} 1 MiB: (\S+) MB/s", outcome.output)]
-        ratios = [own / most for own, most in zip(ours, limit, strict=True)]
-        print(
-            f"{name}: {statistics.median(ours):.0f} MB/s, {statistics.median(ratios):.2f} of"
-            f" perftest ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        if not print_beside_perftest(name, outcome.output):
+            print(outcome.output)
+            return 1
     rails = {
         name: [float(x) for x in re.findall(rf"engine over {name}: (\S+) MB/s", outcome.output)]
         for name in ("rxe0", "rxe1", "rxe0,rxe1")
