@@ -9,6 +9,10 @@ JOBS ?= $(shell nproc)
 MODEL ?=
 TP ?= 1
 PYTEST_ARGS ?=
+# What is random in the tests: the same in each run, so that a change is judged by what it changed.
+# `make soak` looks further.
+HICACHE_SEED ?= 1
+ROUNDS ?= 10
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
 py := $(abspath $(VENV))/bin/python
@@ -18,11 +22,11 @@ cpp_files := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name CMakeLists.t
 cpp_tests := $(shell find tests/cpp -name '*.cc' -o -name '*.h' 2>/dev/null)
 say = @printf '\033[1m[%s]\033[0m %s\n' $(1) $(2)
 
-.PHONY: help demo test test-rdma guest-kernel bench lint format stubs sanitize build clean pytest cpp-test
+.PHONY: help demo test soak test-rdma guest-kernel bench lint format stubs sanitize build clean pytest cpp-test
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
-	@echo; echo "Variables: MODEL=path (demo), TP=ranks (demo), JOBS=n, PYTEST_ARGS='-k name', TORCH_INDEX=url, VENV=folder"
+	@echo; echo "Variables: MODEL=path (demo), TP=ranks (demo), JOBS=n, PYTEST_ARGS='-k name', HICACHE_SEED=n, ROUNDS=n (soak), TORCH_INDEX=url, VENV=folder"
 
 demo: $(stamps)/build $(stamps)/sglang  ## Serve with the real SGLang and show pages coming back; writes demo.json
 	$(py) -m bench.demo --json demo.json --tp $(TP) $(if $(MODEL),--model "$(MODEL)")
@@ -31,11 +35,16 @@ test: cpp-test pytest  ## Run all tests: C++, Python, and the real server
 
 pytest: $(stamps)/build $(stamps)/sglang
 	$(call say,pytest,"unit tests; then those that start the real server")
-	$(py) -m pytest $(PYTEST_ARGS)
+	$(py) -m pytest --hypothesis-seed=$(HICACHE_SEED) $(PYTEST_ARGS)
 
 cpp-test: build/cpp/.built
 	$(call say,ctest,"C++ tests")
-	ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS) --progress
+	HICACHE_SEED=$(HICACHE_SEED) ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS) --progress
+
+soak: build/cpp/.built  ## Run the C++ tests with new seeds, ROUNDS times
+	$(call say,soak,"$(ROUNDS) rounds with new seeds; a failing test prints its own")
+	@for round in $$(seq $(ROUNDS)); do \
+	  ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS) --quiet || exit 1; done
 
 test-rdma: build/cpp/.built guest-kernel  ## Run the RDMA tests on soft-RoCE, in a guest kernel (built once, ~12 CPU minutes)
 	$(call say,test-rdma,"real verbs in a guest kernel")

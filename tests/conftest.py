@@ -21,7 +21,7 @@ SSD = "MOONCAKE_HICACHE_SSD"
 SESSION = "HICACHE_TEST_SESSION"
 """Set to the same in every process that these tests start, so that none outlives them."""
 
-# Examples are found anew in each run and printed when they fail; a slow machine is no failure.
+# Examples are printed when they fail; a slow machine is no failure.
 settings.register_profile(
     "project", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
