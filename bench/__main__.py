@@ -12,6 +12,7 @@ BENCHES = {
     "pages": "put, get and exists by size and batch, beside the best copy of this machine",
     "hits": "replay of a trace: hits by capacity and policy, beside Belady's optimum",
     "ssd": "pages on SSD: reads, write-out, recovery, hits beyond memory, beside fio",
+    "store": "the Store API of mooncake.store, ours and the original's, in turns",
     "transfer": "memory between processes, by size and transport, beside bare TCP and copies",
     "demo": "the real server, with every output compared",
 }
