@@ -73,8 +73,10 @@ format: $(stamps)/dev  ## Rewrite the sources in the project's style
 
 build: $(stamps)/build  ## Build the core and install the package, editable, into .venv
 
-stubs: $(stamps)/build  ## Write mooncake_hicache/_core.pyi anew
+stubs: $(stamps)/build  ## Write anew what is made from the sources: _core.pyi, the options file, the dashboard
 	$(py) tools/stubs.py mooncake_hicache/_core.pyi
+	$(py) -m mooncake_hicache config --template > build/single_node.toml && mv build/single_node.toml configs/
+	$(py) tools/grafana.py configs/grafana.json
 
 sanitize:  ## Run the C++ tests under the address, undefined and thread sanitizers
 	@tools/system_packages.sh $(PYTHON)
