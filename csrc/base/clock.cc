@@ -27,4 +27,13 @@ uint64_t random_token() {
   return token;
 }
 
+uint64_t life_token() {
+  constexpr unsigned kRandomBits = 22;
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  const uint64_t unix_ms =
+      static_cast<uint64_t>(now.tv_sec) * 1000 + static_cast<uint64_t>(now.tv_nsec) / 1'000'000;
+  return (unix_ms << kRandomBits) | (random_token() >> (64 - kRandomBits)) | 1;
+}
+
 }  // namespace hicache

@@ -18,6 +18,10 @@ uint64_t unix_time_s();
 /// 64 unpredictable bits from the kernel; never 0.
 uint64_t random_token();
 
+/// Names a life of a process among others of its name: unpredictable in the low 22 bits, and larger
+/// than those made earlier, as far as the wall clock goes. Never 0.
+uint64_t life_token();
+
 /// A point in time after which a call gives up. Copied by value down the stack, so that nested
 /// waits share one budget.
 class Deadline {

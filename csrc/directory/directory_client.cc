@@ -132,6 +132,7 @@ void DirectoryClient::fail_calls(const Status& status) {
     state_ = status;
   }
   for (const auto& [id, call] : calls) call.done(status);
+  if (options_.on_connection) options_.on_connection();
 }
 
 // ---------------------------------------------------------------- the thread
@@ -187,6 +188,7 @@ Status DirectoryClient::serve(FramePipe pipe) {
     connection_number_ = connection;
   }
   connected_.notify_all();
+  if (options_.on_connection) options_.on_connection();
   while (true) {
     HICACHE_RETURN_IF_ERROR(exchange(pipe, connection));
     const int wait_ms = expire_calls();  // Of all that were sent; who comes later wakes the poll.

@@ -48,6 +48,8 @@ class DirectoryClient {
     size_t calls_max;          // Under way at the same time. More are kBusy.
     /// Orders that come unasked. May be empty.
     std::function<void(const HeartbeatReply&)> on_orders;
+    /// connection_number() has changed. May be empty.
+    std::function<void()> on_connection{};
   };
   template <typename Reply>
   using Done = std::function<void(Result<Reply>)>;

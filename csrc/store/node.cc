@@ -86,6 +86,7 @@ Result<std::unique_ptr<Node>> Node::start(Options options) {
   HICACHE_RETURN_IF_ERROR(watch(node->epoll_, node->listener_.get(), EPOLLIN));
   HICACHE_RETURN_IF_ERROR(watch(node->epoll_, node->wake_event_.get(), EPOLLIN));
   HICACHE_RETURN_IF_ERROR(node->open_ssd());
+  HICACHE_RETURN_IF_ERROR(node->join_cluster());
   node->thread_ = std::thread([raw = node.get()] { raw->run(); });
   return node;
 }
@@ -136,6 +137,19 @@ Status Node::open_ssd() {
   return Status();
 }
 
+Status Node::join_cluster() {
+  if (!options_.cluster) return Status();
+  Result<std::unique_ptr<Cluster>> cluster = Cluster::start(
+      *options_.cluster, {.store = store_,
+                          .ssd = ssd_.get(),
+                          .capacity_bytes = options_.pool_size_bytes,
+                          .wake = [this] { wake(); },
+                          .on_notice = [this](const std::string& notice) { note(notice); }});
+  if (!cluster.ok()) return cluster.status();
+  cluster_ = std::move(cluster.value());
+  return Status();
+}
+
 void Node::close_listener() {
   if (!listener_.valid()) return;
   listener_.reset();
@@ -163,6 +177,7 @@ void Node::stop() {
   } else {
     thread_.join();
   }
+  if (cluster_) cluster_->stop();
 }
 
 bool Node::wait_stopped(uint64_t timeout_ms) {
@@ -261,6 +276,12 @@ void Node::run() {
       // Most requests concern no disk, and looking at the disks costs as much as they.
       if (is_woken || ssd_->is_due() || now_ms >= ssd_due_ms_) ssd_due_ms_ = advance_ssd(now_ms);
       next_ms = std::min(next_ms, ssd_due_ms_);
+    }
+    if (cluster_) {
+      if (is_woken || cluster_->is_due() || now_ms >= cluster_due_ms_) {
+        cluster_due_ms_ = cluster_->advance(now_ms);
+      }
+      next_ms = std::min(next_ms, cluster_due_ms_);
     }
     if (!unfinished_.empty()) next_ms = 0;
   }

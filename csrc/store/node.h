@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -17,6 +18,7 @@
 #include "base/histogram.h"
 #include "base/status.h"
 #include "io/memory.h"
+#include "store/cluster.h"
 #include "store/messages.h"
 #include "store/page_store.h"
 #include "store/pool_backer.h"
@@ -39,6 +41,7 @@ class Node {
     uint64_t reservation_ttl_ms;
     uint32_t clients_max;
     SsdTier::Options ssd{};  // Without directories: no SSD tier.
+    std::optional<ClusterOptions> cluster{};
   };
 
   /// Makes the pool, binds the socket and starts the thread.
@@ -77,6 +80,7 @@ class Node {
 
   /// Opens the SSD directories, if there are any.
   Status open_ssd();
+  Status join_cluster();
   void await_recovery();
   void run();
   /// Lets the SSD tier do what is due, and sends the replies that waited for it.
@@ -144,8 +148,10 @@ class Node {
 
   // Of the node's thread.
   PageStore store_;
-  std::unique_ptr<SsdTier> ssd_;  // Null: none.
-  uint64_t ssd_due_ms_ = 0;       // Its advance() at the latest.
+  std::unique_ptr<SsdTier> ssd_;      // Null: none.
+  uint64_t ssd_due_ms_ = 0;           // Its advance() at the latest.
+  std::unique_ptr<Cluster> cluster_;  // Null: none.
+  uint64_t cluster_due_ms_ = 0;       // Likewise.
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;
   std::vector<uint8_t> reply_;
   uint64_t ticket_ = 0;        // Of the request in hand: its reply waits for it.

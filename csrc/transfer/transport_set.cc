@@ -81,7 +81,7 @@ Result<TransportSet> make_transports(const TransferEngine::Options& options, uin
 
 Result<std::unique_ptr<TransferEngine>> TransferEngine::start(const Options& options,
                                                               std::vector<std::string>& notices) {
-  const uint64_t epoch = random_token();
+  const uint64_t epoch = life_token();
   Result<TransportSet> set = make_transports(options, epoch, notices);
   if (!set.ok()) return set.status();
   return start_engine(options, epoch, std::move(set.value()));

@@ -1,0 +1,87 @@
+// A node's part in a cluster: it belongs to it, and tells the directory which pages it has.
+//
+// A node without a master that answers serves its own pages as ever: starting never waits for one,
+// and once it is lost the node keeps trying. Nothing here blocks the node's thread: the directory's
+// replies arrive on the clients' threads and are handed over by post().
+//
+// Threads: the node's alone, but for what says otherwise.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "directory/directory_client.h"
+#include "io/tcp_socket.h"
+#include "net/greeting.h"
+#include "net/stream.h"
+#include "store/page_store.h"
+#include "store/ssd_tier.h"
+
+namespace hicache {
+
+struct ClusterOptions {
+  std::vector<HostPort> masters;  // Of all that may lead.
+  std::string name;               // Of this node, its own in the cluster.
+  std::string bind_host;          // Where peers reach it.
+  std::string public_host;        // What they are told to connect to.
+  uint16_t port_min;              // 0: any port.
+  uint16_t port_max;
+  std::string failure_domain;  // What is lost together with it: a machine, a rack.
+  Secret secret;
+  TlsContext::Files tls;        // All empty: connections are in the clear.
+  uint64_t connect_timeout_ms;  // To a master.
+  uint64_t back_off_min_ms;     // Between two rounds through the masters; doubles up to
+  uint64_t back_off_max_ms;     // this.
+  uint64_t call_timeout_ms;     // Of one question to the directory.
+};
+
+class Cluster {
+ public:
+  /// What it works on; all outlive it.
+  struct Surroundings {
+    PageStore& store;
+    SsdTier* ssd;  // Null: none.
+    uint64_t capacity_bytes;
+    std::function<void()> wake;  // Of the node's thread, from any thread.
+    std::function<void(std::string)> on_notice;
+  };
+
+  /// Waits for no master.
+  static Result<std::unique_ptr<Cluster>> start(ClusterOptions options, Surroundings surroundings);
+  ~Cluster();
+
+  /// Leaves the cluster and ends the threads. Once the node's thread has ended; any thread. Blocks
+  /// for about a connect_timeout_ms at most. May be called again.
+  void stop();
+
+  /// Does what is due. Returns when it wants to be called at the latest; besides when is_due().
+  uint64_t advance(uint64_t now_ms);
+  bool is_due() const { return is_posted_; }
+
+  /// Has the next advance() call `task`. Any thread. Whoever posts bounds how often.
+  void post(std::function<void()> task);
+
+  /// For look-ups. Its answers come on its own thread: post() what to do with them.
+  DirectoryClient& directory() { return *bulk_; }
+
+ private:
+  Cluster(ClusterOptions options, Surroundings surroundings);
+  Status connect();
+
+  const ClusterOptions options_;
+  const Surroundings surroundings_;
+  const uint64_t incarnation_;
+  std::mutex posted_mutex_;
+  std::vector<std::function<void()>> posted_;
+  std::atomic<bool> is_posted_{false};
+  std::shared_ptr<TlsContext> tls_;
+  std::unique_ptr<DirectoryClient> life_;  // Joins, sends heartbeats.
+  std::unique_ptr<DirectoryClient> bulk_;  // Batches and look-ups.
+};
+
+}  // namespace hicache
