@@ -299,3 +299,72 @@ class TransferEngine:
 
     def release(self, batch: int) -> None:
         """Forget a batch; block until nothing of it is in flight."""
+
+class Directory:
+    """
+    The directory of a cluster, served at a TCP port by a thread of its own.
+
+    It leads nobody until lead() is called. Every method may be called from any thread.
+    """
+
+    def __init__(self, options: dict) -> None: ...
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def epoch(self) -> int:
+        """0: it does not lead."""
+
+    @property
+    def newest_epoch_heard(self) -> int:
+        """
+        The newest epoch that anybody spoke of. Above its own: another may lead.
+        """
+
+    def lead(self, epoch: int) -> None:
+        """
+        Lead from now on, with nothing known; 0: no longer. Done when it returns.
+        """
+
+    def stats(self) -> dict:
+        """Return counters and gauges. Waits for the directory's thread."""
+
+    def members(self) -> list:
+        """Return what is known of each node. Waits likewise."""
+
+    def stop(self) -> None:
+        """Close every connection and end the threads. May be called again."""
+
+class DirectoryClient:
+    """
+    Asks whichever of several directories leads.
+
+    It connects by itself, again and again. Any thread. Calls raise UnavailableError or
+    TimeoutError_ with the cause when nobody answers that leads.
+    """
+
+    def __init__(self, *, addresses: Sequence[tuple[str, int]], secret: str, tls_certificate: str = '', tls_key: str = '', tls_authority: str = '', connect_timeout_ms: int = 2000) -> None: ...
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch heard of."""
+
+    def members(self, timeout_ms: int) -> list:
+        """Return what the directory knows of each node."""
+
+    def locate(self, digest: object, keys: object, is_prefix: bool = False, replicas_max: int = 1, timeout_ms: int = 1000) -> list:
+        """
+        Return for each key who has the page: (index of the node, tiers, generation).
+        """
+
+    def drain(self, name: str, is_on: bool = True, *, timeout_ms: int = 5000) -> None:
+        """Have a node give its pages away, or end that."""
+
+    def clear(self, digest: object, *, timeout_ms: int = 5000) -> int:
+        """
+        Have all nodes forget a namespace; return how many replicas were known.
+        """
+
+    def stop(self) -> None:
+        """End the connection. May be called again."""

@@ -10,5 +10,6 @@ void bind_client(nanobind::module_& m);
 void bind_copy(nanobind::module_& m);
 void bind_eviction(nanobind::module_& m);
 void bind_transfer(nanobind::module_& m);
+void bind_directory(nanobind::module_& m);
 
 }  // namespace hicache

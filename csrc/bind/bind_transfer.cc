@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "bind/bind.h"
 #include "bind/convert.h"
+#include "bind/without_gil.h"
 #include "transfer/engine.h"
 
 namespace nb = nanobind;
@@ -20,8 +21,6 @@ namespace {
 using ByteArray = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 
 constexpr uint64_t kMs = 1'000'000;
-/// Longer is forever; so that no deadline wraps.
-constexpr uint64_t kTimeoutMaxMs = 24ULL * 24 * 3600 * 1000;
 
 uint64_t deadline_after(uint64_t timeout_ms) {
   return monotonic_ns() + std::min(timeout_ms, kTimeoutMaxMs) * kMs;
@@ -107,21 +106,6 @@ std::vector<TransferRequest> requests_from(bool write, nb::handle local, nb::han
 nb::tuple to_python(const BatchState& state) {
   return nb::make_tuple(state.is_done, state.bytes_done, state.status.code(),
                         state.status.message());
-}
-
-/// Runs `call` without the GIL and raises what it says.
-template <typename Call>
-auto without_gil(Call call) {
-  auto result = [&] {
-    nb::gil_scoped_release no_gil;
-    return call();
-  }();
-  if constexpr (std::is_same_v<decltype(result), Status>) {
-    raise_if_error(result);
-  } else {
-    raise_if_error(result.status());
-    return std::move(result.value());
-  }
 }
 
 struct PythonTransferEngine {

@@ -38,4 +38,5 @@ NB_MODULE(_core, m) {
   hicache::bind_copy(m);
   hicache::bind_eviction(m);
   hicache::bind_transfer(m);
+  hicache::bind_directory(m);
 }

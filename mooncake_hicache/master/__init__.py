@@ -1,0 +1,1 @@
+"""The master: hosts the cluster's directory, and leads it where it is elected to."""
