@@ -198,7 +198,7 @@ Status ServerGreeting::take_proof(std::span<const uint8_t> bytes, std::vector<ui
   // Any incarnation is good enough to ask who it is, and nothing else.
   const bool may_be_any = greeting_.epoch == 0 && greeting_.purpose == Purpose::kControl;
   if (!may_be_any && greeting_.epoch != own_epoch_) code = kOtherEpoch;
-  if (greeting_.purpose < Purpose::kControl || greeting_.purpose > Purpose::kDirectory) {
+  if (greeting_.purpose < Purpose::kControl || greeting_.purpose > Purpose::kNode) {
     code = kUnknownPurpose;
   }
   const size_t verdict_at = transcript_.size();

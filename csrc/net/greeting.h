@@ -27,7 +27,13 @@
 namespace hicache {
 
 /// What the connection is for. In wire order; never renumbered.
-enum class Purpose : uint16_t { kControl = 1, kTcpLane = 2, kLocal = 3, kDirectory = 4 };
+enum class Purpose : uint16_t {
+  kControl = 1,
+  kTcpLane = 2,
+  kLocal = 3,
+  kDirectory = 4,
+  kNode = 5,
+};
 
 using Proof = std::array<uint8_t, 32>;
 using Nonce = std::array<uint8_t, 32>;

@@ -32,6 +32,7 @@ class LowerTier {
  public:
   virtual ~LowerTier() = default;
 
+  virtual bool contains(const PageName& name) const = 0;
   /// Whether a page that is to be put is here already, which counts as a read of it.
   virtual bool put_again(const PageName& name) = 0;
   /// The same for a look-up, whose reader will come soon if `leases`.

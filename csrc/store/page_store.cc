@@ -67,17 +67,22 @@ inline void PageStore::prefetch_records(size_t i, bool with_leases) const {
   }
 }
 
+std::optional<NamespaceIndex> PageStore::find_namespace(const NamespaceDigest& digest) const {
+  const auto known = namespaces_by_digest_.find(digest.hash());
+  if (known == namespaces_by_digest_.end()) return std::nullopt;
+  for (const NamespaceIndex candidate : known->second) {
+    if (namespaces_[candidate].digest == digest) return candidate;
+  }
+  return std::nullopt;
+}
+
 Result<NamespaceIndex> PageStore::open_namespace(const NamespaceDigest& digest,
                                                  std::string description) {
-  if (auto known = namespaces_by_digest_.find(digest.hash());
-      known != namespaces_by_digest_.end()) {
-    for (NamespaceIndex candidate : known->second) {
-      Namespace& found = namespaces_[candidate];
-      if (found.digest != digest) continue;
-      // One that an SSD named may have come without.
-      if (found.description.empty()) found.description = std::move(description);
-      return candidate;
-    }
+  if (const std::optional<NamespaceIndex> known = find_namespace(digest)) {
+    // One that an SSD named may have come without.
+    Namespace& found = namespaces_[*known];
+    if (found.description.empty()) found.description = std::move(description);
+    return *known;
   }
   if (namespaces_.size() >= kNamespaceCountMax) {
     return Status(Code::kNoSpace, "the node already has " + std::to_string(kNamespaceCountMax) +
@@ -122,7 +127,6 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
   advance(now_ms);
   ++counts_.lookup_requests;
   const SpaceIndex space = namespaces_[index].space;
-  const auto leasable = share_of_pool(options_.lookup_lease_share);
   codes.assign(keys.size(), Code::kNotFound);
   prefetch(space, keys, hashes_);
   for (size_t i = 0; i < keys.size(); ++i) {
@@ -144,14 +148,7 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
     }
     codes[i] = Code::kOk;
     ++counts_.lookup_hit_pages;
-    if (!flags.lease) continue;
-    PageRecord& record = records_[page];
-    const bool renews = leases_.holds(LeaseKind::kLookup, session, record.leases);
-    if (!renews && lookup_leased_bytes_ + record.size > leasable) continue;
-    leases_.grant(LeaseKind::kLookup, session, page, &record.leases, now_ms);
-    if (!renews) lookup_leased_bytes_ += record.size;
-    recall(page, now_ms);
-    update_held(page);
+    if (flags.lease) promise(session, page, now_ms);
   }
 }
 

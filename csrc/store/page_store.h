@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -100,12 +101,18 @@ class PageStore {
 
   /// The namespace with this digest, made if needed. kNoSpace beyond 65536 of them.
   Result<NamespaceIndex> open_namespace(const NamespaceDigest& digest, std::string description);
+  /// The same, if there is one already.
+  std::optional<NamespaceIndex> find_namespace(const NamespaceDigest& digest) const;
   /// The namespace's present life; clear() begins another.
   SpaceIndex space_of(NamespaceIndex index) const { return namespaces_[index].space; }
   bool has_namespace(NamespaceIndex index) const { return index < namespaces_.size(); }
 
   void lookup(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
               LookupFlags flags, uint64_t now_ms, std::vector<Code>& codes);
+
+  /// The indexes of keys that are neither here nor below.
+  std::vector<uint32_t> missing(NamespaceIndex index, std::span<const Key> keys,
+                                uint64_t now_ms) const;
 
   /// Grants a read lease on each page found. `read_now`: never kBusy.
   void lease(SessionIndex session, NamespaceIndex index, std::span<const Key> keys, bool read_now,
@@ -172,6 +179,13 @@ class PageStore {
   /// Makes it visible, if it is still wanted.
   void commit_from_below(PageIndex page, uint64_t checksum, uint64_t now_ms);
   void drop_from_below(PageIndex page);
+  /// A read lease on a present page, of which release() ends one.
+  void hold(SessionIndex session, PageIndex page, uint64_t now_ms);
+  /// The same on all of these keys that are present.
+  std::vector<PageRef> hold_present(SessionIndex session, NamespaceIndex index,
+                                    std::span<const Key> keys, uint64_t now_ms);
+  /// A look-up lease on a present page, if look-ups may hold more of the pool.
+  void promise(SessionIndex session, PageIndex page, uint64_t now_ms);
 
   /// Bytes that no page and no reservation uses.
   uint64_t free_bytes() const { return allocator_.free_bytes(); }

@@ -122,4 +122,46 @@ void PageStore::drop_from_below(PageIndex page) {
   free_page(page);
 }
 
+std::vector<uint32_t> PageStore::missing(NamespaceIndex index, std::span<const Key> keys,
+                                         uint64_t now_ms) const {
+  const SpaceIndex space = namespaces_[index].space;
+  std::vector<uint32_t> missing;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const uint64_t hash = page_hash(space, keys[i]);
+    const bool is_here = find_live(space, keys[i], hash, now_ms) != kNoPage ||
+                         (lower_ != nullptr && lower_->contains({space, keys[i], hash}));
+    if (!is_here) missing.push_back(static_cast<uint32_t>(i));
+  }
+  return missing;
+}
+
+void PageStore::hold(SessionIndex session, PageIndex page, uint64_t now_ms) {
+  leases_.grant(LeaseKind::kRead, session, page, &records_[page].leases, now_ms);
+  update_held(page);
+}
+
+std::vector<PageRef> PageStore::hold_present(SessionIndex session, NamespaceIndex index,
+                                             std::span<const Key> keys, uint64_t now_ms) {
+  const SpaceIndex space = namespaces_[index].space;
+  std::vector<PageRef> held;
+  for (const Key& key : keys) {
+    const PageIndex page = find_live(space, key, page_hash(space, key), now_ms);
+    if (page == kNoPage) continue;
+    hold(session, page, now_ms);
+    held.push_back({page, records_[page].generation});
+  }
+  return held;
+}
+
+void PageStore::promise(SessionIndex session, PageIndex page, uint64_t now_ms) {
+  PageRecord& record = records_[page];
+  const bool renews = leases_.holds(LeaseKind::kLookup, session, record.leases);
+  const uint64_t leasable = share_of_pool(options_.lookup_lease_share);
+  if (!renews && lookup_leased_bytes_ + record.size > leasable) return;
+  leases_.grant(LeaseKind::kLookup, session, page, &record.leases, now_ms);
+  if (!renews) lookup_leased_bytes_ += record.size;
+  recall(page, now_ms);
+  update_held(page);
+}
+
 }  // namespace hicache

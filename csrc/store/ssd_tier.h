@@ -80,9 +80,8 @@ class SsdTier : public LowerTier {
   Result<std::vector<Fd>> open_for_readers() const;
   std::vector<int> event_fds() const;
 
-  bool contains(const PageName& name) const { return find(name) != kNoSsdPage; }
-
   // LowerTier
+  bool contains(const PageName& name) const override { return find(name) != kNoSsdPage; }
   bool put_again(const PageName& name) override;
   bool lookup(SessionIndex session, const PageName& name, bool leases, uint64_t now_ms) override;
   bool lease(SessionIndex session, const PageName& name, bool read_now, uint64_t now_ms,

@@ -75,6 +75,23 @@ namespace hicache {
   COUNTER(ssd_recovered_pages)             \
   COUNTER(ssd_read_errors)                 \
   COUNTER(ssd_write_errors)                \
+  GAUGE(peers)                             \
+  GAUGE(remote_peers)                      \
+  GAUGE(remote_coming_bytes)               \
+  COUNTER(remote_found_pages)              \
+  COUNTER(remote_fetched_pages)            \
+  COUNTER(remote_fetched_bytes)            \
+  COUNTER(remote_stale_pages)              \
+  COUNTER(remote_corrupt_pages)            \
+  COUNTER(remote_no_space_pages)           \
+  COUNTER(remote_failed_reads)             \
+  COUNTER(remote_failed_calls)             \
+  COUNTER(remote_failed_locates)           \
+  COUNTER(remote_timeouts)                 \
+  COUNTER(remote_breaker_opens)            \
+  COUNTER(peer_leased_pages)               \
+  COUNTER(peer_leased_bytes)               \
+  COUNTER(rejected_peers)                  \
   COUNTER(rejected_clients)                \
   COUNTER(bad_frames)
 

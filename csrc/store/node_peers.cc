@@ -1,0 +1,186 @@
+// What a node asks of other nodes, and what it answers them.
+#include <algorithm>
+#include <utility>
+
+#include "base/clock.h"
+#include "store/node.h"
+#include "store/node_connection.h"
+#include "store/reply_cut.h"
+
+namespace hicache {
+
+// ---------------------------------------------------------------- what it asks
+
+/// Begins to ask peers for what a look-up or a lease lacks here; false: there is nothing to ask, or
+/// the answer is there at once.
+bool Node::ask_peers(Connection& connection, NodeOp op, uint64_t request_id, Payload payload) {
+  if (!network_ || !network_->has_directory()) return false;
+  KeysRequest& request = keys_request_;
+  if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
+  const bool is_get = op == NodeOp::kLease;
+  if (is_get && request.patience_ms == 0) return false;
+  const uint64_t now_ms = monotonic_ms();
+  std::vector<uint32_t> missing = store_.missing(request.index, request.keys, now_ms);
+  if (missing.empty()) return false;
+  RemoteTier::Question question{.session = connection.session,
+                                .space = store_.space_of(request.index),
+                                .is_prefix = !is_get && (request.flags & kLookupPrefix) != 0,
+                                .leases = !is_get && (request.flags & kLookupLease) != 0,
+                                .keys = {},
+                                .parents = {}};
+  for (const uint32_t i : missing) {
+    question.keys.push_back(request.keys[i]);
+    const bool has_parent = question.is_prefix && i != 0;
+    question.parents.push_back(has_parent ? page_hash(question.space, request.keys[i - 1]) : 0);
+  }
+  RemoteTier& remote = network_->remote();
+  connection.remote_wait =
+      is_get ? remote.begin_get(std::move(question), request.patience_ms, now_ms)
+             : remote.begin_lookup(std::move(question), now_ms);
+  if (is_get) {
+    remote.hold(connection.remote_wait, store_.hold_present(connection.session, request.index,
+                                                            request.keys, now_ms));
+  }
+  connection.remote_op = op;
+  connection.remote_request_id = request_id;
+  connection.remote_missing = std::move(missing);
+  connection.remote_payload.assign(payload.begin(), payload.end());
+  remote_waiters_.push_back(connection.socket.get());
+  return true;
+}
+
+/// Answers those whose pages are here, or will not come in time.
+uint64_t Node::advance_network(uint64_t now_ms) {
+  uint64_t next_ms = network_->advance(now_ms);
+  if (!network_->has_directory()) return next_ms;
+  for (const int fd : std::exchange(remote_waiters_, {})) {
+    const auto found = connections_.find(fd);
+    if (found == connections_.end() || found->second->remote_wait == 0) continue;
+    if (!network_->remote().is_settled(found->second->remote_wait, now_ms, &next_ms)) {
+      remote_waiters_.push_back(fd);
+      continue;
+    }
+    ssd_due_ms_ = 0;  // Room was taken.
+    if (!answer_remote(*found->second)) close_connection(fd);
+  }
+  grow_ahead();
+  return network_->remote().is_due() ? now_ms : next_ms;
+}
+
+bool Node::answer_remote(Connection& connection) {
+  const RemoteTier::Answer answer =
+      network_->remote().finish(std::exchange(connection.remote_wait, 0));
+  const std::vector<uint8_t> payload = std::exchange(connection.remote_payload, {});
+  begin_frame(reply_);
+  if (connection.remote_op == NodeOp::kLease) {
+    if (!handle_lease(connection, payload)) return false;
+    release(connection.session, answer.held, monotonic_ms());
+  } else if (!answer_lookup(connection, payload, answer.found)) {
+    return false;
+  }
+  end_frame(reply_, static_cast<uint16_t>(connection.remote_op) | kReplyBit,
+            connection.remote_request_id);
+  if (!send(connection, reply_)) return false;
+  unfinished_.push_back(connection.socket.get());  // It may have sent more meanwhile.
+  return true;
+}
+
+/// What is here, and of what was missing that which peers have promised.
+bool Node::answer_lookup(Connection& connection, Payload payload,
+                         std::span<const uint8_t> found) {
+  KeysRequest& request = keys_request_;
+  if (!decode(WireReader(payload), request)) return false;
+  const bool is_prefix = (request.flags & kLookupPrefix) != 0;
+  std::vector<uint8_t> is_remote(request.keys.size());
+  size_t reach = request.keys.size();
+  for (size_t n = 0; n < connection.remote_missing.size(); ++n) {
+    const uint32_t i = connection.remote_missing[n];
+    is_remote[i] = n < found.size() && found[n] != 0;
+    if (is_remote[i] || !is_prefix) continue;
+    reach = i + size_t{1};
+    break;
+  }
+  store_.lookup(connection.session, request.index, std::span(request.keys).first(reach),
+                {(request.flags & kLookupLease) != 0, false}, monotonic_ms(), codes_);
+  bool is_chained = true;
+  for (size_t i = 0; i < reach; ++i) {
+    if (codes_[i] == Code::kNotFound && is_remote[i]) codes_[i] = Code::kOk;
+    if (is_prefix && !is_chained) codes_[i] = Code::kNotFound;
+    is_chained = is_chained && codes_[i] == Code::kOk;
+  }
+  codes_.resize(request.keys.size(), Code::kNotFound);
+  WireWriter(reply_).put_array(std::span<const Code>(codes_));
+  return true;
+}
+
+// ---------------------------------------------------------------- what it answers
+
+void Node::close_peer(SessionIndex session) {
+  store_.close_session(session, monotonic_ms());
+  if (ssd_) ssd_->close_session(session);
+}
+
+void Node::lookup_for_peer(SessionIndex session, const PeerKeys& request,
+                           std::vector<Code>& codes) {
+  const std::optional<NamespaceIndex> index = store_.find_namespace(request.digest);
+  if (!index) {
+    codes.assign(request.keys.size(), Code::kNotFound);
+    return;
+  }
+  const PageStore::LookupFlags flags{(request.flags & kLookupLease) != 0,
+                                     (request.flags & kLookupPrefix) != 0};
+  store_.lookup(session, *index, request.keys, flags, monotonic_ms(), codes);
+}
+
+void Node::lease_for_peer(SessionIndex session, const PeerKeys& request, WireWriter& writer) {
+  std::vector<PageStore::Location> locations(request.keys.size());
+  const std::optional<NamespaceIndex> index = store_.find_namespace(request.digest);
+  if (!index) return encode_locations(writer, locations);
+  const SpaceIndex space = store_.space_of(*index);
+  const uint64_t now_ms = monotonic_ms();
+  // A peer cannot read files: what lies in one comes up, and is asked for again.
+  std::vector<Key> in_pool;
+  std::vector<size_t> numbers;
+  for (size_t i = 0; i < request.keys.size(); ++i) {
+    const Key& key = request.keys[i];
+    const bool is_below =
+        ssd_ && !store_.has_hash(page_hash(space, key)) && ssd_->fetch(space, key);
+    if (is_below) {
+      locations[i].code = Code::kBusy;
+      continue;
+    }
+    in_pool.push_back(key);
+    numbers.push_back(i);
+  }
+  store_.lease(session, *index, in_pool, true, now_ms, locations_);
+  std::vector<PageRef> unreadable;
+  for (size_t n = 0; n < numbers.size(); ++n) {
+    PageStore::Location& location = locations[numbers[n]];
+    location = locations_[n];
+    if (location.code != Code::kOk) continue;
+    if (location.device != 0) {
+      unreadable.push_back(location.ref);
+      location = {.code = Code::kBusy};
+      continue;
+    }
+    ++peer_leased_pages_;
+    peer_leased_bytes_ += location.size;
+  }
+  const std::vector<PageRef> cut = cut_to_frame(locations, kPeerReplySizeMax);
+  encode_locations(writer, locations);
+  release(session, cut, now_ms);
+  release(session, unreadable, now_ms);
+}
+
+void Node::report_corrupt(std::span<const PageRef> refs) {
+  for (const PageRef& ref : refs) {
+    if (!SsdTier::is_ours(ref)) {
+      if (ssd_ && store_.is_present(ref)) ssd_->report_corrupt(store_.record(ref.page));
+      store_.report_corrupt(ref);
+    } else if (ssd_) {
+      ssd_->report_corrupt(ref);
+    }
+  }
+}
+
+}  // namespace hicache

@@ -1,0 +1,213 @@
+#include "store/page_mover.h"
+
+#include <pthread.h>
+#include <xxhash.h>
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "transfer/checksum_copy.h"
+
+namespace hicache {
+namespace {
+
+constexpr uint64_t kMs = 1'000'000;
+constexpr size_t kRequestsPerBatchMax = 1024;
+
+struct HashStateFree {
+  void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
+};
+
+}  // namespace
+
+uint64_t scattered_checksum(const uint8_t* pool, std::span<const Extent> extents) {
+  uint64_t size = 0;
+  for (const Extent& extent : extents) size += extent.size;
+  if (extents.size() == 1) return page_checksum(pool + extents[0].offset, size);
+  const std::unique_ptr<XXH3_state_t, HashStateFree> state(XXH3_createState());
+  std::vector<uint64_t> stripes;
+  XXH3_64bits_reset(state.get());
+  uint64_t left = std::min(size, kStripeSize);  // Of the stripe.
+  for (const Extent& extent : extents) {
+    for (uint64_t at = 0; at < extent.size;) {
+      const uint64_t piece = std::min(left, extent.size - at);
+      XXH3_64bits_update(state.get(), pool + extent.offset + at, piece);
+      at += piece;
+      left -= piece;
+      if (left != 0) continue;
+      stripes.push_back(XXH3_64bits_digest(state.get()));
+      XXH3_64bits_reset(state.get());
+      left = std::min(size - std::min(size, stripes.size() * kStripeSize), kStripeSize);
+    }
+  }
+  return fold_stripes(stripes, size);
+}
+
+PageMover::PageMover(TransferEngine& engine, Options options, Done done)
+    : engine_(engine), options_(std::move(options)), done_(std::move(done)) {
+  thread_ = std::thread([this] { run(); });
+  pthread_setname_np(thread_.native_handle(), "mh-page-mover");
+}
+
+PageMover::~PageMover() {
+  stop_soon();
+  if (thread_.joinable()) thread_.join();
+}
+
+void PageMover::stop_soon() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  work_.notify_all();
+}
+
+void PageMover::read(std::vector<Page> pages, Priority priority, uint64_t deadline_ns) {
+  std::deque<Group> groups;
+  size_t request_count = 0;
+  for (Page& page : pages) {
+    const size_t requests = page.local.size() + page.remote.size();
+    if (groups.empty() || groups.back().size + page.size > options_.batch_bytes ||
+        request_count + requests > kRequestsPerBatchMax) {
+      groups.emplace_back();
+      groups.back().priority = priority;
+      groups.back().deadline_ns = deadline_ns;
+      request_count = 0;
+    }
+    groups.back().size += page.size;
+    groups.back().pages.push_back(std::move(page));
+    request_count += requests;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    auto& queue = priority == Priority::kUrgent ? urgent_ : background_;
+    for (Group& group : groups) queue.push_back(std::move(group));
+  }
+  work_.notify_one();
+}
+
+// ---------------------------------------------------------------- the thread
+
+void PageMover::run() {
+  while (true) {
+    Group group;
+    while (take(group)) {
+      const Status begun = submit(group);
+      if (!begun.ok()) {
+        report(group, begun.code());
+        continue;
+      }
+      in_flight_bytes_ += group.size;
+      in_flight_.push_back(std::move(group));
+    }
+    if (!in_flight_.empty()) {
+      Group first = std::move(in_flight_.front());
+      in_flight_.pop_front();
+      in_flight_bytes_ -= first.size;
+      finish(first);
+      continue;
+    }
+    std::unique_lock lock(mutex_);
+    work_.wait(lock, [this] { return stopping_ || !urgent_.empty() || !background_.empty(); });
+    if (stopping_ && urgent_.empty() && background_.empty()) break;
+  }
+  if (is_open_) engine_.close_segment(segment_);
+  has_ended_ = true;
+}
+
+bool PageMover::take(Group& group) {
+  const std::lock_guard lock(mutex_);
+  if (in_flight_bytes_ >= options_.window_bytes && !stopping_) return false;
+  std::deque<Group>& queue = urgent_.empty() ? background_ : urgent_;
+  if (queue.empty()) return false;
+  group = std::move(queue.front());
+  queue.pop_front();
+  return true;
+}
+
+Status PageMover::open(uint64_t deadline_ns) {
+  if (is_open_ && !engine_.is_lost(segment_)) return Status();
+  if (std::exchange(is_open_, false)) engine_.close_segment(segment_);
+  const Result<SegmentId> segment = engine_.open_segment(
+      options_.address,
+      std::min(deadline_ns, monotonic_ns() + options_.open_timeout_ms * kMs));
+  if (!segment.ok()) return segment.status();
+  segment_ = segment.value();
+  is_open_ = true;
+  return Status();
+}
+
+Status PageMover::submit(Group& group) {
+  if (stopping_) return Status(Code::kClosed, "the node stops");
+  if (monotonic_ns() >= group.deadline_ns) {
+    return Status(Code::kTimeout, "pages of a peer had to wait too long");
+  }
+  HICACHE_RETURN_IF_ERROR(open(group.deadline_ns));
+  const Result<BatchId> batch =
+      engine_.submit(segment_, requests_of(group), group.priority, group.deadline_ns);
+  if (!batch.ok()) return batch.status();
+  group.batch = batch.value();
+  return Status();
+}
+
+std::vector<TransferRequest> PageMover::requests_of(const Group& group) const {
+  std::vector<TransferRequest> requests;
+  for (const Page& page : group.pages) {
+    size_t l = 0;
+    size_t r = 0;
+    uint64_t local_at = 0;
+    uint64_t remote_at = 0;
+    while (l < page.local.size() && r < page.remote.size()) {
+      const Extent& local = page.local[l];
+      const Extent& remote = page.remote[r];
+      const uint64_t size = std::min(local.size - local_at, remote.size - remote_at);
+      requests.push_back(
+          {Direction::kRead,
+           reinterpret_cast<uint64_t>(options_.pool + local.offset) + local_at,
+           options_.remote_pool_address + remote.offset + remote_at, size});
+      local_at += size;
+      remote_at += size;
+      if (local_at == local.size) {
+        ++l;
+        local_at = 0;
+      }
+      if (remote_at == remote.size) {
+        ++r;
+        remote_at = 0;
+      }
+    }
+  }
+  return requests;
+}
+
+void PageMover::finish(Group& group) {
+  const Result<BatchState> state =
+      engine_.wait(group.batch, group.deadline_ns + kDeadlineGraceMs * kMs);
+  // Blocks until none of its bytes is in flight.
+  const Status released = engine_.release(group.batch);
+  Code failed = Code::kOk;
+  if (!state.ok()) {
+    failed = state.status().code();
+  } else if (!state.value().is_done) {
+    failed = Code::kTimeout;
+  } else {
+    failed = state.value().status.code();
+  }
+  if (!released.ok() && failed == Code::kOk) failed = released.code();
+  std::vector<Outcome> outcomes;
+  for (const Page& page : group.pages) {
+    // Of a batch that failed some pages may be whole.
+    const bool is_whole = scattered_checksum(options_.pool, page.local) == page.checksum;
+    const Code why = failed == Code::kOk ? Code::kCorrupt : failed;
+    outcomes.push_back({page.tag, is_whole ? Code::kOk : why});
+  }
+  done_(std::move(outcomes));
+}
+
+void PageMover::report(const Group& group, Code code) {
+  std::vector<Outcome> outcomes;
+  for (const Page& page : group.pages) outcomes.push_back({page.tag, code});
+  done_(std::move(outcomes));
+}
+
+}  // namespace hicache

@@ -1,0 +1,111 @@
+// A connection to another node, for asking it about its pages.
+//
+// It is made when something is asked, and made again when it broke. Many calls may be under way;
+// each ends by its deadline, exactly once. The breaker: a peer that cannot be reached, breaks off,
+// or leaves a call without an answer is left alone for a while, which doubles until it answers;
+// meanwhile calls fail at once, so that what it has is read elsewhere or missed without delay.
+//
+// The leases that a peer grants end with the connection over which they were asked for.
+//
+// Threads: any may ask. What is called back is called from the link's own thread, or from inside
+// ask(), and must not block.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "base/clock.h"
+#include "directory/frame_pipe.h"
+#include "io/event_fd.h"
+#include "io/tcp_socket.h"
+#include "net/greeting.h"
+#include "store/peer_messages.h"
+
+namespace hicache {
+
+class PeerLink {
+ public:
+  struct Options {
+    std::string own_name;
+    HostPort address;
+    uint64_t incarnation;  // Of the peer: another process there is refused.
+    Secret secret;
+    std::shared_ptr<TlsContext> tls;
+    uint64_t connect_timeout_ms;
+    uint64_t call_timeout_ms;
+    uint64_t back_off_min_ms;
+    uint64_t back_off_max_ms;
+    size_t calls_max;  // Under way at the same time. More are kBusy.
+  };
+  struct Answer {
+    std::span<const uint8_t> payload;            // Valid during the call.
+    std::shared_ptr<const PeerHelloReply> peer;  // Whose it is.
+  };
+  using Done = std::function<void(Result<Answer>)>;
+
+  static Result<std::unique_ptr<PeerLink>> start(Options options);
+  ~PeerLink();
+
+  /// `message` has begun with begin_frame(). kTimeout, kUnavailable, kBusy, kClosed.
+  void ask(NodeOp op, std::vector<uint8_t> message, Done done);
+  /// Without a reply, and lost where there is no connection: leases ended with it.
+  void tell(NodeOp op, std::vector<uint8_t> message);
+
+  /// The breaker is open: calls would fail.
+  bool is_failing() const { return monotonic_ns() < closed_until_ns_; }
+  /// How often the breaker has opened.
+  uint64_t breaks_count() const { return breaks_count_; }
+
+  /// Has the thread end; does not wait for it.
+  void stop_soon();
+  bool has_ended() const { return has_ended_; }
+
+ private:
+  struct Call {
+    NodeOp op;
+    uint64_t deadline_ns;
+    Done done;
+  };
+
+  PeerLink(Options options, EventFd wake);
+
+  void run();
+  /// Serves one connection until it breaks; returns why.
+  Status serve();
+  Result<Stream> connect() const;
+  Status say_hello(Stream& stream);
+  Status exchange(FramePipe& pipe);
+  Status take(const FramePipe::Frame& frame);
+  /// How long until the first call is late, in ms; kTimeout: one is.
+  Result<int> next_late_ms() const;
+  void fail_calls(const Status& status);
+  void open_breaker();
+
+  const Options options_;
+  EventFd wake_;
+  std::atomic<uint64_t> closed_until_ns_{0};
+  std::atomic<uint64_t> breaks_count_{0};
+  std::atomic<bool> stopping_{false};
+  std::atomic<bool> has_ended_{false};
+  mutable std::mutex mutex_;
+  // Guarded by mutex_:
+  std::unordered_map<uint64_t, Call> calls_;
+  std::set<std::pair<uint64_t, uint64_t>> deadlines_;  // (time, call).
+  std::vector<uint8_t> unsent_;
+  uint64_t next_id_ = 1;
+  bool is_connected_ = false;
+  // Of the thread alone:
+  std::shared_ptr<const PeerHelloReply> peer_;
+  uint64_t back_off_ms_;
+  std::thread thread_;
+};
+
+}  // namespace hicache

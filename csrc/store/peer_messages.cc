@@ -1,0 +1,43 @@
+#include "store/peer_messages.h"
+
+namespace hicache {
+
+void encode(WireWriter& writer, const PeerHello& message) {
+  writer.put_string(message.name);
+}
+
+bool decode(WireReader reader, PeerHello& message) {
+  message.name = reader.get_string(kPeerTextSizeMax);
+  return reader.finished();
+}
+
+void encode(WireWriter& writer, const PeerHelloReply& message) {
+  writer.put(message.incarnation);
+  writer.put(message.pool_address);
+  writer.put(message.pool_size_bytes);
+  writer.put_string(message.engine_address);
+}
+
+bool decode(WireReader reader, PeerHelloReply& message) {
+  message.incarnation = reader.get<uint64_t>();
+  message.pool_address = reader.get<uint64_t>();
+  message.pool_size_bytes = reader.get<uint64_t>();
+  message.engine_address = reader.get_string(kPeerTextSizeMax);
+  return reader.finished() && message.pool_address <= kPoolAddressMax &&
+         message.pool_size_bytes <= kPoolAddressMax - message.pool_address;
+}
+
+void encode(WireWriter& writer, const PeerKeys& message) {
+  writer.put(message.digest);
+  writer.put(message.flags);
+  writer.put_array(std::span(message.keys));
+}
+
+bool decode(WireReader reader, PeerKeys& message) {
+  message.digest = reader.get<NamespaceDigest>();
+  message.flags = reader.get<uint8_t>();
+  reader.get_array(message.keys, kPeerKeysMax);
+  return reader.finished();
+}
+
+}  // namespace hicache

@@ -1,0 +1,434 @@
+#include "store/remote_tier.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/clock.h"
+
+namespace hicache {
+namespace {
+
+constexpr size_t kWaitsMax = 65536;
+constexpr size_t kUnresolvedMax = 1024;
+constexpr uint64_t kFirstMeanSize = 1 * kMiB;  // Before any page was leased.
+constexpr uint64_t kBackOffMinMs = 250;
+constexpr uint64_t kBackOffMaxMs = 5000;
+constexpr size_t kCallsMax = 4096;             // To one peer.
+constexpr uint64_t kMembersTimeoutMs = 1000;
+constexpr uint64_t kReapIntervalMs = 100;      // While there is something to reap.
+constexpr uint64_t kForgetPeerMs = 60'000;     // One that the list of members lacks.
+/// A reply that comes when its reader has gone is of no use.
+constexpr uint64_t kReplyMarginShare = 10;
+
+}  // namespace
+
+RemoteTier::RemoteTier(Options options, Surroundings surroundings)
+    : options_(std::move(options)),
+      surroundings_(std::move(surroundings)),
+      store_(surroundings_.store),
+      inbox_(std::make_shared<Inbox>()),
+      routes_(options_.routes_max),
+      mean_size_(kFirstMeanSize) {
+  inbox_->wake = surroundings_.wake;
+}
+
+RemoteTier::~RemoteTier() {
+  const std::lock_guard lock(inbox_->mutex);
+  inbox_->is_closed = true;
+  inbox_->wake = nullptr;
+}
+
+// ---------------------------------------------------------------- waits
+
+RemoteWaitId RemoteTier::begin_lookup(Question question, uint64_t now_ms) {
+  return begin(std::move(question), false, now_ms + options_.lookup_timeout_ms, now_ms);
+}
+
+RemoteWaitId RemoteTier::begin_get(Question question, uint64_t patience_ms, uint64_t now_ms) {
+  const uint64_t budget_ms = patience_ms - patience_ms / kReplyMarginShare;
+  return begin(std::move(question), true, now_ms + budget_ms, now_ms);
+}
+
+RemoteWaitId RemoteTier::begin(Question question, bool is_get, uint64_t until_ms,
+                               uint64_t now_ms) {
+  now_ms_ = now_ms;
+  is_due_ = true;
+  const RemoteWaitId id = ++last_wait_;
+  Wait& wait = waits_[id];
+  const size_t count = std::min(question.keys.size(), std::min(kLocateKeysMax, kPeerKeysMax));
+  question.keys.resize(count);
+  question.parents.resize(count);
+  for (const Key& key : question.keys) wait.hashes.push_back(page_hash(question.space, key));
+  wait.question = std::move(question);
+  wait.sources.resize(count);
+  wait.attempts.resize(count);
+  wait.found.resize(count);
+  wait.is_get = is_get;
+  wait.until_ms = until_ms;
+  wait.progress_ms = now_ms;
+  wait.started_ns = monotonic_ns();
+  if (waits_.size() > kWaitsMax || count == 0) {
+    settle(wait);
+  } else {
+    locate(id, wait);
+  }
+  return id;
+}
+
+bool RemoteTier::is_settled(RemoteWaitId id, uint64_t now_ms, uint64_t* next_ms) {
+  const auto found = waits_.find(id);
+  if (found == waits_.end() || found->second.is_settled) return true;
+  const Wait& wait = found->second;
+  uint64_t until_ms = wait.until_ms;
+  if (wait.is_get) {
+    until_ms = std::min(until_ms, wait.progress_ms + options_.stall_timeout_ms);
+  }
+  if (now_ms >= until_ms) {
+    ++timeouts_;
+    return true;
+  }
+  *next_ms = std::min(*next_ms, until_ms);
+  return false;
+}
+
+void RemoteTier::settle(Wait& wait) {
+  wait.is_settled = true;
+}
+
+RemoteTier::Answer RemoteTier::finish(RemoteWaitId id) {
+  const auto found = waits_.find(id);
+  if (found == waits_.end()) return {};
+  Wait wait = std::move(found->second);
+  waits_.erase(found);
+  const uint64_t took_ns = monotonic_ns() - wait.started_ns;
+  if (wait.is_get) {
+    fetch_seconds_.add(took_ns);
+  } else {
+    lookup_seconds_.add(took_ns);
+    const auto hits = std::count(wait.found.begin(), wait.found.end(), 1);
+    found_pages_ += static_cast<uint64_t>(hits);
+    if (wait.question.leases) stage(wait);
+  }
+  return {std::move(wait.found), std::move(wait.held)};
+}
+
+void RemoteTier::hold(RemoteWaitId id, std::vector<PageRef> held) {
+  Wait& wait = waits_.at(id);
+  wait.held.insert(wait.held.end(), held.begin(), held.end());
+}
+
+void RemoteTier::close_session(SessionIndex session) {
+  std::erase_if(waits_,
+                [&](const auto& entry) { return entry.second.question.session == session; });
+  for (auto& [hash, wanted] : wanted_) {
+    if (wanted.promised_to == session) wanted.promised_to = kNobody;
+  }
+}
+
+// ---------------------------------------------------------------- where pages are
+
+void RemoteTier::locate(RemoteWaitId id, Wait& wait) {
+  bool is_known = wait.is_get;
+  for (size_t i = 0; is_known && i < wait.hashes.size(); ++i) {
+    is_known = wanted_.contains(wait.hashes[i]) || routes_.find(wait.hashes[i]).count() != 0;
+  }
+  if (is_known || surroundings_.directory.connection_number() == 0 ||
+      !store_.is_current(wait.question.space)) {
+    use_routes(wait);
+    return go_on(id);
+  }
+  const uint64_t budget_ms = std::min(wait.until_ms - now_ms_, options_.call_timeout_ms);
+  surroundings_.directory.ask<LocateReply>(
+      LocateRequest{0, store_.digest_of(wait.question.space), wait.question.is_prefix,
+                    static_cast<uint8_t>(PageSources::kCountMax), wait.question.keys},
+      Deadline::after_ms(std::max<uint64_t>(budget_ms, 1)),
+      [inbox = inbox_, id](Result<LocateReply> reply) {
+        inbox->post(
+            [id, reply = std::move(reply)](RemoteTier& tier) { tier.on_located(id, reply); });
+      });
+}
+
+void RemoteTier::on_located(RemoteWaitId id, const Result<LocateReply>& reply) {
+  const auto found = waits_.find(id);
+  const bool is_good = reply.ok() && reply.value().head.code == Code::kOk;
+  if (!is_good) ++failed_locates_;
+  if (found == waits_.end()) return;
+  if (!is_good) {
+    use_routes(found->second);
+    return go_on(id);
+  }
+  const ReplyHead& head = reply.value().head;
+  if (head.epoch == members_epoch_ && head.members_version <= members_version_) {
+    resolve(found->second, reply.value());
+    return go_on(id);
+  }
+  if (unresolved_.size() >= kUnresolvedMax) return settle(found->second);
+  unresolved_.emplace_back(id, reply.value());
+  ask_members();
+}
+
+void RemoteTier::ask_members() {
+  if (std::exchange(asks_members_, true)) return;
+  surroundings_.directory.ask<MembersReply>(
+      MembersRequest{}, Deadline::after_ms(kMembersTimeoutMs),
+      [inbox = inbox_](Result<MembersReply> reply) {
+        inbox->post([reply = std::move(reply)](RemoteTier& tier) { tier.on_members(reply); });
+      });
+}
+
+void RemoteTier::on_members(const Result<MembersReply>& reply) {
+  asks_members_ = false;
+  if (reply.ok() && reply.value().head.code == Code::kOk) {
+    take_members(reply.value());
+  } else {
+    ++failed_locates_;
+  }
+  for (const auto& [id, located] : std::exchange(unresolved_, {})) {
+    const auto found = waits_.find(id);
+    if (found == waits_.end()) continue;
+    const bool is_known =
+        located.head.epoch == members_epoch_ && located.head.members_version <= members_version_;
+    if (is_known) {
+      resolve(found->second, located);
+    } else {
+      use_routes(found->second);
+    }
+    go_on(id);
+  }
+}
+
+void RemoteTier::take_members(const MembersReply& reply) {
+  members_epoch_ = reply.head.epoch;
+  members_version_ = reply.head.members_version;
+  members_.clear();
+  for (const MemberView& view : reply.members) {
+    const Member& member = view.member;
+    if (view.state == NodeState::kGone || member.name == options_.own_name ||
+        member.addresses.empty()) {
+      continue;
+    }
+    const Result<HostPort> address = parse_host_port(member.addresses[0]);
+    if (!address.ok()) continue;
+    const auto [known, is_new] = peer_ids_.try_emplace({member.name, member.incarnation}, 0);
+    if (is_new) known->second = ++last_peer_;
+    Peer& peer = peers_[known->second];
+    if (is_new) {
+      peer.name = member.name;
+      peer.incarnation = member.incarnation;
+    }
+    if (is_new || peer.address != address.value()) {
+      retire(peer);
+      peer.address = address.value();
+    }
+    peer.seen_ms = now_ms_;
+    members_.emplace(view.index, known->second);
+  }
+}
+
+void RemoteTier::resolve(Wait& wait, const LocateReply& reply) {
+  size_t at = 0;
+  for (size_t i = 0; i < wait.hashes.size(); ++i) {
+    const size_t count = i < reply.counts.size() ? reply.counts[i] : 0;
+    PageSources sources;
+    PageSources failing;
+    for (size_t n = 0; n < count && at < reply.replicas.size(); ++n) {
+      const auto member = members_.find(reply.replicas[at++].node);
+      if (member == members_.end()) continue;
+      const Peer* peer = usable(member->second);
+      (void)(peer != nullptr ? sources : failing).add(member->second);
+    }
+    for (size_t n = 0; n < failing.count(); ++n) (void)sources.add(failing.peers[n]);
+    // A new leader may not have heard of it yet.
+    if (sources.count() == 0) sources = routes_.find(wait.hashes[i]);
+    if (sources.count() != 0) routes_.put(wait.hashes[i], sources);
+    wait.sources[i] = sources;
+  }
+}
+
+void RemoteTier::use_routes(Wait& wait) {
+  for (size_t i = 0; i < wait.hashes.size(); ++i) wait.sources[i] = routes_.find(wait.hashes[i]);
+}
+
+void RemoteTier::go_on(RemoteWaitId id) {
+  Wait& wait = waits_.at(id);
+  if (wait.is_get) return fetch_all(id, wait);
+  if (wait.question.leases) return ask_peers(id, wait);
+  for (size_t i = 0; i < wait.hashes.size(); ++i) wait.found[i] = wait.sources[i].count() != 0;
+  settle(wait);
+}
+
+// ---------------------------------------------------------------- promises
+
+void RemoteTier::ask_peers(RemoteWaitId id, Wait& wait) {
+  std::map<PeerId, std::vector<uint32_t>> by_peer;
+  for (uint32_t i = 0; i < wait.hashes.size(); ++i) {
+    const PageSources& sources = wait.sources[i];
+    while (!wait.found[i] && wait.attempts[i] < sources.count() &&
+           usable(sources.peers[wait.attempts[i]]) == nullptr) {
+      ++wait.attempts[i];
+    }
+    const bool has_next = !wait.found[i] && wait.attempts[i] < sources.count();
+    if (has_next) by_peer[sources.peers[wait.attempts[i]]].push_back(i);
+    // What comes behind a page that cannot be had is of no use.
+    if (!wait.found[i] && !has_next && wait.question.is_prefix) break;
+  }
+  wait.left_count = by_peer.size();
+  if (by_peer.empty()) return settle(wait);
+  for (auto& [peer, numbers] : by_peer) {
+    PeerKeys request{store_.digest_of(wait.question.space), kLookupLease, {}};
+    for (const uint32_t i : numbers) request.keys.push_back(wait.question.keys[i]);
+    std::vector<uint8_t> message;
+    begin_frame(message);
+    WireWriter writer(message);
+    encode(writer, request);
+    PeerLink* link = link_of(peers_.at(peer));
+    const auto done = [inbox = inbox_, id, numbers](Result<PeerLink::Answer> answer) {
+      Result<std::vector<Code>> codes = answer.status();
+      std::vector<Code> decoded;
+      if (answer.ok()) {
+        const bool is_sound = decode_codes(WireReader(answer.value().payload), decoded) &&
+                              decoded.size() == numbers.size();
+        codes = is_sound ? Result<std::vector<Code>>(std::move(decoded))
+                         : Result<std::vector<Code>>(Status(Code::kCorrupt, "malformed"));
+      }
+      inbox->post([id, numbers, codes = std::move(codes)](RemoteTier& tier) {
+        tier.on_looked_up(id, numbers, codes);
+      });
+    };
+    if (link == nullptr) {
+      done(Status(Code::kUnavailable, "no link to the peer"));
+    } else {
+      link->ask(NodeOp::kLookup, std::move(message), done);
+    }
+  }
+}
+
+void RemoteTier::on_looked_up(RemoteWaitId id, const std::vector<uint32_t>& numbers,
+                              const Result<std::vector<Code>>& codes) {
+  if (!codes.ok()) ++failed_calls_;
+  const auto entry = waits_.find(id);
+  if (entry == waits_.end()) return;
+  Wait& wait = entry->second;
+  for (size_t n = 0; n < numbers.size(); ++n) {
+    const uint32_t i = numbers[n];
+    wait.found[i] = codes.ok() && codes.value()[n] == Code::kOk;
+    if (wait.found[i]) continue;
+    ++wait.attempts[i];
+    if (!codes.ok()) continue;
+    ++stale_pages_;
+    routes_.forget(wait.hashes[i]);
+  }
+  if (--wait.left_count != 0) return;
+  if (!store_.is_current(wait.question.space)) return settle(wait);
+  ask_peers(id, wait);
+}
+
+// ---------------------------------------------------------------- peers
+
+RemoteTier::Peer* RemoteTier::usable(PeerId id) {
+  const auto found = peers_.find(id);
+  if (found == peers_.end()) return nullptr;
+  const Peer& peer = found->second;
+  return peer.link && peer.link->is_failing() ? nullptr : &found->second;
+}
+
+PeerLink* RemoteTier::link_of(Peer& peer) {
+  if (peer.link) return peer.link.get();
+  if (link_count_ >= options_.peers_max) return nullptr;
+  Result<std::unique_ptr<PeerLink>> link =
+      PeerLink::start({.own_name = options_.own_name,
+                       .address = peer.address,
+                       .incarnation = peer.incarnation,
+                       .secret = options_.secret,
+                       .tls = options_.tls,
+                       .connect_timeout_ms = options_.call_timeout_ms,
+                       .call_timeout_ms = options_.call_timeout_ms,
+                       .back_off_min_ms = kBackOffMinMs,
+                       .back_off_max_ms = kBackOffMaxMs,
+                       .calls_max = kCallsMax});
+  if (!link.ok()) return nullptr;
+  peer.link = std::move(link.value());
+  ++link_count_;
+  return peer.link.get();
+}
+
+void RemoteTier::retire(Peer& peer) {
+  if (!peer.link) return;
+  past_breaks_ += peer.link->breaks_count();
+  peer.link->stop_soon();
+  if (peer.mover) peer.mover->stop_soon();
+  retired_.push_back({std::move(peer.link), std::move(peer.mover)});
+}
+
+/// Forgets peers that were gone for long, and joins threads that have ended.
+void RemoteTier::reap() {
+  std::erase_if(peers_, [this](auto& entry) {
+    Peer& peer = entry.second;
+    const bool is_member = std::any_of(members_.begin(), members_.end(), [&](const auto& member) {
+      return member.second == entry.first;
+    });
+    const bool is_busy =
+        peer.leasing_count != 0 || peer.moving_bytes != 0 || !peer.urgent.empty() ||
+        !peer.background.empty();
+    if (is_member) peer.seen_ms = now_ms_;
+    if (is_member || is_busy || now_ms_ < peer.seen_ms + kForgetPeerMs) return false;
+    retire(peer);
+    peer_ids_.erase({peer.name, peer.incarnation});
+    return true;
+  });
+  std::erase_if(retired_, [this](const Retired& retired) {
+    const bool has_ended =
+        retired.link->has_ended() && (!retired.mover || retired.mover->has_ended());
+    if (has_ended) --link_count_;
+    return has_ended;
+  });
+}
+
+// ---------------------------------------------------------------- time
+
+uint64_t RemoteTier::advance(uint64_t now_ms) {
+  now_ms_ = now_ms;
+  is_due_ = false;
+  std::vector<Task> tasks;
+  {
+    const std::lock_guard lock(inbox_->mutex);
+    tasks.swap(inbox_->tasks);
+  }
+  for (const Task& task : tasks) task(*this);
+  while (!later_.empty() && later_.begin()->first <= now_ms) {
+    const uint64_t hash = later_.begin()->second;
+    later_.erase(later_.begin());
+    const auto found = wanted_.find(hash);
+    if (found != wanted_.end() && found->second.state == WantedState::kQueued) {
+      enqueue(hash, found->second);
+    }
+  }
+  for (auto& [id, peer] : peers_) pump(id, peer);
+  if (now_ms >= reap_due_ms_) {
+    reap();
+    reap_due_ms_ = now_ms + (retired_.empty() ? kForgetPeerMs : kReapIntervalMs);
+  }
+  const uint64_t later_ms = later_.empty() ? UINT64_MAX : later_.begin()->first;
+  return peers_.empty() ? later_ms : std::min(later_ms, reap_due_ms_);
+}
+
+void RemoteTier::add_stats(NodeStats& stats) const {
+  stats.remote_found_pages = found_pages_;
+  stats.remote_fetched_pages = fetched_pages_;
+  stats.remote_fetched_bytes = fetched_bytes_;
+  stats.remote_stale_pages = stale_pages_;
+  stats.remote_corrupt_pages = corrupt_pages_;
+  stats.remote_no_space_pages = no_space_pages_;
+  stats.remote_failed_reads = failed_reads_;
+  stats.remote_failed_calls = failed_calls_;
+  stats.remote_failed_locates = failed_locates_;
+  stats.remote_timeouts = timeouts_;
+  stats.remote_coming_bytes = coming_bytes_;
+  stats.remote_peers = peers_.size();
+  stats.remote_breaker_opens = past_breaks_;
+  for (const auto& [id, peer] : peers_) {
+    if (peer.link) stats.remote_breaker_opens += peer.link->breaks_count();
+  }
+}
+
+}  // namespace hicache
