@@ -31,6 +31,7 @@ Unit = Literal[
     "requests",
     "seconds",
     "clients",
+    "peers",
     "leases",
     "namespaces",
     "frames",
@@ -129,6 +130,37 @@ _SSD_METRICS = (
     NodeMetric("ssd_seconds", "histogram", "seconds", "Time an SSD takes, by operation"),
 )
 
+_REMOTE_METRICS = (
+    NodeMetric("peers", "gauge", "peers", "Nodes connected that read here"),
+    NodeMetric("remote_peers", "gauge", "peers", "Nodes known that may be read from"),
+    NodeMetric("remote_coming_bytes", "gauge", "bytes", "Bytes on their way from other nodes"),
+    NodeMetric(
+        "remote_found_pages", "counter", "pages", "Pages looked up and found at other nodes"
+    ),
+    NodeMetric("remote_fetched_pages", "counter", "pages", "Pages brought here from other nodes"),
+    NodeMetric("remote_fetched_bytes", "counter", "bytes", "Bytes brought here from other nodes"),
+    NodeMetric(
+        "remote_stale_pages", "counter", "pages", "Pages that were not where the directory said"
+    ),
+    NodeMetric(
+        "remote_corrupt_pages", "counter", "pages", "Pages that came with other bytes; not kept"
+    ),
+    NodeMetric("remote_no_space_pages", "counter", "pages", "Pages not fetched for want of room"),
+    NodeMetric("remote_failed_reads", "counter", "errors", "Pages whose transfer failed"),
+    NodeMetric("remote_failed_calls", "counter", "errors", "Questions a node did not answer"),
+    NodeMetric(
+        "remote_failed_locates", "counter", "errors", "Questions the directory did not answer"
+    ),
+    NodeMetric("remote_timeouts", "counter", "requests", "Requests answered without their pages"),
+    NodeMetric("remote_breaker_opens", "counter", "errors", "Times a node was left alone"),
+    NodeMetric("peer_leased_pages", "counter", "pages", "Pages that other nodes were let read"),
+    NodeMetric("peer_leased_bytes", "counter", "bytes", "Bytes that other nodes were let read"),
+    NodeMetric("rejected_peers", "counter", "peers", "Nodes turned away, or cut off"),
+    NodeMetric(
+        "remote_seconds", "histogram", "seconds", "Time requests wait for other nodes, by operation"
+    ),
+)
+
 NODE_METRICS: tuple[NodeMetric, ...] = (
     NodeMetric("pool_size_bytes", "gauge", "bytes", "Size of the pool"),
     NodeMetric("pool_grown_bytes", "gauge", "bytes", "Part of the pool that is in use so far"),
@@ -182,6 +214,7 @@ NODE_METRICS: tuple[NodeMetric, ...] = (
     NodeMetric("namespace_use", "gauge", "bytes", "Bytes of a namespace", part="size_bytes"),
     NodeMetric("namespace_use", "gauge", "pages", "Pages of a namespace on SSD", part="ssd_pages"),
     *_SSD_METRICS,
+    *_REMOTE_METRICS,
     NodeMetric("incarnation", "info", "", "Which start of the node this is"),
     NodeMetric("pid", "info", "", "Process of the node"),
     NodeMetric("eviction_policy", "info", "", "Who goes first when room is needed"),

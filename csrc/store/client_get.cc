@@ -13,6 +13,11 @@ namespace {
 // that it is somebody else's turn.
 constexpr int kBusyRoundsMax = 2;
 
+/// How long the node may wait for pages that come from other nodes: the rest is for its answer.
+uint32_t patience_of(Deadline deadline) {
+  return static_cast<uint32_t>(std::max(1, deadline.remaining_ms() * 3 / 4));
+}
+
 }  // namespace
 
 /// Pages of a get that are leased, copied and released together.
@@ -28,7 +33,9 @@ struct Client::GetRange {
 Status Client::lease(const GetRange& range, Deadline deadline, Places& places) {
   return range.connection.ask(
       NodeOp::kLease, deadline,
-      [&](WireWriter& writer) { encode_keys(writer, range.index, range.flags, range.keys); },
+      [&](WireWriter& writer) {
+        encode_keys(writer, range.index, range.flags, range.keys, patience_of(deadline));
+      },
       [&](WireReader reader) {
         return decode(reader, places, range.connection.place_bounds()) &&
                places.places.size() == range.keys.size();

@@ -2,8 +2,6 @@
 
 #include <utility>
 
-#include "base/clock.h"
-
 namespace hicache {
 namespace {
 
@@ -18,9 +16,7 @@ Result<std::unique_ptr<Cluster>> Cluster::start(ClusterOptions options, Surround
 }
 
 Cluster::Cluster(ClusterOptions options, Surroundings surroundings)
-    : options_(std::move(options)),
-      surroundings_(std::move(surroundings)),
-      incarnation_(life_token()) {}
+    : options_(std::move(options)), surroundings_(std::move(surroundings)) {}
 
 Cluster::~Cluster() {
   stop();

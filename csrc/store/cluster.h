@@ -21,8 +21,25 @@
 #include "net/stream.h"
 #include "store/page_store.h"
 #include "store/ssd_tier.h"
+#include "transfer/segment.h"
 
 namespace hicache {
+
+/// How a node reads pages of other nodes, and they its own.
+struct PeerOptions {
+  std::vector<TransportKind> transports;
+  size_t tcp_lanes;  // Per peer.
+  size_t tcp_io_threads;
+  bool tcp_checksum;
+  size_t local_copy_threads;
+  std::string rdma_devices;    // "": all; "mlx5_0,mlx5_1".
+  size_t peers_max;            // That are spoken to at the same time, either way.
+  uint64_t lookup_timeout_ms;  // A look-up is answered with what is known by then.
+  uint64_t stall_timeout_ms;   // A get that nothing has come for is answered.
+  uint64_t fetch_timeout_ms;   // Of one page, from its lease to its last byte.
+  uint64_t call_timeout_ms;    // Of one question to a peer, and of connecting to it.
+  double staging_share;        // Of the pool that pages on their way may take.
+};
 
 struct ClusterOptions {
   std::vector<HostPort> masters;  // Of all that may lead.
@@ -38,6 +55,7 @@ struct ClusterOptions {
   uint64_t back_off_min_ms;     // Between two rounds through the masters; doubles up to
   uint64_t back_off_max_ms;     // this.
   uint64_t call_timeout_ms;     // Of one question to the directory.
+  PeerOptions peers;
 };
 
 class Cluster {
@@ -46,6 +64,8 @@ class Cluster {
   struct Surroundings {
     PageStore& store;
     SsdTier* ssd;  // Null: none.
+    uint64_t incarnation;                // As the peers' service greets.
+    std::vector<std::string> addresses;  // "host:port" of that service, then of the engine.
     uint64_t capacity_bytes;
     std::function<void()> wake;  // Of the node's thread, from any thread.
     std::function<void(std::string)> on_notice;
@@ -75,7 +95,6 @@ class Cluster {
 
   const ClusterOptions options_;
   const Surroundings surroundings_;
-  const uint64_t incarnation_;
   std::mutex posted_mutex_;
   std::vector<std::function<void()>> posted_;
   std::atomic<bool> is_posted_{false};

@@ -68,7 +68,7 @@ struct OpenNamespaceReply {
 
 /// `patience_ms` of what must be on a disk before it is answered: answered kTimeout after that
 /// time, where the disk hangs. It is done then, but a restart may undo it. 0: answered when it is
-/// there.
+/// there. Of Lease: how long it may wait for pages that other nodes have; 0: it does not.
 inline constexpr uint32_t kPatient = 0;
 
 /// Of Lookup, Lease, Remove, Clear (no keys) and SetPin.

@@ -139,14 +139,30 @@ Status Node::open_ssd() {
 
 Status Node::join_cluster() {
   if (!options_.cluster) return Status();
+  std::vector<std::string> notices;
+  Result<std::unique_ptr<PeerNetwork>> network =
+      PeerNetwork::start(*options_.cluster,
+                         {.store = store_,
+                          .pages = *this,
+                          .pool = memory_->address(),
+                          .pool_size_bytes = options_.pool_size_bytes,
+                          .epoll = epoll_.get(),
+                          .wake = [this] { wake(); }},
+                         notices);
+  if (!network.ok()) return network.status();
+  for (const std::string& notice : notices) note(notice);
+  network_ = std::move(network.value());
   Result<std::unique_ptr<Cluster>> cluster = Cluster::start(
       *options_.cluster, {.store = store_,
                           .ssd = ssd_.get(),
+                          .incarnation = network_->incarnation(),
+                          .addresses = network_->addresses(),
                           .capacity_bytes = options_.pool_size_bytes,
                           .wake = [this] { wake(); },
                           .on_notice = [this](const std::string& notice) { note(notice); }});
   if (!cluster.ok()) return cluster.status();
   cluster_ = std::move(cluster.value());
+  network_->attach(cluster_->directory());
   return Status();
 }
 
@@ -178,6 +194,7 @@ void Node::stop() {
     thread_.join();
   }
   if (cluster_) cluster_->stop();
+  if (network_ && !network_->stop().ok()) memory_->abandon_at_end();
 }
 
 bool Node::wait_stopped(uint64_t timeout_ms) {
@@ -265,6 +282,8 @@ void Node::run() {
         } else if (readable) {
           read_from(connection);
         }
+      } else if (network_ && network_->owns(fd)) {
+        network_->advance(fd, monotonic_ms());
       } else {
         is_woken = true;
       }
@@ -272,6 +291,7 @@ void Node::run() {
     serve_unfinished();
     const uint64_t now_ms = monotonic_ms();
     next_ms = std::min(store_.advance(now_ms), close_silent_connections(now_ms));
+    if (network_) next_ms = std::min(next_ms, advance_network(now_ms));
     if (ssd_) {
       // Most requests concern no disk, and looking at the disks costs as much as they.
       if (is_woken || ssd_->is_due() || now_ms >= ssd_due_ms_) ssd_due_ms_ = advance_ssd(now_ms);
@@ -287,6 +307,7 @@ void Node::run() {
   }
   close_listener();
   while (!connections_.empty()) close_connection(connections_.begin()->first);
+  if (network_) network_->close();
   const std::lock_guard lock(mutex_);  // The last that it touches.
   is_disk_busy_ = ssd_ && !ssd_->is_idle();
   has_ended_ = true;
@@ -450,6 +471,9 @@ void Node::close_connection(int fd) {
   if (found->second->has_session) {
     store_.close_session(found->second->session, monotonic_ms());
     if (ssd_) ssd_->close_session(found->second->session);
+    if (network_ && network_->has_directory()) {
+      network_->remote().close_session(found->second->session);
+    }
     if (--client_count_ == 0) idle_since_ms_ = std::max<uint64_t>(1, monotonic_ms());
   }
   connections_.erase(found);  // Closing the descriptor also ends the watch.
@@ -467,7 +491,7 @@ void Node::read_from(Connection& connection) {
       break;
   }
   // One request at a time: who sends on while its reply is held back is not one of ours.
-  if (connection.ticket != 0 && connection.unread().size() > kPayloadSizeMax) {
+  if (connection.is_waiting() && connection.unread().size() > kPayloadSizeMax) {
     ++bad_frames_;
     return close_connection(fd);
   }
@@ -489,7 +513,7 @@ void Node::serve_unfinished() {
 bool Node::handle_frames(Connection& connection) {
   connection.has_more = false;
   for (int turn = 0; turn < kFramesPerTurn; ++turn) {
-    if (connection.ticket != 0) return true;  // Its last request was not answered yet.
+    if (connection.is_waiting()) return true;
     const std::span<const uint8_t> bytes = connection.unread();
     if (bytes.size() < kFrameHeaderSize) return true;
     const Result<FrameHeader> header = decode_frame_header(bytes.first<kFrameHeaderSize>());

@@ -21,12 +21,13 @@
 #include "store/cluster.h"
 #include "store/messages.h"
 #include "store/page_store.h"
+#include "store/peer_network.h"
 #include "store/pool_backer.h"
 #include "store/ssd_tier.h"
 
 namespace hicache {
 
-class Node {
+class Node : private PeerPages {
  public:
   struct Options {
     std::string socket_path;  // '@' first: abstract.
@@ -47,7 +48,7 @@ class Node {
   /// Makes the pool, binds the socket and starts the thread.
   static Result<std::unique_ptr<Node>> start(Options options);
 
-  ~Node();
+  ~Node() override;
 
   /// Stops listening, closes every connection and ends the thread. May be called again. Waits for
   /// no disk.
@@ -68,6 +69,12 @@ class Node {
 
   const std::string& socket_path() const { return options_.socket_path; }
   uint64_t incarnation() const { return incarnation_; }
+  /// Where other nodes reach this one: its peers' service, and its transfer engine. Empty without a
+  /// cluster. As which incarnation; 0.
+  std::vector<std::string> peer_addresses() const {
+    return network_ ? network_->addresses() : std::vector<std::string>();
+  }
+  uint64_t peer_incarnation() const { return network_ ? network_->incarnation() : 0; }
   /// What was asked for and could not be had, oldest first.
   std::vector<std::string> notices() const;
 
@@ -115,6 +122,11 @@ class Node {
   bool handle_open_namespace(Payload payload);
   bool handle_lookup(Connection& connection, Payload payload);
   bool handle_lease(Connection& connection, Payload payload);
+  /// Of look-ups and leases (node_peers.cc).
+  bool ask_peers(Connection& connection, NodeOp op, uint64_t request_id, Payload payload);
+  uint64_t advance_network(uint64_t now_ms);
+  bool answer_remote(Connection& connection);
+  bool answer_lookup(Connection& connection, Payload payload, std::span<const uint8_t> found);
   bool handle_refs(Connection& connection, NodeOp op, Payload payload);
   bool handle_reserve(Connection& connection, Payload payload);
   bool handle_commit(Connection& connection, Payload payload);
@@ -125,7 +137,14 @@ class Node {
   uint64_t clear(NamespaceIndex index);
   Code commit(SessionIndex session, const CommitItem& item, const PageStore::CommitOptions& options,
               uint64_t now_ms);
-  void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms);
+  // PeerPages
+  SessionIndex open_peer() override { return store_.open_session(); }
+  void close_peer(SessionIndex session) override;
+  void lookup_for_peer(SessionIndex session, const PeerKeys& request,
+                       std::vector<Code>& codes) override;
+  void lease_for_peer(SessionIndex session, const PeerKeys& request, WireWriter& writer) override;
+  void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) override;
+  void report_corrupt(std::span<const PageRef> refs) override;
   /// Sends reply_, or keeps it until what it says will outlive a restart.
   bool answer(Connection& connection, NodeOp op, uint64_t request_id);
   bool answer_deferred(Connection& connection, uint64_t now_ms, uint64_t* next_ms);
@@ -135,6 +154,7 @@ class Node {
   bool flush(Connection& connection);
   void close_connection(int fd);
   std::string make_stats_json() const;
+  void add_network_stats(NodeStats& stats) const;
 
   const Options options_;
   const uint64_t incarnation_;
@@ -152,6 +172,10 @@ class Node {
   uint64_t ssd_due_ms_ = 0;           // Its advance() at the latest.
   std::unique_ptr<Cluster> cluster_;  // Null: none.
   uint64_t cluster_due_ms_ = 0;       // Likewise.
+  std::unique_ptr<PeerNetwork> network_;  // Null: no cluster.
+  std::vector<int> remote_waiters_;       // Connections whose reply waits for pages of peers.
+  uint64_t peer_leased_pages_ = 0;
+  uint64_t peer_leased_bytes_ = 0;
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;
   std::vector<uint8_t> reply_;
   uint64_t ticket_ = 0;        // Of the request in hand: its reply waits for it.

@@ -29,6 +29,14 @@ struct Node::Connection {
   std::vector<uint8_t> late;  // In its place when that takes too long,
   std::vector<uint8_t> lost;  // or when no disk can keep it.
   uint64_t patient_until_ms = 0;
+  RemoteWaitId remote_wait = 0;  // Not 0: the reply waits for pages of peers.
+  NodeOp remote_op = NodeOp::kLookup;
+  uint64_t remote_request_id = 0;
+  std::vector<uint8_t> remote_payload;
+  std::vector<uint32_t> remote_missing;  // Which of its keys are waited for.
+
+  /// Its last request was not answered yet.
+  bool is_waiting() const { return ticket != 0 || remote_wait != 0; }
 
   /// Reads what is there, at most kReceiveMax, so that one client cannot keep the thread.
   Received receive() {

@@ -113,6 +113,15 @@ bool Node::answer_lookup(Connection& connection, Payload payload,
   return true;
 }
 
+void Node::add_network_stats(NodeStats& stats) const {
+  if (!network_) return;
+  stats.peers = network_->service().peer_count();
+  stats.rejected_peers = network_->service().refused_count();
+  stats.peer_leased_pages = peer_leased_pages_;
+  stats.peer_leased_bytes = peer_leased_bytes_;
+  if (network_->has_directory()) network_->remote().add_stats(stats);
+}
+
 // ---------------------------------------------------------------- what it answers
 
 void Node::close_peer(SessionIndex session) {
@@ -160,7 +169,8 @@ void Node::lease_for_peer(SessionIndex session, const PeerKeys& request, WireWri
     if (location.code != Code::kOk) continue;
     if (location.device != 0) {
       unreadable.push_back(location.ref);
-      location = {.code = Code::kBusy};
+      location = PageStore::Location();
+      location.code = Code::kBusy;
       continue;
     }
     ++peer_leased_pages_;

@@ -9,33 +9,13 @@
 #include "net/frame.h"
 #include "store/node.h"
 #include "store/node_connection.h"
+#include "store/reply_cut.h"
 
 namespace hicache {
 namespace {
 
 constexpr uint64_t kHelloSendMs = 1000;
 constexpr size_t kNamespacesShownMax = 100;
-
-/// Takes out of a reply what would make it larger than a frame may be: a batch of scattered pages
-/// can have more extents than one frame holds. Answered kBusy: ask again for fewer.
-template <typename Place>
-std::vector<PageRef> cut_to_frame(std::vector<Place>& places) {
-  constexpr size_t kPlaceSizeMax = 32;  // Without extents.
-  std::vector<PageRef> cut;
-  size_t left = kPayloadSizeMax - 2 * sizeof(uint32_t) - places.size() * kPlaceSizeMax;
-  static_assert(kBatchCountMax * kPlaceSizeMax < kPayloadSizeMax / 2);
-  for (Place& place : places) {
-    if (place.extents.size_bytes() <= left) {
-      left -= place.extents.size_bytes();
-      continue;
-    }
-    cut.push_back(place.ref);
-    place.code = Code::kBusy;
-    place.ref = PageRef{kNoPage, 0};
-    place.extents = {};
-  }
-  return cut;
-}
 
 void add_histogram(JsonWriter& json, std::string_view name, const DurationHistogram& histogram) {
   json.open_member(name, '{');
@@ -64,6 +44,8 @@ bool Node::handle(Connection& connection, NodeOp op, uint64_t request_id, Payloa
     return false;
   }
   if (op == NodeOp::kHello) return handle_hello(connection, request_id, payload);
+  const bool may_lack = op == NodeOp::kLookup || op == NodeOp::kLease;
+  if (may_lack && ask_peers(connection, op, request_id, payload)) return true;
   begin_frame(reply_);
   ticket_ = 0;
   patience_ms_ = kPatient;
@@ -223,7 +205,7 @@ bool Node::handle_lease(Connection& connection, Payload payload) {
   const uint64_t now_ms = monotonic_ms();
   const bool read_now = (request.flags & kLeaseReadNow) != 0;
   store_.lease(connection.session, request.index, request.keys, read_now, now_ms, locations_);
-  const std::vector<PageRef> cut = cut_to_frame(locations_);
+  const std::vector<PageRef> cut = cut_to_frame(locations_, kPayloadSizeMax);
   WireWriter writer(reply_);
   encode_locations(writer, locations_);
   release(connection.session, cut, now_ms);
@@ -237,14 +219,7 @@ bool Node::handle_refs(Connection& connection, NodeOp op, Payload payload) {
     release(connection.session, request.refs, monotonic_ms());
     return true;
   }
-  for (const PageRef& ref : request.refs) {
-    if (!SsdTier::is_ours(ref)) {
-      if (ssd_ && store_.is_present(ref)) ssd_->report_corrupt(store_.record(ref.page));
-      store_.report_corrupt(ref);
-    } else if (ssd_) {
-      ssd_->report_corrupt(ref);
-    }
-  }
+  report_corrupt(request.refs);
   return true;
 }
 
@@ -268,7 +243,7 @@ bool Node::handle_reserve(Connection& connection, Payload payload) {
   };
   store_.reserve(connection.session, request.index, request.keys, request.sizes, options,
                  monotonic_ms(), placements_);
-  const std::vector<PageRef> cut = cut_to_frame(placements_);
+  const std::vector<PageRef> cut = cut_to_frame(placements_, kPayloadSizeMax);
   WireWriter writer(reply_);
   encode_placements(writer, store_.space_of(request.index), placements_);
   for (const PageRef& ref : cut) store_.abort(connection.session, ref);
@@ -312,6 +287,9 @@ Code Node::commit(SessionIndex session, const CommitItem& item,
 
 Code Node::remove(NamespaceIndex index, const Key& key) {
   const Code code = store_.remove(index, key);
+  if (network_ && network_->has_directory()) {
+    network_->remote().remove(store_.space_of(index), key);
+  }
   if (!ssd_) return code;
   const SpaceIndex space = store_.space_of(index);
   const bool was_below = ssd_->contains({space, key, page_hash(space, key)});
@@ -363,6 +341,7 @@ std::string Node::make_stats_json() const {
   stats.rejected_clients = rejected_clients_;
   stats.bad_frames = bad_frames_;
   if (ssd_) ssd_->add_stats(stats, monotonic_ms());
+  add_network_stats(stats);
   JsonWriter json;
   const auto* values = reinterpret_cast<const uint64_t*>(&stats);
   for (size_t i = 0; i < kNodeStatCount; ++i) json.member(kNodeStatNames[i], values[i]);
@@ -379,6 +358,12 @@ std::string Node::make_stats_json() const {
   json.open_member("ssd_seconds", '{');
   add_histogram(json, "read", ssd_ ? ssd_->read_seconds() : DurationHistogram());
   add_histogram(json, "write", ssd_ ? ssd_->write_seconds() : DurationHistogram());
+  json.close('}');
+  json.open_member("remote_seconds", '{');
+  const bool is_remote = network_ && network_->has_directory();
+  const DurationHistogram none;
+  add_histogram(json, "lookup", is_remote ? network_->remote().lookup_seconds() : none);
+  add_histogram(json, "fetch", is_remote ? network_->remote().fetch_seconds() : none);
   json.close('}');
   json.open_member("namespace_use", '[');
   for (const PageStore::NamespaceUse& use : store_.namespace_use(kNamespacesShownMax)) {

@@ -12,7 +12,7 @@ constexpr size_t kBatchesMax = 256;
 constexpr size_t kRequestsMax = 1 << 18;
 constexpr size_t kSlicesMax = 1024;
 
-TransferEngine::Options engine_options(const PeerNetwork::Options& options) {
+TransferEngine::Options engine_options(const ClusterOptions& options) {
   TransferEngine::Options engine{};
   engine.bind_host = options.bind_host;
   engine.public_host = options.public_host;
@@ -20,22 +20,22 @@ TransferEngine::Options engine_options(const PeerNetwork::Options& options) {
   engine.port_max = options.port_max;
   engine.secret = options.secret;
   engine.tls = options.tls;
-  engine.transports = options.transports;
+  engine.transports = options.peers.transports;
   engine.tries_max = kTriesMax;
   engine.batches_max = kBatchesMax;
   engine.requests_max = kRequestsMax;
   engine.slices_max = kSlicesMax;
-  engine.tcp_lanes = options.tcp_lanes;
-  engine.tcp_io_threads = options.tcp_io_threads;
-  engine.tcp_checksum = options.tcp_checksum;
-  engine.local_copy_threads = options.local_copy_threads;
-  engine.rdma_devices = options.rdma_devices;
+  engine.tcp_lanes = options.peers.tcp_lanes;
+  engine.tcp_io_threads = options.peers.tcp_io_threads;
+  engine.tcp_checksum = options.peers.tcp_checksum;
+  engine.local_copy_threads = options.peers.local_copy_threads;
+  engine.rdma_devices = options.peers.rdma_devices;
   return engine;
 }
 
 }  // namespace
 
-Result<std::unique_ptr<PeerNetwork>> PeerNetwork::start(const Options& options,
+Result<std::unique_ptr<PeerNetwork>> PeerNetwork::start(const ClusterOptions& options,
                                                         const Surroundings& surroundings,
                                                         std::vector<std::string>& notices) {
   std::unique_ptr<PeerNetwork> network(new PeerNetwork(options, surroundings));
@@ -43,7 +43,7 @@ Result<std::unique_ptr<PeerNetwork>> PeerNetwork::start(const Options& options,
   return network;
 }
 
-PeerNetwork::PeerNetwork(const Options& options, const Surroundings& surroundings)
+PeerNetwork::PeerNetwork(const ClusterOptions& options, const Surroundings& surroundings)
     : options_(options), surroundings_(surroundings) {}
 
 PeerNetwork::~PeerNetwork() {
@@ -72,7 +72,7 @@ Status PeerNetwork::open(std::vector<std::string>& notices) {
   service_ = std::make_unique<PeerService>(
       PeerService::Options{.secret = options_.secret,
                            .tls = tls_,
-                           .peers_max = options_.peers_max,
+                           .peers_max = options_.peers.peers_max,
                            .stall_timeout_ms = kStallTimeoutMs,
                            .hello = {incarnation(), pool_address, surroundings_.pool_size_bytes,
                                      addresses_[1]}},
@@ -85,13 +85,13 @@ void PeerNetwork::attach(DirectoryClient& directory) {
       RemoteTier::Options{.own_name = options_.name,
                           .secret = options_.secret,
                           .tls = tls_,
-                          .lookup_timeout_ms = options_.lookup_timeout_ms,
-                          .stall_timeout_ms = options_.stall_timeout_ms,
-                          .fetch_timeout_ms = options_.fetch_timeout_ms,
-                          .call_timeout_ms = options_.call_timeout_ms,
-                          .staging_share = options_.staging_share,
+                          .lookup_timeout_ms = options_.peers.lookup_timeout_ms,
+                          .stall_timeout_ms = options_.peers.stall_timeout_ms,
+                          .fetch_timeout_ms = options_.peers.fetch_timeout_ms,
+                          .call_timeout_ms = options_.peers.call_timeout_ms,
+                          .staging_share = options_.peers.staging_share,
                           .routes_max = kRoutesMax,
-                          .peers_max = options_.peers_max},
+                          .peers_max = options_.peers.peers_max},
       RemoteTier::Surroundings{.store = surroundings_.store,
                                .pool = surroundings_.pool,
                                .engine = *engine_,

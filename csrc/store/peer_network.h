@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "store/cluster.h"
 #include "store/peer_service.h"
 #include "store/remote_tier.h"
 #include "transfer/engine.h"
@@ -17,27 +18,6 @@ namespace hicache {
 
 class PeerNetwork {
  public:
-  struct Options {
-    std::string name;  // Of this node in the cluster.
-    std::string bind_host;
-    std::string public_host;  // What peers are told to connect to.
-    uint16_t port_min;        // Of the service and of the engine; 0: any port.
-    uint16_t port_max;
-    Secret secret;
-    TlsContext::Files tls;  // All empty: control connections are in the clear.
-    std::vector<TransportKind> transports;
-    size_t tcp_lanes;  // Per peer.
-    size_t tcp_io_threads;
-    bool tcp_checksum;
-    size_t local_copy_threads;
-    std::string rdma_devices;
-    uint64_t lookup_timeout_ms;  // See RemoteTier::Options.
-    uint64_t stall_timeout_ms;
-    uint64_t fetch_timeout_ms;
-    uint64_t call_timeout_ms;
-    double staging_share;
-    size_t peers_max;
-  };
   /// What it works on; all outlive it.
   struct Surroundings {
     PageStore& store;
@@ -49,7 +29,7 @@ class PeerNetwork {
   };
 
   /// Listens, and has the pool registered for peers to read. Blocks while a device pins the pool.
-  static Result<std::unique_ptr<PeerNetwork>> start(const Options& options,
+  static Result<std::unique_ptr<PeerNetwork>> start(const ClusterOptions& options,
                                                     const Surroundings& surroundings,
                                                     std::vector<std::string>& notices);
   ~PeerNetwork();
@@ -77,10 +57,10 @@ class PeerNetwork {
   Status stop();
 
  private:
-  PeerNetwork(const Options& options, const Surroundings& surroundings);
+  PeerNetwork(const ClusterOptions& options, const Surroundings& surroundings);
   Status open(std::vector<std::string>& notices);
 
-  const Options options_;
+  const ClusterOptions options_;
   const Surroundings surroundings_;
   std::shared_ptr<TlsContext> tls_;
   std::unique_ptr<TransferEngine> engine_;

@@ -17,8 +17,6 @@ constexpr size_t kCallsMax = 4096;             // To one peer.
 constexpr uint64_t kMembersTimeoutMs = 1000;
 constexpr uint64_t kReapIntervalMs = 100;      // While there is something to reap.
 constexpr uint64_t kForgetPeerMs = 60'000;     // One that the list of members lacks.
-/// A reply that comes when its reader has gone is of no use.
-constexpr uint64_t kReplyMarginShare = 10;
 
 }  // namespace
 
@@ -45,8 +43,7 @@ RemoteWaitId RemoteTier::begin_lookup(Question question, uint64_t now_ms) {
 }
 
 RemoteWaitId RemoteTier::begin_get(Question question, uint64_t patience_ms, uint64_t now_ms) {
-  const uint64_t budget_ms = patience_ms - patience_ms / kReplyMarginShare;
-  return begin(std::move(question), true, now_ms + budget_ms, now_ms);
+  return begin(std::move(question), true, now_ms + patience_ms, now_ms);
 }
 
 RemoteWaitId RemoteTier::begin(Question question, bool is_get, uint64_t until_ms,
@@ -328,8 +325,8 @@ void RemoteTier::on_looked_up(RemoteWaitId id, const std::vector<uint32_t>& numb
 RemoteTier::Peer* RemoteTier::usable(PeerId id) {
   const auto found = peers_.find(id);
   if (found == peers_.end()) return nullptr;
-  const Peer& peer = found->second;
-  return peer.link && peer.link->is_failing() ? nullptr : &found->second;
+  const PeerLink* link = found->second.link.get();
+  return link != nullptr && link->is_failing() ? nullptr : &found->second;
 }
 
 PeerLink* RemoteTier::link_of(Peer& peer) {
@@ -362,20 +359,19 @@ void RemoteTier::retire(Peer& peer) {
 
 /// Forgets peers that were gone for long, and joins threads that have ended.
 void RemoteTier::reap() {
-  std::erase_if(peers_, [this](auto& entry) {
-    Peer& peer = entry.second;
-    const bool is_member = std::any_of(members_.begin(), members_.end(), [&](const auto& member) {
-      return member.second == entry.first;
-    });
-    const bool is_busy =
-        peer.leasing_count != 0 || peer.moving_bytes != 0 || !peer.urgent.empty() ||
-        !peer.background.empty();
-    if (is_member) peer.seen_ms = now_ms_;
-    if (is_member || is_busy || now_ms_ < peer.seen_ms + kForgetPeerMs) return false;
+  for (const auto& [index, id] : members_) peers_.at(id).seen_ms = now_ms_;
+  for (auto entry = peers_.begin(); entry != peers_.end();) {
+    Peer& peer = entry->second;
+    const bool is_busy = peer.leasing_count != 0 || peer.moving_bytes != 0 ||
+                         !peer.urgent.empty() || !peer.background.empty();
+    if (is_busy || now_ms_ < peer.seen_ms + kForgetPeerMs) {
+      ++entry;
+      continue;
+    }
     retire(peer);
     peer_ids_.erase({peer.name, peer.incarnation});
-    return true;
-  });
+    entry = peers_.erase(entry);
+  }
   std::erase_if(retired_, [this](const Retired& retired) {
     const bool has_ended =
         retired.link->has_ended() && (!retired.mover || retired.mover->has_ended());
@@ -408,6 +404,7 @@ uint64_t RemoteTier::advance(uint64_t now_ms) {
     reap();
     reap_due_ms_ = now_ms + (retired_.empty() ? kForgetPeerMs : kReapIntervalMs);
   }
+  if (is_due_) return now_ms;
   const uint64_t later_ms = later_.empty() ? UINT64_MAX : later_.begin()->first;
   return peers_.empty() ? later_ms : std::min(later_ms, reap_due_ms_);
 }

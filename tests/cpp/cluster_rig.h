@@ -1,0 +1,136 @@
+// Nodes of a cluster for tests: real nodes, a real directory, loopback.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "directory_net_rig.h"
+#include "node_bench.h"
+
+namespace hicache::testing {
+
+inline ClusterOptions cluster_options(uint16_t master_port, std::string name) {
+  return {.masters = {{"127.0.0.1", master_port}},
+          .name = std::move(name),
+          .bind_host = "127.0.0.1",
+          .public_host = "127.0.0.1",
+          .port_min = 0,
+          .port_max = 0,
+          .failure_domain = "",
+          .secret = kClusterSecret,
+          .tls = {},
+          .connect_timeout_ms = 2000,
+          .back_off_min_ms = 5,
+          .back_off_max_ms = 50,
+          .call_timeout_ms = 2000,
+          .peers = {.transports = {TransportKind::kTcp},
+                    .tcp_lanes = 2,
+                    .tcp_io_threads = 1,
+                    .tcp_checksum = true,
+                    .local_copy_threads = 1,
+                    .rdma_devices = "",
+                    .peers_max = 16,
+                    .lookup_timeout_ms = 5000,
+                    .stall_timeout_ms = 5000,
+                    .fetch_timeout_ms = 5000,
+                    .call_timeout_ms = 2000,
+                    .staging_share = 0.5}};
+}
+
+/// Says for a node what it has.
+class Announcer {
+ public:
+  Announcer(uint16_t master_port, std::string name, uint64_t incarnation,
+            std::vector<std::string> addresses)
+      : incarnation_(incarnation), client_(connected_client(client_options({master_port}))) {
+    Member member{.name = std::move(name),
+                  .incarnation = incarnation,
+                  .addresses = std::move(addresses),
+                  .failure_domain = "",
+                  .capacity_bytes = 1000,
+                  .free_bytes = 500,
+                  .load_permille = 0};
+    const auto reply = client_->call<JoinReply>(JoinRequest{0, std::move(member)}, soon());
+    EXPECT_TRUE(reply.ok() && reply.value().head.code == Code::kOk);
+    if (reply.ok()) index_ = reply.value().node;
+    send(BatchKind::kBegin, {});
+    send(BatchKind::kEnd, {});
+  }
+
+  void has(const std::vector<Key>& keys, uint32_t tiers = kInDram) {
+    std::vector<PageChange> changes;
+    for (const Key& key : keys) changes.push_back({key, 1, tiers});
+    send(BatchKind::kChanges, std::move(changes));
+  }
+  void lacks(const std::vector<Key>& keys) { has(keys, 0); }
+
+ private:
+  void send(BatchKind kind, std::vector<PageChange> changes) {
+    const auto reply = client_->call<BatchReply>(
+        BatchRequest{0, index_, incarnation_, ++sequence_, 0, kind, kTestNamespace,
+                     std::move(changes)},
+        soon());
+    EXPECT_TRUE(reply.ok() && reply.value().head.code == Code::kOk);
+  }
+
+  uint64_t incarnation_;
+  std::unique_ptr<DirectoryClient> client_;
+  NodeIndex index_ = kNoNode;
+  uint64_t sequence_ = 0;
+};
+
+/// A node, a client of it, and what the directory hears of it.
+struct ClusterNode {
+  ClusterNode(uint16_t master_port, const std::string& name, const Node::Options& options)
+      : node(started(options)),
+        client(node->socket_path(), 10'000),
+        announcer(master_port, name, node->peer_incarnation(), node->peer_addresses()) {}
+
+  static std::unique_ptr<Node> started(const Node::Options& options) {
+    auto node = Node::start(options);
+    EXPECT_TRUE(node.ok()) << node.status().message();
+    return node.ok() ? std::move(node.value()) : nullptr;
+  }
+  /// Puts pages of bytes_of(n, size) for n = first …, and announces them.
+  void put(uint64_t first, uint64_t count, uint64_t size) {
+    for (uint64_t n = first; n < first + count; ++n) {
+      ASSERT_EQ(client.put(key_of(n), bytes_of(n, size)), Code::kOk);
+    }
+    announcer.has(keys_of(first, count));
+  }
+
+  std::unique_ptr<Node> node;
+  SimpleClient client;
+  Announcer announcer;
+};
+
+class TestCluster {
+ public:
+  TestCluster() : server_(start_server(server_options())) {}
+
+  ClusterOptions options(const std::string& name) const {
+    return cluster_options(server_->port(), name);
+  }
+  std::unique_ptr<ClusterNode> add(const std::string& name, uint64_t pool_size_bytes = 64 * kMiB) {
+    return add(options(name), pool_size_bytes);
+  }
+  std::unique_ptr<ClusterNode> add(ClusterOptions cluster, uint64_t pool_size_bytes) {
+    Node::Options options = node_options(socket_name(), pool_size_bytes);
+    options.cluster = std::move(cluster);
+    return add(std::move(options));
+  }
+  std::unique_ptr<ClusterNode> add(const Node::Options& options) {
+    return std::make_unique<ClusterNode>(server_->port(), options.cluster->name, options);
+  }
+  DirectoryServer& server() { return *server_; }
+  void stop_master() { server_->stop(); }
+
+ private:
+  std::unique_ptr<DirectoryServer> server_;
+};
+
+}  // namespace hicache::testing
