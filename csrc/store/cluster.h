@@ -63,7 +63,7 @@ class Cluster {
   /// What it works on; all outlive it.
   struct Surroundings {
     PageStore& store;
-    SsdTier* ssd;  // Null: none.
+    SsdTier* ssd;                        // Null: none.
     uint64_t incarnation;                // As the peers' service greets.
     std::vector<std::string> addresses;  // "host:port" of that service, then of the engine.
     uint64_t capacity_bytes;

@@ -168,10 +168,10 @@ class Node : private PeerPages {
 
   // Of the node's thread.
   PageStore store_;
-  std::unique_ptr<SsdTier> ssd_;      // Null: none.
-  uint64_t ssd_due_ms_ = 0;           // Its advance() at the latest.
-  std::unique_ptr<Cluster> cluster_;  // Null: none.
-  uint64_t cluster_due_ms_ = 0;       // Likewise.
+  std::unique_ptr<SsdTier> ssd_;          // Null: none.
+  uint64_t ssd_due_ms_ = 0;               // Its advance() at the latest.
+  std::unique_ptr<Cluster> cluster_;      // Null: none.
+  uint64_t cluster_due_ms_ = 0;           // Likewise.
   std::unique_ptr<PeerNetwork> network_;  // Null: no cluster.
   std::vector<int> remote_waiters_;       // Connections whose reply waits for pages of peers.
   uint64_t peer_leased_pages_ = 0;

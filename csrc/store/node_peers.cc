@@ -34,12 +34,12 @@ bool Node::ask_peers(Connection& connection, NodeOp op, uint64_t request_id, Pay
     question.parents.push_back(has_parent ? page_hash(question.space, request.keys[i - 1]) : 0);
   }
   RemoteTier& remote = network_->remote();
-  connection.remote_wait =
-      is_get ? remote.begin_get(std::move(question), request.patience_ms, now_ms)
-             : remote.begin_lookup(std::move(question), now_ms);
+  connection.remote_wait = is_get
+                               ? remote.begin_get(std::move(question), request.patience_ms, now_ms)
+                               : remote.begin_lookup(std::move(question), now_ms);
   if (is_get) {
-    remote.hold(connection.remote_wait, store_.hold_present(connection.session, request.index,
-                                                            request.keys, now_ms));
+    remote.hold(connection.remote_wait,
+                store_.hold_present(connection.session, request.index, request.keys, now_ms));
   }
   connection.remote_op = op;
   connection.remote_request_id = request_id;
@@ -86,8 +86,7 @@ bool Node::answer_remote(Connection& connection) {
 }
 
 /// What is here, and of what was missing that which peers have promised.
-bool Node::answer_lookup(Connection& connection, Payload payload,
-                         std::span<const uint8_t> found) {
+bool Node::answer_lookup(Connection& connection, Payload payload, std::span<const uint8_t> found) {
   KeysRequest& request = keys_request_;
   if (!decode(WireReader(payload), request)) return false;
   const bool is_prefix = (request.flags & kLookupPrefix) != 0;

@@ -129,8 +129,7 @@ Status PageMover::open(uint64_t deadline_ns) {
   if (is_open_ && !engine_.is_lost(segment_)) return Status();
   if (std::exchange(is_open_, false)) engine_.close_segment(segment_);
   const Result<SegmentId> segment = engine_.open_segment(
-      options_.address,
-      std::min(deadline_ns, monotonic_ns() + options_.open_timeout_ms * kMs));
+      options_.address, std::min(deadline_ns, monotonic_ns() + options_.open_timeout_ms * kMs));
   if (!segment.ok()) return segment.status();
   segment_ = segment.value();
   is_open_ = true;
@@ -161,10 +160,9 @@ std::vector<TransferRequest> PageMover::requests_of(const Group& group) const {
       const Extent& local = page.local[l];
       const Extent& remote = page.remote[r];
       const uint64_t size = std::min(local.size - local_at, remote.size - remote_at);
-      requests.push_back(
-          {Direction::kRead,
-           reinterpret_cast<uint64_t>(options_.pool + local.offset) + local_at,
-           options_.remote_pool_address + remote.offset + remote_at, size});
+      requests.push_back({Direction::kRead,
+                          reinterpret_cast<uint64_t>(options_.pool + local.offset) + local_at,
+                          options_.remote_pool_address + remote.offset + remote_at, size});
       local_at += size;
       remote_at += size;
       if (local_at == local.size) {

@@ -26,7 +26,9 @@ Result<std::unique_ptr<PeerLink>> PeerLink::start(Options options) {
 }
 
 PeerLink::PeerLink(Options options, EventFd wake)
-    : options_(std::move(options)), wake_(std::move(wake)), back_off_ms_(options_.back_off_min_ms) {}
+    : options_(std::move(options)),
+      wake_(std::move(wake)),
+      back_off_ms_(options_.back_off_min_ms) {}
 
 PeerLink::~PeerLink() {
   stop_soon();

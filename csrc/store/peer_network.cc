@@ -70,12 +70,12 @@ Status PeerNetwork::open(std::vector<std::string>& notices) {
   addresses_ = {to_string(HostPort{options_.public_host, listening.value().port}),
                 to_string(HostPort{options_.public_host, engine_->port()})};
   service_ = std::make_unique<PeerService>(
-      PeerService::Options{.secret = options_.secret,
-                           .tls = tls_,
-                           .peers_max = options_.peers.peers_max,
-                           .stall_timeout_ms = kStallTimeoutMs,
-                           .hello = {incarnation(), pool_address, surroundings_.pool_size_bytes,
-                                     addresses_[1]}},
+      PeerService::Options{
+          .secret = options_.secret,
+          .tls = tls_,
+          .peers_max = options_.peers.peers_max,
+          .stall_timeout_ms = kStallTimeoutMs,
+          .hello = {incarnation(), pool_address, surroundings_.pool_size_bytes, addresses_[1]}},
       std::move(listening.value()), surroundings_.epoll, surroundings_.pages);
   return service_->start();
 }

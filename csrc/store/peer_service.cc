@@ -24,9 +24,8 @@ PeerService::PeerService(Options options, Listening listening, int epoll, PeerPa
     : options_(std::move(options)),
       epoll_(epoll),
       pages_(pages),
-      reception_(
-          {options_.secret, options_.hello.incarnation, options_.tls, options_.peers_max},
-          std::move(listening), epoll) {}
+      reception_({options_.secret, options_.hello.incarnation, options_.tls, options_.peers_max},
+                 std::move(listening), epoll) {}
 
 void PeerService::close() {
   while (!peers_.empty()) forget(peers_.begin()->first);
@@ -47,8 +46,7 @@ uint64_t PeerService::advance(uint64_t now_ms) {
     }
   }
   const int greetings_ms = reception_.expire();
-  uint64_t next_ms =
-      greetings_ms < 0 ? UINT64_MAX : now_ms + static_cast<uint64_t>(greetings_ms);
+  uint64_t next_ms = greetings_ms < 0 ? UINT64_MAX : now_ms + static_cast<uint64_t>(greetings_ms);
   if (!with_more_.empty()) return now_ms;
   if (peers_.empty()) return next_ms;
   if (now_ms >= stalls_due_ms_) {
@@ -129,8 +127,7 @@ bool PeerService::answer_some(Peer& peer, uint64_t now_ms) {
   return true;
 }
 
-bool PeerService::answer(Peer& peer, const FrameHeader& header, Payload payload,
-                         uint64_t now_ms) {
+bool PeerService::answer(Peer& peer, const FrameHeader& header, Payload payload, uint64_t now_ms) {
   const auto op = static_cast<NodeOp>(header.op);
   frame_.clear();
   if ((op == NodeOp::kHello) == peer.has_session) return false;

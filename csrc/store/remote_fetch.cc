@@ -51,8 +51,7 @@ void RemoteTier::stage(const Wait& wait) {
   }
 }
 
-void RemoteTier::want(const Wait& wait, size_t number, RemoteWaitId waiter,
-                      uint64_t deadline_ms) {
+void RemoteTier::want(const Wait& wait, size_t number, RemoteWaitId waiter, uint64_t deadline_ms) {
   const uint64_t hash = wait.hashes[number];
   const bool is_full = wanted_.size() >= kWantedMax;
   const auto [entry, is_new] = wanted_.try_emplace(hash);
@@ -155,8 +154,7 @@ std::vector<uint64_t> RemoteTier::take_queued(PeerId id, Peer& peer) {
     const uint64_t hash = queue.front();
     const auto found = wanted_.find(hash);
     // It may have gone another way since it was put here.
-    const bool is_ours = found != wanted_.end() &&
-                         found->second.state == WantedState::kQueued &&
+    const bool is_ours = found != wanted_.end() && found->second.state == WantedState::kQueued &&
                          found->second.sources.peers[found->second.source] == id;
     if (is_ours && !taken.empty() && found->second.space != space) break;
     queue.pop_front();
@@ -180,23 +178,22 @@ void RemoteTier::lease(PeerId id, Peer& peer, std::vector<uint64_t> hashes) {
   WireWriter writer(message);
   encode(writer, request);
   ++peer.leasing_count;
-  peer.link->ask(
-      NodeOp::kLease, std::move(message),
-      [inbox = inbox_, id, hashes = std::move(hashes)](Result<PeerLink::Answer> answer) {
-        Result<Leased> leased = answer.status();
-        if (answer.ok()) {
-          Leased decoded{{}, answer.value().peer};
-          const PlaceBounds bounds{decoded.peer->pool_size_bytes, 0};
-          const bool is_sound =
-              decode(WireReader(answer.value().payload), decoded.places, bounds) &&
-              decoded.places.places.size() == hashes.size();
-          leased = is_sound ? Result<Leased>(std::move(decoded))
-                            : Result<Leased>(Status(Code::kCorrupt, "malformed places"));
-        }
-        inbox->post([id, hashes, leased = std::move(leased)](RemoteTier& tier) {
-          tier.on_leased(id, hashes, leased);
-        });
-      });
+  peer.link->ask(NodeOp::kLease, std::move(message),
+                 [inbox = inbox_, id, hashes = std::move(hashes)](Result<PeerLink::Answer> answer) {
+                   Result<Leased> leased = answer.status();
+                   if (answer.ok()) {
+                     Leased decoded{{}, answer.value().peer};
+                     const PlaceBounds bounds{decoded.peer->pool_size_bytes, 0};
+                     const bool is_sound =
+                         decode(WireReader(answer.value().payload), decoded.places, bounds) &&
+                         decoded.places.places.size() == hashes.size();
+                     leased = is_sound ? Result<Leased>(std::move(decoded))
+                                       : Result<Leased>(Status(Code::kCorrupt, "malformed places"));
+                   }
+                   inbox->post([id, hashes, leased = std::move(leased)](RemoteTier& tier) {
+                     tier.on_leased(id, hashes, leased);
+                   });
+                 });
 }
 
 void RemoteTier::on_leased(PeerId id, const std::vector<uint64_t>& hashes,
@@ -227,7 +224,10 @@ void RemoteTier::on_leased(PeerId id, const std::vector<uint64_t>& hashes,
     } else {
       const auto extents = leased.value().places.extents_of(place);
       const auto local = store_.record(wanted.page).extents.span();
-      pages.push_back({hash, place.size, place.checksum, {local.begin(), local.end()},
+      pages.push_back({hash,
+                       place.size,
+                       place.checksum,
+                       {local.begin(), local.end()},
                        {extents.begin(), extents.end()}});
       if (wanted.is_urgent) priority = Priority::kUrgent;
     }

@@ -13,10 +13,10 @@ constexpr size_t kUnresolvedMax = 1024;
 constexpr uint64_t kFirstMeanSize = 1 * kMiB;  // Before any page was leased.
 constexpr uint64_t kBackOffMinMs = 250;
 constexpr uint64_t kBackOffMaxMs = 5000;
-constexpr size_t kCallsMax = 4096;             // To one peer.
+constexpr size_t kCallsMax = 4096;  // To one peer.
 constexpr uint64_t kMembersTimeoutMs = 1000;
-constexpr uint64_t kReapIntervalMs = 100;      // While there is something to reap.
-constexpr uint64_t kForgetPeerMs = 60'000;     // One that the list of members lacks.
+constexpr uint64_t kReapIntervalMs = 100;   // While there is something to reap.
+constexpr uint64_t kForgetPeerMs = 60'000;  // One that the list of members lacks.
 
 }  // namespace
 
@@ -46,8 +46,7 @@ RemoteWaitId RemoteTier::begin_get(Question question, uint64_t patience_ms, uint
   return begin(std::move(question), true, now_ms + patience_ms, now_ms);
 }
 
-RemoteWaitId RemoteTier::begin(Question question, bool is_get, uint64_t until_ms,
-                               uint64_t now_ms) {
+RemoteWaitId RemoteTier::begin(Question question, bool is_get, uint64_t until_ms, uint64_t now_ms) {
   now_ms_ = now_ms;
   is_due_ = true;
   const RemoteWaitId id = ++last_wait_;

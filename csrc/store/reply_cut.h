@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "net/frame.h"
 #include "store/messages.h"
 
 namespace hicache {

@@ -70,10 +70,10 @@ class Announcer {
 
  private:
   void send(BatchKind kind, std::vector<PageChange> changes) {
-    const auto reply = client_->call<BatchReply>(
-        BatchRequest{0, index_, incarnation_, ++sequence_, 0, kind, kTestNamespace,
-                     std::move(changes)},
-        soon());
+    const auto reply =
+        client_->call<BatchReply>(BatchRequest{0, index_, incarnation_, ++sequence_, 0, kind,
+                                               kTestNamespace, std::move(changes)},
+                                  soon());
     EXPECT_TRUE(reply.ok() && reply.value().head.code == Code::kOk);
   }
 

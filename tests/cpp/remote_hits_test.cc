@@ -261,8 +261,7 @@ TEST(RemoteHits, WhatIsRemovedWhileItComesStaysAway) {
   EXPECT_EQ(codes, std::vector<Code>(20, Code::kOk));
   a->announcer.lacks(keys_of(0, 20));
   b->client.client.remove(b->client.space, keys_of(0, 20), codes);
-  EXPECT_TRUE(
-      eventually(5000, [&] { return stat_of(*b->node, "remote_coming_bytes") == 0; }));
+  EXPECT_TRUE(eventually(5000, [&] { return stat_of(*b->node, "remote_coming_bytes") == 0; }));
   b->client.client.lookup(b->client.space, keys_of(0, 20), {false, false}, codes);
   EXPECT_EQ(codes, std::vector<Code>(20, Code::kNotFound));
 }
