@@ -7,7 +7,7 @@ from mooncake_hicache import _core
 __all__ = ["PAGES_MAX", "start_directory"]
 
 PAGES_MAX = 200_000_000
-"""About 12.5 GB when they are all known; what is more is not told of, and so is missed elsewhere."""
+"""About 12.5 GB when all are known; what is more is told to nobody, and so missed elsewhere."""
 NODES_MAX = 4096
 HOLDINGS_MAX = 1_000_000
 """Different sets of nodes that have a page."""
