@@ -30,6 +30,7 @@ from mooncake_hicache.options_base import (
     read_options_file,
     source_of,
 )
+from mooncake_hicache.options_master import MasterOptions
 from mooncake_hicache.options_types import (
     POOL_SIZE_MIN_BYTES,
     Budget,
@@ -53,6 +54,7 @@ from mooncake_hicache.units import format_size, parse_percent
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
+    "MasterOptions",
     "NodeOptions",
     "StoreOptions",
     "TransferOptions",
@@ -438,7 +440,7 @@ def options_file_text() -> str:
         "# One machine: every option of mooncake-hicache at its default. Written by",
         "# `mooncake-hicache config --template`; name the file in MOONCAKE_HICACHE_CONFIG.",
     ]
-    for owner in (StoreOptions, TransferOptions):
+    for owner in (StoreOptions, TransferOptions, MasterOptions):
         for name, field in owner.model_fields.items():
             if name == "config":
                 continue

@@ -11,6 +11,7 @@ from mooncake_hicache.cli.common import EXIT_ERROR
 from mooncake_hicache.cli.config import config_command
 from mooncake_hicache.cli.doctor import doctor_command
 from mooncake_hicache.cli.inspect import inspect_command
+from mooncake_hicache.cli.master import master_command
 from mooncake_hicache.cli.metadata import metadata_command
 from mooncake_hicache.cli.node import node_command, stop_command
 from mooncake_hicache.cli.p2p import p2p_app
@@ -57,6 +58,7 @@ app.command("doctor")(doctor_command)
 app.command("config")(config_command)
 app.command("inspect")(inspect_command)
 app.command("topology")(topology_command)
+app.command("master")(master_command)
 app.command("metadata")(metadata_command)
 app.add_typer(p2p_app, name="p2p")
 

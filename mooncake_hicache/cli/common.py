@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from mooncake_hicache.config import StoreOptions
+from mooncake_hicache.options_base import OptionsBase
 
 __all__ = [
     "EXIT_ERROR",
@@ -37,8 +38,10 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2, default=str))
 
 
-def with_options(names: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a flag for each named option of the package.
+def with_options(
+    names: Iterable[str], owner: type[OptionsBase] = StoreOptions
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a flag for each named option of a class of options.
 
     The command gets those that were given as one dict, its parameter `given`. Names, defaults and
     explanations come from `mooncake_hicache.config`, so that they are written once.
@@ -51,7 +54,7 @@ def with_options(names: Iterable[str]) -> Callable[[Callable[..., None]], Callab
             for parameter in inspect.signature(command, eval_str=True).parameters.values()
             if parameter.name != "given"
         ]
-        flags = [_flag(name) for name in names]
+        flags = [_flag(name, owner) for name in names]
 
         def wrapper(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in names}
@@ -70,8 +73,8 @@ def with_options(names: Iterable[str]) -> Callable[[Callable[..., None]], Callab
     return decorate
 
 
-def _flag(name: str) -> inspect.Parameter:
-    field = StoreOptions.model_fields[name]
+def _flag(name: str, owner: type[OptionsBase]) -> inspect.Parameter:
+    field = owner.model_fields[name]
     choices = typing.get_args(field.annotation) if _is_literal(field.annotation) else ()
     metavar = "|".join(choices) if choices else _metavar(name)
     explanation = " ".join((field.description or "").split())
@@ -96,7 +99,7 @@ def _is_literal(annotation: object) -> bool:
 
 
 def _metavar(name: str) -> str:
-    if name in ("config", "log_file", "socket"):
+    if name in ("config", "log_file", "socket", "token_file"):
         return "PATH"
     if name.endswith("_dir"):
         return "FOLDER"

@@ -47,12 +47,13 @@ _ANSWERS = {
 }
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, what: str = "the metadata server") -> socket.socket:
     """Return a socket that listens.
 
     Args:
         host: A name or an address, IPv6 without brackets; empty: every address of this machine.
         port: 0: any free one.
+        what: Who it is, for messages.
 
     Raises:
         IoError: It cannot listen there; the message names host, port and cause.
@@ -63,21 +64,21 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise _cannot_listen(host, port, error) from None
+        raise _cannot_listen(what, host, port, error) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise _cannot_listen(host, port, error) from None
+        raise _cannot_listen(what, host, port, error) from None
     return listener
 
 
-def _cannot_listen(host: str, port: int, error: OSError) -> IoError:
+def _cannot_listen(what: str, host: str, port: int, error: OSError) -> IoError:
     return IoError(
-        f"the metadata server cannot listen at {Address(host, port)}: "
-        f"{error.strerror or error}; choose another --host or --port"
+        f"{what} cannot listen at {Address(host, port)}: "
+        f"{error.strerror or error}; choose another address or port"
     )
 
 
