@@ -18,6 +18,7 @@ from mooncake_hicache.cli.common import (
     with_options,
 )
 from mooncake_hicache.cli.reach import NodeView, look
+from mooncake_hicache.cli.status_cluster import show_cluster
 from mooncake_hicache.cli.status_ssd import share, ssd_rows, ssd_trouble
 from mooncake_hicache.config import StoreOptions
 from mooncake_hicache.units import format_duration_ms, format_size
@@ -29,11 +30,25 @@ __all__ = ["status_command"]
 def status_command(
     given: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--cluster",
+            metavar="HOST:PORT",
+            help="Show the nodes of the cluster with this master (several with commas).",
+        ),
+    ] = "",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="With --cluster: again and again, until Ctrl-C.")
+    ] = False,
 ) -> None:
-    """Show the node of this machine. Never starts one.
+    """Show the node of this machine, or the nodes of a cluster. Never starts one.
 
     Exit status: 0 it answers, 3 there is none, 4 there is one and it does not answer.
     """
+    if cluster:
+        config = str(given.get("config") or "")
+        raise typer.Exit(show_cluster(cluster, config=config, as_json=as_json, watch=watch))
     view = look(StoreOptions(**given))
     word, status = _verdict(view)
     if as_json:
