@@ -146,13 +146,15 @@ _REMOTE_METRICS = (
         "remote_corrupt_pages", "counter", "pages", "Pages that came with other bytes; not kept"
     ),
     NodeMetric("remote_no_space_pages", "counter", "pages", "Pages not fetched for want of room"),
-    NodeMetric("remote_failed_reads", "counter", "errors", "Pages whose transfer failed"),
-    NodeMetric("remote_failed_calls", "counter", "errors", "Questions a node did not answer"),
+    NodeMetric("remote_read_errors", "counter", "errors", "Pages whose transfer failed"),
+    NodeMetric("remote_call_errors", "counter", "errors", "Questions a node did not answer"),
     NodeMetric(
-        "remote_failed_locates", "counter", "errors", "Questions the directory did not answer"
+        "remote_locate_errors", "counter", "errors", "Questions the directory did not answer"
     ),
-    NodeMetric("remote_timeouts", "counter", "requests", "Requests answered without their pages"),
-    NodeMetric("remote_breaker_opens", "counter", "errors", "Times a node was left alone"),
+    NodeMetric(
+        "remote_late_requests", "counter", "requests", "Requests answered without their pages"
+    ),
+    NodeMetric("remote_breaker_opens", "counter", "", "Times a node was left alone"),
     NodeMetric("peer_leased_pages", "counter", "pages", "Pages that other nodes were let read"),
     NodeMetric("peer_leased_bytes", "counter", "bytes", "Bytes that other nodes were let read"),
     NodeMetric("rejected_peers", "counter", "peers", "Nodes turned away, or cut off"),

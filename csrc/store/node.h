@@ -140,9 +140,10 @@ class Node : private PeerPages {
   // PeerPages
   SessionIndex open_peer() override { return store_.open_session(); }
   void close_peer(SessionIndex session) override;
-  void lookup_for_peer(SessionIndex session, const PeerKeys& request,
+  void lookup_for_peer(SessionIndex session, const PeerKeysRequest& request,
                        std::vector<Code>& codes) override;
-  void lease_for_peer(SessionIndex session, const PeerKeys& request, WireWriter& writer) override;
+  void lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
+                      WireWriter& writer) override;
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) override;
   void report_corrupt(std::span<const PageRef> refs) override;
   /// Sends reply_, or keeps it until what it says will outlive a restart.

@@ -128,7 +128,7 @@ void Node::close_peer(SessionIndex session) {
   if (ssd_) ssd_->close_session(session);
 }
 
-void Node::lookup_for_peer(SessionIndex session, const PeerKeys& request,
+void Node::lookup_for_peer(SessionIndex session, const PeerKeysRequest& request,
                            std::vector<Code>& codes) {
   const std::optional<NamespaceIndex> index = store_.find_namespace(request.digest);
   if (!index) {
@@ -140,7 +140,8 @@ void Node::lookup_for_peer(SessionIndex session, const PeerKeys& request,
   store_.lookup(session, *index, request.keys, flags, monotonic_ms(), codes);
 }
 
-void Node::lease_for_peer(SessionIndex session, const PeerKeys& request, WireWriter& writer) {
+void Node::lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
+                          WireWriter& writer) {
   std::vector<PageStore::Location> locations(request.keys.size());
   const std::optional<NamespaceIndex> index = store_.find_namespace(request.digest);
   if (!index) return encode_locations(writer, locations);

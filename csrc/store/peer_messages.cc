@@ -27,13 +27,13 @@ bool decode(WireReader reader, PeerHelloReply& message) {
          message.pool_size_bytes <= kPoolAddressMax - message.pool_address;
 }
 
-void encode(WireWriter& writer, const PeerKeys& message) {
+void encode(WireWriter& writer, const PeerKeysRequest& message) {
   writer.put(message.digest);
   writer.put(message.flags);
   writer.put_array(std::span(message.keys));
 }
 
-bool decode(WireReader reader, PeerKeys& message) {
+bool decode(WireReader reader, PeerKeysRequest& message) {
   message.digest = reader.get<NamespaceDigest>();
   message.flags = reader.get<uint8_t>();
   reader.get_array(message.keys, kPeerKeysMax);

@@ -36,7 +36,7 @@ struct PeerHelloReply {
 };
 
 /// Of Lookup (kLookupLease) and Lease.
-struct PeerKeys {
+struct PeerKeysRequest {
   NamespaceDigest digest;
   uint8_t flags = 0;
   std::vector<Key> keys;
@@ -44,11 +44,11 @@ struct PeerKeys {
 
 void encode(WireWriter& writer, const PeerHello& message);
 void encode(WireWriter& writer, const PeerHelloReply& message);
-void encode(WireWriter& writer, const PeerKeys& message);
+void encode(WireWriter& writer, const PeerKeysRequest& message);
 
 /// False for a payload that is not exactly such a message, or is beyond a bound.
 bool decode(WireReader reader, PeerHello& message);
 bool decode(WireReader reader, PeerHelloReply& message);
-bool decode(WireReader reader, PeerKeys& message);
+bool decode(WireReader reader, PeerKeysRequest& message);
 
 }  // namespace hicache

@@ -83,6 +83,7 @@ Status PeerNetwork::open(std::vector<std::string>& notices) {
 void PeerNetwork::attach(DirectoryClient& directory) {
   remote_ = std::make_unique<RemoteTier>(
       RemoteTier::Options{.own_name = options_.name,
+                          .own_incarnation = incarnation(),
                           .secret = options_.secret,
                           .tls = tls_,
                           .lookup_timeout_ms = options_.peers.lookup_timeout_ms,

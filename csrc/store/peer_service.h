@@ -27,10 +27,10 @@ class PeerPages {
   virtual ~PeerPages() = default;
   virtual SessionIndex open_peer() = 0;
   virtual void close_peer(SessionIndex session) = 0;
-  virtual void lookup_for_peer(SessionIndex session, const PeerKeys& request,
+  virtual void lookup_for_peer(SessionIndex session, const PeerKeysRequest& request,
                                std::vector<Code>& codes) = 0;
   /// Writes a reply that lists places in the pool, one for each key. kBusy: on its way there.
-  virtual void lease_for_peer(SessionIndex session, const PeerKeys& request,
+  virtual void lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
                               WireWriter& writer) = 0;
   virtual void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) = 0;
   virtual void report_corrupt(std::span<const PageRef> refs) = 0;
@@ -95,7 +95,7 @@ class PeerService {
   std::unordered_map<int, Peer> peers_;
   std::vector<int> with_more_;
   std::vector<uint8_t> frame_;
-  PeerKeys keys_;
+  PeerKeysRequest keys_;
   RefsRequest refs_;
   std::vector<Code> codes_;
   uint64_t refused_count_ = 0;

@@ -123,7 +123,7 @@ void RemoteTier::end(uint64_t hash) {
 
 void RemoteTier::pump(PeerId id, Peer& peer) {
   if (peer.urgent.empty() && peer.background.empty()) return;
-  PeerLink* link = usable(id) == nullptr ? nullptr : link_of(peer);
+  NodeLink* link = usable(id) == nullptr ? nullptr : link_of(peer);
   if (link == nullptr) {
     for (auto* queue : {&peer.urgent, &peer.background}) {
       for (const uint64_t hash : std::exchange(*queue, {})) {
@@ -171,7 +171,7 @@ std::vector<uint64_t> RemoteTier::take_queued(PeerId id, Peer& peer) {
 }
 
 void RemoteTier::lease(PeerId id, Peer& peer, std::vector<uint64_t> hashes) {
-  PeerKeys request{store_.digest_of(wanted_.at(hashes[0]).space), 0, {}};
+  PeerKeysRequest request{store_.digest_of(wanted_.at(hashes[0]).space), 0, {}};
   for (const uint64_t hash : hashes) request.keys.push_back(wanted_.at(hash).key);
   std::vector<uint8_t> message;
   begin_frame(message);
@@ -179,7 +179,7 @@ void RemoteTier::lease(PeerId id, Peer& peer, std::vector<uint64_t> hashes) {
   encode(writer, request);
   ++peer.leasing_count;
   peer.link->ask(NodeOp::kLease, std::move(message),
-                 [inbox = inbox_, id, hashes = std::move(hashes)](Result<PeerLink::Answer> answer) {
+                 [inbox = inbox_, id, hashes = std::move(hashes)](Result<NodeLink::Answer> answer) {
                    Result<Leased> leased = answer.status();
                    if (answer.ok()) {
                      Leased decoded{{}, answer.value().peer};

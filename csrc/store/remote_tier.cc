@@ -200,7 +200,7 @@ void RemoteTier::take_members(const MembersReply& reply) {
   for (const MemberView& view : reply.members) {
     const Member& member = view.member;
     if (view.state == NodeState::kGone || member.name == options_.own_name ||
-        member.addresses.empty()) {
+        member.incarnation == options_.own_incarnation || member.addresses.empty()) {
       continue;
     }
     const Result<HostPort> address = parse_host_port(member.addresses[0]);
@@ -271,14 +271,14 @@ void RemoteTier::ask_peers(RemoteWaitId id, Wait& wait) {
   wait.left_count = by_peer.size();
   if (by_peer.empty()) return settle(wait);
   for (auto& [peer, numbers] : by_peer) {
-    PeerKeys request{store_.digest_of(wait.question.space), kLookupLease, {}};
+    PeerKeysRequest request{store_.digest_of(wait.question.space), kLookupLease, {}};
     for (const uint32_t i : numbers) request.keys.push_back(wait.question.keys[i]);
     std::vector<uint8_t> message;
     begin_frame(message);
     WireWriter writer(message);
     encode(writer, request);
-    PeerLink* link = link_of(peers_.at(peer));
-    const auto done = [inbox = inbox_, id, numbers](Result<PeerLink::Answer> answer) {
+    NodeLink* link = link_of(peers_.at(peer));
+    const auto done = [inbox = inbox_, id, numbers](Result<NodeLink::Answer> answer) {
       Result<std::vector<Code>> codes = answer.status();
       std::vector<Code> decoded;
       if (answer.ok()) {
@@ -324,15 +324,15 @@ void RemoteTier::on_looked_up(RemoteWaitId id, const std::vector<uint32_t>& numb
 RemoteTier::Peer* RemoteTier::usable(PeerId id) {
   const auto found = peers_.find(id);
   if (found == peers_.end()) return nullptr;
-  const PeerLink* link = found->second.link.get();
+  const NodeLink* link = found->second.link.get();
   return link != nullptr && link->is_failing() ? nullptr : &found->second;
 }
 
-PeerLink* RemoteTier::link_of(Peer& peer) {
+NodeLink* RemoteTier::link_of(Peer& peer) {
   if (peer.link) return peer.link.get();
   if (link_count_ >= options_.peers_max) return nullptr;
-  Result<std::unique_ptr<PeerLink>> link =
-      PeerLink::start({.own_name = options_.own_name,
+  Result<std::unique_ptr<NodeLink>> link =
+      NodeLink::start({.own_name = options_.own_name,
                        .address = peer.address,
                        .incarnation = peer.incarnation,
                        .secret = options_.secret,
@@ -415,10 +415,10 @@ void RemoteTier::add_stats(NodeStats& stats) const {
   stats.remote_stale_pages = stale_pages_;
   stats.remote_corrupt_pages = corrupt_pages_;
   stats.remote_no_space_pages = no_space_pages_;
-  stats.remote_failed_reads = failed_reads_;
-  stats.remote_failed_calls = failed_calls_;
-  stats.remote_failed_locates = failed_locates_;
-  stats.remote_timeouts = timeouts_;
+  stats.remote_read_errors = failed_reads_;
+  stats.remote_call_errors = failed_calls_;
+  stats.remote_locate_errors = failed_locates_;
+  stats.remote_late_requests = timeouts_;
   stats.remote_coming_bytes = coming_bytes_;
   stats.remote_peers = peers_.size();
   stats.remote_breaker_opens = past_breaks_;

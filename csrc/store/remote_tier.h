@@ -7,7 +7,7 @@
 // here in the order of the chain, for the session that asked. A get asks for what is not on its way
 // yet and waits. What fails at one peer is tried at the next one that has it.
 //
-// Nothing here waits: questions go to the directory's client, to a link (peer_link.h) and a mover
+// Nothing here waits: questions go to the directory's client, to a link (node_link.h) and a mover
 // (page_mover.h) of each peer, and their answers come back as tasks that advance() runs. Whoever
 // waits for an outcome polls is_settled() after each advance(); it has a budget, and what is not
 // here when that is over is missed. A get's budget is what its client will wait, but it ends
@@ -30,9 +30,9 @@
 
 #include "base/histogram.h"
 #include "directory/directory_client.h"
+#include "store/node_link.h"
 #include "store/page_mover.h"
 #include "store/page_store.h"
-#include "store/peer_link.h"
 #include "store/route_cache.h"
 #include "transfer/engine.h"
 
@@ -44,7 +44,8 @@ using RemoteWaitId = uint64_t;
 class RemoteTier {
  public:
   struct Options {
-    std::string own_name;  // Pages that this member has are none of others.
+    std::string own_name;      // Pages that this member has are none of others: whatever life
+    uint64_t own_incarnation;  // of it, and by whatever name.
     Secret secret;
     std::shared_ptr<TlsContext> tls;
     uint64_t lookup_timeout_ms;  // Budget of a look-up.
@@ -124,7 +125,7 @@ class RemoteTier {
     uint64_t incarnation = 0;
     HostPort address{};
     uint64_t seen_ms = 0;              // Among the members.
-    std::unique_ptr<PeerLink> link;    // Once something was asked.
+    std::unique_ptr<NodeLink> link;    // Once something was asked.
     std::unique_ptr<PageMover> mover;  // Once something was leased.
     std::deque<uint64_t> urgent;       // Hashes of pages to be leased.
     std::deque<uint64_t> background;
@@ -133,7 +134,7 @@ class RemoteTier {
   };
   /// What waits for its threads to end.
   struct Retired {
-    std::unique_ptr<PeerLink> link;
+    std::unique_ptr<NodeLink> link;
     std::unique_ptr<PageMover> mover;
   };
   struct Wait {
@@ -195,7 +196,7 @@ class RemoteTier {
   void settle(Wait& wait);
   // Peers
   Peer* usable(PeerId id);
-  PeerLink* link_of(Peer& peer);
+  NodeLink* link_of(Peer& peer);
   void retire(Peer& peer);
   void reap();
   // Pages (remote_fetch.cc)

@@ -84,10 +84,10 @@ namespace hicache {
   COUNTER(remote_stale_pages)              \
   COUNTER(remote_corrupt_pages)            \
   COUNTER(remote_no_space_pages)           \
-  COUNTER(remote_failed_reads)             \
-  COUNTER(remote_failed_calls)             \
-  COUNTER(remote_failed_locates)           \
-  COUNTER(remote_timeouts)                 \
+  COUNTER(remote_read_errors)              \
+  COUNTER(remote_call_errors)              \
+  COUNTER(remote_locate_errors)            \
+  COUNTER(remote_late_requests)            \
   COUNTER(remote_breaker_opens)            \
   COUNTER(peer_leased_pages)               \
   COUNTER(peer_leased_bytes)               \

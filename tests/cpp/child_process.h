@@ -13,6 +13,7 @@ namespace hicache::testing {
 ///   reserve PATH COUNT SIZE   a client that reserves pages, writes half of them, and waits
 ///   lease PATH COUNT          a client that leases pages for reading, and waits
 ///   tcp_peer FILE             an end of the TCP transport that shares the file's memory
+///   cluster_node PORT NAME COUNT SIZE   see cluster_rig.h
 ///   engine TRANSPORT PORT HOW FILE   a transfer engine, see engine_peer.h
 ///   rdma_engine DEVICES FILE, rdma_control PORT   see rdma_peer.h
 ///   transport RIG FILE        the target of a transport, see transport_contract.h

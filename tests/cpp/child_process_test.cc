@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "cluster_rig.h"
 #include "engine_peer.h"
 #include "node_bench.h"
 #include "raw_client.h"
@@ -79,6 +80,7 @@ int run_role(const std::string& role, const std::vector<std::string>& arguments)
   if (role == "reserve") return run_reserve(arguments);
   if (role == "lease") return run_lease(arguments);
   if (role == "tcp_peer") return run_tcp_peer(arguments);
+  if (role == "cluster_node") return run_cluster_node(arguments);
   if (role == "engine") return run_engine(arguments);
   if (role == "rdma_engine") return run_rdma_engine(arguments);
   if (role == "rdma_control") return run_rdma_control(arguments);

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -41,11 +43,11 @@ inline ClusterOptions cluster_options(uint16_t master_port, std::string name) {
                     .staging_share = 0.5}};
 }
 
-/// Says for a node what it has.
-class Announcer {
+/// Says of a node what it has, true or not, as a member of another name.
+class TestAnnouncer {
  public:
-  Announcer(uint16_t master_port, std::string name, uint64_t incarnation,
-            std::vector<std::string> addresses)
+  TestAnnouncer(uint16_t master_port, std::string name, uint64_t incarnation,
+                std::vector<std::string> addresses)
       : incarnation_(incarnation), client_(connected_client(client_options({master_port}))) {
     Member member{.name = std::move(name),
                   .incarnation = incarnation,
@@ -88,7 +90,7 @@ struct ClusterNode {
   ClusterNode(uint16_t master_port, const std::string& name, const Node::Options& options)
       : node(started(options)),
         client(node->socket_path(), 10'000),
-        announcer(master_port, name, node->peer_incarnation(), node->peer_addresses()) {}
+        announcer(master_port, name + "-told", node->peer_incarnation(), node->peer_addresses()) {}
 
   static std::unique_ptr<Node> started(const Node::Options& options) {
     auto node = Node::start(options);
@@ -100,13 +102,31 @@ struct ClusterNode {
     for (uint64_t n = first; n < first + count; ++n) {
       ASSERT_EQ(client.put(key_of(n), bytes_of(n, size)), Code::kOk);
     }
-    announcer.has(keys_of(first, count));
+    announce(keys_of(first, count));
+  }
+  /// Any thread.
+  void announce(const std::vector<Key>& keys) {
+    const std::lock_guard lock(announcing);
+    announcer.has(keys);
   }
 
   std::unique_ptr<Node> node;
   SimpleClient client;
-  Announcer announcer;
+  TestAnnouncer announcer;
+  std::mutex announcing;
 };
+
+/// The role "cluster_node": one whose pages are bytes_of(0, size) and so on, announced.
+/// Arguments: port of the master · name · count · size.
+inline int run_cluster_node(const std::vector<std::string>& arguments) {
+  const auto port = static_cast<uint16_t>(std::stoul(arguments.at(0)));
+  Node::Options options = node_options(socket_name(), 256 * kMiB);
+  options.cluster = cluster_options(port, arguments.at(1));
+  ClusterNode node(port, arguments.at(1), options);
+  node.put(0, std::stoull(arguments.at(2)), std::stoull(arguments.at(3)));
+  if (write(STDOUT_FILENO, "r", 1) != 1) return 1;
+  for (;;) pause();
+}
 
 class TestCluster {
  public:
@@ -127,6 +147,7 @@ class TestCluster {
     return std::make_unique<ClusterNode>(server_->port(), options.cluster->name, options);
   }
   DirectoryServer& server() { return *server_; }
+  uint16_t port() const { return server_->port(); }
   void stop_master() { server_->stop(); }
 
  private:

@@ -212,7 +212,7 @@ TEST(RemoteHits, WithAnotherSecretNothingIsLearned) {
   std::vector<uint8_t> bytes;
   EXPECT_EQ(client.get(key_of(0), bytes), Code::kNotFound);
   // Nor does it when it knows where A is.
-  auto link = PeerLink::start({.own_name = "b",
+  auto link = NodeLink::start({.own_name = "b",
                                .address = parse_host_port(a->node->peer_addresses()[0]).value(),
                                .incarnation = a->node->peer_incarnation(),
                                .secret = options.secret,
@@ -226,8 +226,8 @@ TEST(RemoteHits, WithAnotherSecretNothingIsLearned) {
   std::vector<uint8_t> message;
   begin_frame(message);
   WireWriter writer(message);
-  encode(writer, PeerKeys{testing::kTestNamespace, 0, keys_of(0, 3)});
-  link.value()->ask(NodeOp::kLease, message, [&](Result<PeerLink::Answer> answer) {
+  encode(writer, PeerKeysRequest{testing::kTestNamespace, 0, keys_of(0, 3)});
+  link.value()->ask(NodeOp::kLease, message, [&](Result<NodeLink::Answer> answer) {
     answered.set_value(answer.status().code());
   });
   EXPECT_EQ(answered.get_future().get(), Code::kUnavailable);

@@ -15,6 +15,7 @@
 
 #include "directory_targets.h"
 #include "net/frame.h"
+#include "peer_targets.h"
 #include "rdma_targets.h"
 #include "store/messages.h"
 #include "store/page_store.h"
@@ -312,6 +313,7 @@ inline constexpr std::array kTargets = {
     Target{"directory_messages", directory_messages},
     Target{"directory_core", directory_core},
     Target{"rdma_wire", rdma_wire},
+    Target{"peer_messages", peer_messages},
 };
 
 }  // namespace hicache::fuzz

@@ -1,4 +1,4 @@
-#include "store/peer_link.h"
+#include "store/node_link.h"
 
 #include <poll.h>
 #include <pthread.h>
@@ -16,33 +16,33 @@ constexpr uint64_t kMs = 1'000'000;
 
 }  // namespace
 
-Result<std::unique_ptr<PeerLink>> PeerLink::start(Options options) {
+Result<std::unique_ptr<NodeLink>> NodeLink::start(Options options) {
   EventFd wake = EventFd::make();
   if (!wake.valid()) return io_error("starting a link to a node", errno);
-  std::unique_ptr<PeerLink> link(new PeerLink(std::move(options), std::move(wake)));
+  std::unique_ptr<NodeLink> link(new NodeLink(std::move(options), std::move(wake)));
   link->thread_ = std::thread([raw = link.get()] { raw->run(); });
   pthread_setname_np(link->thread_.native_handle(), "mh-peer-link");
   return link;
 }
 
-PeerLink::PeerLink(Options options, EventFd wake)
+NodeLink::NodeLink(Options options, EventFd wake)
     : options_(std::move(options)),
       wake_(std::move(wake)),
       back_off_ms_(options_.back_off_min_ms) {}
 
-PeerLink::~PeerLink() {
+NodeLink::~NodeLink() {
   stop_soon();
   if (thread_.joinable()) thread_.join();
 }
 
-void PeerLink::stop_soon() {
+void NodeLink::stop_soon() {
   stopping_ = true;
   wake_.signal();
 }
 
 // ---------------------------------------------------------------- calls
 
-void PeerLink::ask(NodeOp op, std::vector<uint8_t> message, Done done) {
+void NodeLink::ask(NodeOp op, std::vector<uint8_t> message, Done done) {
   Status refused;
   {
     const std::lock_guard lock(mutex_);
@@ -66,7 +66,7 @@ void PeerLink::ask(NodeOp op, std::vector<uint8_t> message, Done done) {
   wake_.signal();
 }
 
-void PeerLink::tell(NodeOp op, std::vector<uint8_t> message) {
+void NodeLink::tell(NodeOp op, std::vector<uint8_t> message) {
   {
     const std::lock_guard lock(mutex_);
     if (!is_connected_ || unsent_.size() >= kUnsentMax) return;
@@ -76,7 +76,7 @@ void PeerLink::tell(NodeOp op, std::vector<uint8_t> message) {
   wake_.signal();
 }
 
-Result<int> PeerLink::next_late_ms() const {
+Result<int> NodeLink::next_late_ms() const {
   const std::lock_guard lock(mutex_);
   if (deadlines_.empty()) return -1;
   const uint64_t now_ns = monotonic_ns();
@@ -88,7 +88,7 @@ Result<int> PeerLink::next_late_ms() const {
       std::min<uint64_t>((deadlines_.begin()->first - now_ns) / kMs + 1, 60'000));
 }
 
-void PeerLink::fail_calls(const Status& status) {
+void NodeLink::fail_calls(const Status& status) {
   std::unordered_map<uint64_t, Call> calls;
   {
     const std::lock_guard lock(mutex_);
@@ -100,7 +100,7 @@ void PeerLink::fail_calls(const Status& status) {
   for (const auto& [id, call] : calls) call.done(status);
 }
 
-void PeerLink::open_breaker() {
+void NodeLink::open_breaker() {
   closed_until_ns_ = monotonic_ns() + back_off_ms_ * kMs;
   back_off_ms_ = std::min(back_off_ms_ * 2, options_.back_off_max_ms);
   ++breaks_count_;
@@ -108,7 +108,7 @@ void PeerLink::open_breaker() {
 
 // ---------------------------------------------------------------- the thread
 
-void PeerLink::run() {
+void NodeLink::run() {
   while (!stopping_) {
     bool is_asked = false;
     {
@@ -130,7 +130,7 @@ void PeerLink::run() {
   has_ended_ = true;
 }
 
-Result<Stream> PeerLink::connect() const {
+Result<Stream> NodeLink::connect() const {
   const Deadline deadline = Deadline::after_ms(options_.connect_timeout_ms);
   Result<Fd> socket = tcp_connect(options_.address, deadline);
   if (!socket.ok()) return socket.status();
@@ -142,7 +142,7 @@ Result<Stream> PeerLink::connect() const {
   return stream;
 }
 
-Status PeerLink::serve() {
+Status NodeLink::serve() {
   peer_.reset();
   Result<Stream> stream = connect();
   if (!stream.ok()) return stream.status();
@@ -170,7 +170,7 @@ Status PeerLink::serve() {
 }
 
 /// Sends what is to be sent, and takes what is there.
-Status PeerLink::exchange(FramePipe& pipe) {
+Status NodeLink::exchange(FramePipe& pipe) {
   do {
     if (pipe.unsent_size() == 0) {
       const std::lock_guard lock(mutex_);
@@ -194,7 +194,7 @@ Status PeerLink::exchange(FramePipe& pipe) {
   }
 }
 
-Status PeerLink::take(const FramePipe::Frame& frame) {
+Status NodeLink::take(const FramePipe::Frame& frame) {
   const Status malformed(Code::kCorrupt, "the node at " + to_string(options_.address) +
                                              " answered another question than was asked");
   const auto op = static_cast<NodeOp>(frame.header.op & static_cast<uint16_t>(~kReplyBit));

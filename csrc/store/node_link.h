@@ -31,7 +31,7 @@
 
 namespace hicache {
 
-class PeerLink {
+class NodeLink {
  public:
   struct Options {
     std::string own_name;
@@ -51,8 +51,8 @@ class PeerLink {
   };
   using Done = std::function<void(Result<Answer>)>;
 
-  static Result<std::unique_ptr<PeerLink>> start(Options options);
-  ~PeerLink();
+  static Result<std::unique_ptr<NodeLink>> start(Options options);
+  ~NodeLink();
 
   /// `message` has begun with begin_frame(). kTimeout, kUnavailable, kBusy, kClosed.
   void ask(NodeOp op, std::vector<uint8_t> message, Done done);
@@ -75,7 +75,7 @@ class PeerLink {
     Done done;
   };
 
-  PeerLink(Options options, EventFd wake);
+  NodeLink(Options options, EventFd wake);
 
   void run();
   /// Serves one connection until it breaks; returns why.
