@@ -111,10 +111,6 @@ Result<Fd> open_locked(const Fd& folder, const std::string& path, struct stat& s
                                  ": it is removed again and again; choose another folder");
 }
 
-bool is_zero(std::span<const uint8_t> bytes) {
-  return std::ranges::all_of(bytes, [](uint8_t byte) { return byte == 0; });
-}
-
 /// Reads the first sector; what lies behind the end of the file is zero.
 Result<MappedMemory> read_first_sector(const Fd& fd, const std::string& path) {
   MappedMemory memory = MappedMemory::make(kSectorSize);

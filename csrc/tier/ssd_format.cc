@@ -43,10 +43,6 @@ Value get(std::span<const uint8_t> bytes, size_t offset) {
   return value;
 }
 
-bool is_zero(std::span<const uint8_t> bytes) {
-  return std::all_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return byte == 0; });
-}
-
 uint64_t checksum_of(std::span<const uint8_t> bytes) {
   return XXH3_64bits(bytes.data(), bytes.size());
 }
@@ -129,6 +125,10 @@ bool is_region_size(uint64_t size) {
 
 }  // namespace
 
+bool is_zero(std::span<const uint8_t> bytes) {
+  return std::all_of(bytes.begin(), bytes.end(), [](uint8_t byte) { return byte == 0; });
+}
+
 void encode(const Superblock& superblock, MutableSector sector) {
   assert(is_region_size(superblock.region_size_bytes));
   clear(sector);
@@ -205,6 +205,28 @@ bool decode(const LogId& log_id, Sector sector, uint32_t first_sector, uint64_t 
   }
   return decode_entries_of(sector.subspan(kGroupEntriesAt), entry_count,
                            EntryCheck(uint64_t{first_sector} + 1, end_sector), header.entries);
+}
+
+void encode_lead(const LogId& log_id, uint64_t region_sequence, uint64_t written_at_s,
+                 std::span<uint8_t> sectors) {
+  assert(sectors.size() == kLeadSectors * kSectorSize);
+  for (uint32_t i = 0; i < kLeadSectors; ++i) {
+    encode(log_id, GroupHeader{region_sequence, i, 1, written_at_s, {}},
+           MutableSector(sectors.subspan(i * kSectorSize).first<kSectorSize>()));
+  }
+}
+
+bool is_lead(const GroupHeader& header, uint32_t first_sector) {
+  return first_sector < kLeadSectors && header.number == first_sector && header.sector_count == 1 &&
+         header.entries.empty();
+}
+
+bool was_group(const LogId& log_id, uint64_t region_sequence, Sector sector) {
+  // Damage to one of the three leaves the others.
+  const int matches = (get<Magic>(sector, 0) == kGroupMagic) +
+                      (get<LogId>(sector, kLogIdAt) == log_id) +
+                      (get<uint64_t>(sector, kRegionSequenceAt) == region_sequence);
+  return matches >= 2;
 }
 
 void encode_footer(const LogId& log_id, uint64_t region_sequence, uint32_t sector_count,

@@ -11,16 +11,21 @@
 // A region is filled from its start by groups, one write each, and sealed by a footer at its end.
 // All units are sectors of 4 KiB.
 //
-//   region  +-------+-------+-- ... --+-------+- free -+-----------------+--------+
-//           | group | group |         | group |        | entries of all  | footer |
-//           +-------+-------+-- ... --+-------+--------+-----------------+--------+
-//                                                        whole sectors     1 sector
+//   region  +------+------+-------+-- ... --+-------+- free -+-----------------+--------+
+//           | lead | lead | group |         | group |        | entries of all  | footer |
+//           +------+------+-------+-- ... --+-------+--------+-----------------+--------+
+//            1 each, groups 0 and 1                            whole sectors     1 sector
 //
 //   group   +--------------------------------+--------+--------+-- ... --+--------+
 //           | header, 128 bytes, then up to  | page 0 | page 1 |         | page n |
 //           | 31 entries of 128 bytes        | each padded to whole sectors        |
 //           +--------------------------------+--------+--------+-- ... --+--------+
 //             1 sector
+//
+// What only one sector would know of a region without a footer stands in two. The lead is two
+// groups without entries, written together with the first group that has some: either says of which
+// life of the region the groups behind it are. And after a group with removals comes, in the same
+// write, one that has the removals alone, once more.
 //
 // Every value is little-endian; what is not named is zero. Offsets in bytes.
 //
@@ -51,8 +56,11 @@
 // cleared one.
 //
 // What holds a region together is its sequence, a number never used twice in a log: a footer counts
-// only if the group at the region's start carries the same, so the first write into a reused region
-// takes its old content out of the log. A `removed` entry kills the page of that key and namespace
+// only if the lead carries the same, so the first write into a reused region takes its old content
+// out of the log. Before that, lead and footer are overwritten with zeros: what lies behind a lead
+// that is damaged whole, without a footer, may be of any earlier life, and is not believed. A log
+// may have regions without a lead, of a program that wrote none: there the first sector, with the
+// header of group 0, stands alone. A `removed` entry kills the page of that key and namespace
 // with a smaller sequence wherever it lies, a `cleared` entry every such page of its namespace.
 #pragma once
 
@@ -70,6 +78,7 @@ namespace hicache {
 inline constexpr uint32_t kSsdFormatVersion = 1;
 inline constexpr uint64_t kSuperblockSize = 64 * kKiB;  // What is set aside for it.
 inline constexpr size_t kGroupEntryCountMax = 31;
+inline constexpr uint32_t kLeadSectors = 2;
 inline constexpr uint64_t kSsdEntrySize = 128;
 inline constexpr uint64_t kRegionSizeMin = 64 * kKiB;
 inline constexpr uint64_t kRegionSizeMax = 4 * kGiB;  // Sector numbers in a region fit 32 bits.
@@ -132,6 +141,16 @@ void encode(const LogId& log_id, const GroupHeader& header, MutableSector sector
 /// nothing.
 bool decode(const LogId& log_id, Sector sector, uint32_t first_sector, uint64_t region_size_bytes,
             GroupHeader& header);
+
+/// Writes a region's lead to `sectors`, which has kLeadSectors of them.
+void encode_lead(const LogId& log_id, uint64_t region_sequence, uint64_t written_at_s,
+                 std::span<uint8_t> sectors);
+/// Of a sound header in that sector of a region: it is of the lead.
+bool is_lead(const GroupHeader& header, uint32_t first_sector);
+/// What can no longer be decoded seems to have been the header of a group of that life.
+bool was_group(const LogId& log_id, uint64_t region_sequence, Sector sector);
+/// Nothing was ever written there, or it was erased.
+bool is_zero(std::span<const uint8_t> bytes);
 
 /// Sectors that a region's footer takes, its entries included.
 constexpr uint64_t footer_sectors(uint64_t entry_count) {

@@ -186,6 +186,7 @@ class SsdLog : private SsdVolume::Listener {
     uint32_t unreadable_count = 0;  // Regions of which this life knows nothing.
     bool is_low = false;            // The file system has too little left.
     uint32_t dropped_count = 0;     // Regions forgotten since it failed.
+    uint64_t readers_until_ms = 0;  // Of a region that must go; 0: none is waited for.
   };
 
   /// A region on its way into the index, some entries at a time: first the removals among them.
@@ -231,8 +232,8 @@ class SsdLog : private SsdVolume::Listener {
   void read_rewrites(VolumeState& state, size_t volume, uint64_t now_ms);
   void finish_rewrite(Rewrite rewrite, int error);
   void finish_reclaim(size_t volume, uint64_t now_ms);
-  RegionIndex choose_victim(size_t volume);
-  RegionIndex choose_forced(size_t volume, std::vector<RegionIndex> sealed) const;
+  RegionIndex choose_victim(size_t volume, uint64_t now_ms);
+  RegionIndex choose_forced(size_t volume, std::vector<RegionIndex> sealed, uint64_t now_ms);
   /// Another volume that can take an entry, or this one.
   size_t roomy_but(size_t volume) const;
   /// The page, if it is still in the index and where it was.

@@ -11,6 +11,7 @@ constexpr uint32_t kFreeRegionsUrgent = 2;  // Below this also one that look-ups
 // Of a region, rewritten at most: with r of it kept, 1 / (1 - r) bytes are written per byte stored.
 constexpr double kRewriteShareMax = 0.2;
 constexpr uint32_t kReadsInFlightMax = 4;
+constexpr uint64_t kReadersPatienceMs = 60'000;  // Then removals are at risk rather than writes.
 constexpr uint64_t kRewriteTag = uint64_t{1} << 63;
 
 }  // namespace
@@ -46,7 +47,7 @@ uint64_t SsdLog::oldest_sequence_but(RegionIndex region) const {
   return oldest;
 }
 
-RegionIndex SsdLog::choose_victim(size_t volume) {
+RegionIndex SsdLog::choose_victim(size_t volume, uint64_t now_ms) {
   VolumeState& state = volumes_[volume];
   std::vector<RegionIndex> sealed;
   for (uint32_t number = 0; number < state.volume->region_count(); ++number) {
@@ -63,7 +64,7 @@ RegionIndex SsdLog::choose_victim(size_t volume) {
       *std::min_element(sealed.begin(), sealed.end(), [this](RegionIndex left, RegionIndex right) {
         return index_.region(left).sequence < index_.region(right).sequence;
       });
-  if (state.reclaim.is_forced) return choose_forced(volume, std::move(sealed));
+  if (state.reclaim.is_forced) return choose_forced(volume, std::move(sealed), now_ms);
   const bool has_room = state.volume->free_region_count() >= kFreeRegionsMin;
   if (has_room) {  // Then it is for those beyond the size limit, oldest first.
     std::erase_if(sealed, [&](RegionIndex region) {
@@ -89,11 +90,9 @@ RegionIndex SsdLog::choose_victim(size_t volume) {
 }
 
 /// The volume has no room for what must outlive a region. Of those without such removals the
-/// oldest; else the oldest of all, whose removals another volume takes. On a volume alone the
-/// oldest has none: they are about what was older still.
-RegionIndex SsdLog::choose_forced(size_t volume, std::vector<RegionIndex> sealed) const {
-  std::erase_if(sealed, [this](RegionIndex region) { return options_.is_leased(region); });
-  if (sealed.empty()) return kNoRegion;
+/// oldest, and readers of it are waited for; else the oldest of all, whose removals another volume
+/// takes. On a volume alone the oldest has none: they are about what was older still.
+RegionIndex SsdLog::choose_forced(size_t volume, std::vector<RegionIndex> sealed, uint64_t now_ms) {
   std::sort(sealed.begin(), sealed.end(), [this](RegionIndex left, RegionIndex right) {
     return index_.region(left).sequence < index_.region(right).sequence;
   });
@@ -103,9 +102,14 @@ RegionIndex SsdLog::choose_forced(size_t volume, std::vector<RegionIndex> sealed
     const uint64_t other = is_oldest ? oldest_sequence_but(region) : oldest;
     const auto removals = volumes_[volume].volume->removals(regions_[region].number);
     const auto is_needed = [other](const SsdEntry& entry) { return entry.sequence > other; };
-    if (std::none_of(removals.begin(), removals.end(), is_needed)) return region;
+    if (std::any_of(removals.begin(), removals.end(), is_needed)) continue;
+    if (!options_.is_leased(region)) return region;
+    uint64_t& until_ms = volumes_[volume].readers_until_ms;
+    if (until_ms == 0) until_ms = now_ms + kReadersPatienceMs;
+    if (now_ms < until_ms) return kNoRegion;
   }
-  return sealed.front();
+  std::erase_if(sealed, [this](RegionIndex region) { return options_.is_leased(region); });
+  return sealed.empty() ? kNoRegion : sealed.front();
 }
 
 size_t SsdLog::roomy_but(size_t volume) const {
@@ -126,8 +130,9 @@ SsdPageIndex SsdLog::find_same(const SsdPage& page) const {
 void SsdLog::begin_reclaim(size_t volume, uint64_t now_ms) {
   VolumeState& state = volumes_[volume];
   state.reclaim.is_forced = state.volume->free_region_count() == 0;
-  const RegionIndex victim = choose_victim(volume);
+  const RegionIndex victim = choose_victim(volume, now_ms);
   if (victim == kNoRegion) return;
+  state.readers_until_ms = 0;
   const uint32_t number = regions_[victim].number;
   state.volume->begin_reclaim(number);
   state.reclaim.region = victim;
@@ -235,7 +240,7 @@ void SsdLog::on_region_free(SsdVolume& volume, uint32_t number) {
   VolumeState& state = volumes_[index_of(volume)];
   const RegionIndex region = state.regions[number];
   std::erase_if(state.forgotten, [region](const auto& page) { return page.second == region; });
-  state.reclaim = Reclaim{};
+  if (state.reclaim.region == region) state.reclaim = Reclaim{};
 }
 
 }  // namespace hicache

@@ -90,7 +90,13 @@ void SsdLog::begin_taking(RecoveredRegion region, uint64_t now_ms) {
     return;
   }
   const RegionIndex index = region_index(region.volume, region.region);
-  if (region.kind == RecoveredRegion::Kind::kFree) {
+  if (region.kind == RecoveredRegion::Kind::kDamaged && state.volume->can_write()) {
+    state.volume->erase(region.region, now_ms);  // Else the next start meets it again.
+    --state.unrecovered_count;
+    return;
+  }
+  if (region.kind == RecoveredRegion::Kind::kFree ||
+      region.kind == RecoveredRegion::Kind::kDamaged) {
     state.volume->recovered_free(region.region, now_ms);
     --state.unrecovered_count;
     return;

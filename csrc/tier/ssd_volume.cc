@@ -15,10 +15,6 @@ constexpr uint32_t kRetriesMax = 600;        // Of one write: a minute.
 constexpr uint64_t kSilenceMax = 6;          // In time limits: then the disk will not come back.
 constexpr uint64_t kNever = UINT64_MAX;
 
-std::vector<iovec> part_of(const MappedMemory& memory) {
-  return {iovec{memory.address(), memory.size()}};
-}
-
 }  // namespace
 
 SsdVolume::SsdVolume(File file, Options options, std::unique_ptr<BlockDevice> device,
@@ -60,7 +56,8 @@ bool SsdVolume::has_excess() const {
 }
 
 uint64_t SsdVolume::page_size_max() const {
-  return file_.region_size_bytes - (1 + footer_sectors(kGroupEntryCountMax)) * kSectorSize;
+  constexpr uint64_t kOthers = kLeadSectors + 2 + footer_sectors(kGroupEntryCountMax);
+  return file_.region_size_bytes - kOthers * kSectorSize;
 }
 
 // ---------------------------------------------------------------- recovery
@@ -98,8 +95,10 @@ void SsdVolume::seal_recovered(uint32_t region, uint64_t sequence, uint32_t sect
 // ---------------------------------------------------------------- writing
 
 bool SsdVolume::fits(const Region& region, size_t entry_count, uint64_t sector_count) const {
+  const uint64_t lead = region.group_count == 0 ? kLeadSectors : 0;
   const uint64_t footer = footer_sectors(region.entries.size() + entry_count);
-  const uint64_t needed = region.used_sectors + 1 + sector_count + footer;
+  // With its header, and its removals once more.
+  const uint64_t needed = region.used_sectors + lead + 1 + sector_count + 1 + footer;
   return needed * kSectorSize <= file_.region_size_bytes;
 }
 
@@ -110,7 +109,8 @@ bool SsdVolume::make_ready(size_t entry_count, uint64_t sector_count, uint64_t n
   if (open_ != kNoRegionNumber && !fits(regions_[open_], entry_count, sector_count)) seal(now_ms);
   if (open_ != kNoRegionNumber) {
     // Without its first group nothing of a region is found: that is safe before others follow.
-    return regions_[open_].group_count != 1 || regions_[open_].groups.empty();
+    const auto& groups = regions_[open_].groups;
+    return groups.empty() || groups.front()->first_sector != 0;
   }
   if (opening_ != kNoRegionNumber) return false;
   *used_sequence = open_region(next_sequence, now_ms);
@@ -153,48 +153,6 @@ bool SsdVolume::open_region(uint64_t sequence, uint64_t now_ms) {
   return true;
 }
 
-void SsdVolume::append(std::vector<PageWrite> pages, std::vector<SsdEntry> removals,
-                       uint64_t unix_time_s, uint64_t now_ms) {
-  Region& region = regions_[open_];
-  auto group = std::make_shared<Group>();
-  group->region = open_;
-  group->first_sector = region.used_sectors;
-  group->header = MappedMemory::make(kSectorSize);
-  GroupHeader header{region.sequence, region.group_count, 1, unix_time_s, {}};
-  const bool is_durable = !removals.empty() || region.group_count == 0;
-  IoRequest io{.kind = is_durable ? IoKind::kWriteDurable : IoKind::kWrite,
-               .offset = offset_of(open_, region.used_sectors),
-               .parts = part_of(group->header)};
-  for (PageWrite& page : pages) {
-    page.entry.first_sector = region.used_sectors + header.sector_count;
-    io.checks.push_back({header.sector_count * kSectorSize, page.entry.size, page.entry.checksum});
-    header.sector_count += static_cast<uint32_t>(sectors_of(page.entry.size));
-    header.entries.push_back(page.entry);
-    io.parts.insert(io.parts.end(), page.parts.begin(), page.parts.end());
-  }
-  header.entries.insert(header.entries.end(), removals.begin(), removals.end());
-  io.size = header.sector_count * kSectorSize;
-  encode(file_.log_id, header, MutableSector(group->header.span().first<kSectorSize>()));
-
-  region.entries.insert(region.entries.end(), header.entries.begin(), header.entries.end());
-  region.removals.insert(region.removals.end(), removals.begin(), removals.end());
-  region.used_sectors += header.sector_count;
-  ++region.group_count;
-  group->head = std::move(header);
-  group->pages = std::move(pages);
-  group->removals = std::move(removals);
-  group->size_bytes = io.size;
-  region.groups.push_back(group);
-  ++groups_in_flight_;
-  writing_bytes_ += io.size;
-  submit({.purpose = Purpose::kGroup,
-          .region = open_,
-          .begun_ms = now_ms,
-          .size_bytes = io.size,
-          .group = std::move(group)},
-         std::move(io));
-}
-
 void SsdVolume::seal(uint64_t now_ms) {
   if (open_ == kNoRegionNumber || !can_write()) return;
   const uint32_t region = std::exchange(open_, kNoRegionNumber);
@@ -218,24 +176,6 @@ void SsdVolume::seal_if_written(uint32_t number, uint64_t now_ms) {
   if (is_written && can_write()) write_footer(number, now_ms);
 }
 
-void SsdVolume::write_footer(uint32_t number, uint64_t now_ms) {
-  const Region& region = regions_[number];
-  const uint64_t sector_count = footer_sectors(region.entries.size());
-  auto memory = std::make_shared<MappedMemory>(MappedMemory::make(sector_count * kSectorSize));
-  encode_footer(file_.log_id, region.sequence, region.used_sectors, region.entries, memory->span());
-  const uint64_t end = offset_of(number, 0) + file_.region_size_bytes;
-  IoRequest io{.kind = IoKind::kWrite,
-               .offset = end - memory->size(),
-               .size = memory->size(),
-               .parts = part_of(*memory)};
-  submit({.purpose = Purpose::kFooter,
-          .region = number,
-          .begun_ms = now_ms,
-          .size_bytes = io.size,
-          .memory = std::move(memory)},
-         std::move(io));
-}
-
 bool SsdVolume::is_quiet() const {
   return open_ == kNoRegionNumber && opening_ == kNoRegionNumber && writing_bytes_ == 0 &&
          std::none_of(regions_.begin(), regions_.end(),
@@ -248,18 +188,19 @@ void SsdVolume::erase(uint32_t number, uint64_t now_ms) {
   Region& region = regions_[number];
   region.state = RegionState::kErasing;
   region.erasing_count = 2;
-  auto zeros = std::make_shared<MappedMemory>(MappedMemory::make(kSectorSize));
-  const uint64_t head = offset_of(number, 0);
-  for (const uint64_t offset : {head, head + file_.region_size_bytes - kSectorSize}) {
+  auto zeros = std::make_shared<MappedMemory>(MappedMemory::make(kLeadSectors * kSectorSize));
+  const uint64_t end = file_.region_size_bytes;
+  for (const uint64_t size : {zeros->size(), kSectorSize}) {
+    const bool is_lead = size != kSectorSize;
     submit({.purpose = Purpose::kErase,
             .region = number,
             .begun_ms = now_ms,
-            .size_bytes = kSectorSize,
+            .size_bytes = size,
             .memory = zeros},
            {.kind = IoKind::kWriteDurable,
-            .offset = offset,
-            .size = kSectorSize,
-            .parts = part_of(*zeros)});
+            .offset = offset_of(number, 0) + (is_lead ? 0 : end - size),
+            .size = size,
+            .parts = {iovec{zeros->address(), size}}});
   }
 }
 
@@ -460,57 +401,6 @@ void SsdVolume::fail_write(Request request, const IoCompletion& completion) {
   stop_writing(std::string("a write failed: ") + std::strerror(completion.error));
 }
 
-void SsdVolume::write_sound_pages(Request request, uint32_t damaged) {
-  Group& group = *request.group;
-  std::vector<PageWrite> sound;
-  for (size_t i = 0; i < group.pages.size(); ++i) {
-    PageWrite& page = group.pages[i];
-    if ((damaged >> i & 1) == 0) {
-      sound.push_back(std::move(page));
-      continue;
-    }
-    std::erase(group.head.entries, page.entry);
-    std::erase(regions_[group.region].entries, page.entry);
-    page.is_damaged = true;
-    listener_.on_written(*this, group.region, page, false);
-  }
-  group.pages = std::move(sound);
-  encode(file_.log_id, group.head, MutableSector(group.header.span().first<kSectorSize>()));
-  IoRequest io = request_of(group);
-  if (!io.parts.empty()) return submit(std::move(request), std::move(io));
-  fail_request(request);
-  stop_writing("no memory to write a group anew without its damaged pages");
-}
-
-/// Pages stay where they are, since groups that follow may be on their way: zeros go between them.
-/// Without parts: there is no memory for that.
-IoRequest SsdVolume::request_of(Group& group) const {
-  IoRequest io{.kind = IoKind::kWriteDurable,
-               .offset = offset_of(group.region, group.first_sector),
-               .size = group.size_bytes,
-               .parts = part_of(group.header)};
-  uint64_t at = kSectorSize;
-  group.gaps.clear();
-  const auto fill_up_to = [&](uint64_t end) {
-    if (at == end) return true;
-    group.gaps.push_back(MappedMemory::make(end - at));
-    io.parts.push_back(part_of(group.gaps.back()).front());
-    at = end;
-    return group.gaps.back().valid();
-  };
-  bool is_whole = true;
-  for (const PageWrite& page : group.pages) {
-    const uint64_t offset = (page.entry.first_sector - group.first_sector) * kSectorSize;
-    is_whole = is_whole && fill_up_to(offset);
-    io.parts.insert(io.parts.end(), page.parts.begin(), page.parts.end());
-    io.checks.push_back({offset, page.entry.size, page.entry.checksum});
-    at = offset + sectors_of(page.entry.size) * kSectorSize;
-  }
-  is_whole = is_whole && fill_up_to(group.size_bytes);
-  if (!is_whole) io.parts.clear();
-  return io;
-}
-
 void SsdVolume::complete_group(Request& request) {
   Group& group = *request.group;
   group.is_done = true;
@@ -534,6 +424,7 @@ void SsdVolume::abandon_memory(Request& request) {
   if (request.memory) request.memory->abandon();
   if (!request.group) return;
   request.group->header.abandon();
+  request.group->echo.abandon();
   for (PageWrite& page : request.group->pages) page.memory.abandon();
   for (MappedMemory& gap : request.group->gaps) gap.abandon();
 }

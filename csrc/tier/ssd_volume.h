@@ -3,7 +3,7 @@
 //   free -> opening -> open -> sealing -> sealed -> reclaiming -> erasing -> free
 //
 // At most one region is open. Groups of pages are appended to it; when the next one does not fit it
-// is sealed, which happens once all its groups are written. Before a region is used again its head
+// is sealed, which happens once all its groups are written. Before a region is used again its lead
 // and its footer are overwritten with zeros, so that nothing of its old content can come back.
 //
 // A write that fails ends writing to this file: what it holds can still be read. One for which the
@@ -189,11 +189,12 @@ class SsdVolume {
  private:
   struct Group {
     uint32_t region;
-    uint32_t first_sector;  // Of its header, in the region.
+    uint32_t first_sector;  // Of its write, in the region.
     GroupHeader head;
     std::vector<PageWrite> pages;
     std::vector<SsdEntry> removals;
-    MappedMemory header;
+    MappedMemory header;             // Of the first of a region with the lead in front.
+    MappedMemory echo;               // The removals once more, if there are some.
     std::vector<MappedMemory> gaps;  // Zeros, in place of pages that were damaged.
     uint64_t size_bytes;
     bool is_done = false;
@@ -243,6 +244,7 @@ class SsdVolume {
   /// Writes a group without the pages that were found damaged while they were copied for it.
   void write_sound_pages(Request request, uint32_t damaged);
   IoRequest request_of(Group& group) const;
+  void encode_header(Group& group) const;
   void write_footer(uint32_t region, uint64_t now_ms);
   void seal_if_written(uint32_t region, uint64_t now_ms);
   void stop_writing(const std::string& reason);

@@ -18,7 +18,9 @@ from mooncake_hicache.units import format_size
 __all__ = [
     "ENTRY_SIZE",
     "FILE_NAME",
+    "GROUP_ENTRY_COUNT_MAX",
     "GROUP_MAGIC",
+    "LEAD_SECTORS",
     "SECTOR_SIZE",
     "STRIPE_SIZE",
     "SUPERBLOCK_SIZE",
@@ -33,6 +35,7 @@ __all__ = [
     "decode_group",
     "decode_superblock",
     "entry_sectors",
+    "is_lead",
     "sectors_of",
 ]
 
@@ -42,6 +45,8 @@ SECTOR_SIZE = 4096
 SUPERBLOCK_SIZE = 64 * 1024
 ENTRY_SIZE = 128
 GROUP_ENTRY_COUNT_MAX = 31
+LEAD_SECTORS = 2
+"""Groups without entries that a region begins with: either says which life of it this is."""
 REGION_SIZE_MIN = 64 * 1024
 REGION_SIZE_MAX = 4 * 1024**3
 STRIPE_SIZE = 512 * 1024
@@ -206,6 +211,16 @@ def decode_group(
     if entries is None:
         return None
     return Group(sequence, number, sector_count, written_at, tuple(entries))
+
+
+def is_lead(group: Group, first_sector: int) -> bool:
+    """Say whether a group, which lies in that sector of its region, is of the lead."""
+    return (
+        first_sector < LEAD_SECTORS
+        and group.number == first_sector
+        and group.sector_count == 1
+        and not group.entries
+    )
 
 
 def decode_footer(superblock: Superblock, sector: bytes | memoryview) -> Footer | None:

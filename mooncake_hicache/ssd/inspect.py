@@ -21,7 +21,9 @@ import xxhash
 from mooncake_hicache.errors import CorruptError, Error, IoError, NotFoundError
 from mooncake_hicache.ssd.format import (
     FILE_NAME,
+    GROUP_ENTRY_COUNT_MAX,
     GROUP_MAGIC,
+    LEAD_SECTORS,
     SECTOR_SIZE,
     STRIPE_SIZE,
     SUPERBLOCK_SIZE,
@@ -36,6 +38,7 @@ from mooncake_hicache.ssd.format import (
     decode_group,
     decode_superblock,
     entry_sectors,
+    is_lead,
 )
 
 __all__ = ["Damage", "Liveness", "LogFile", "Region", "RegionState", "Verdict"]
@@ -213,15 +216,26 @@ class LogFile:
         first = self._read(self._offset(index), SECTOR_SIZE)
         head = decode_group(self.superblock, first, 0)
         footer = self._read_footer(index)
+        damage = [] if head is not None else self._head_damage(index, first)
+        head = head or self._read_lead(index)
         if head is not None:
             if footer is not None and footer.region_sequence == head.region_sequence:
-                return self._read_sealed(index, footer, [])
-            return self._walk(index, head.region_sequence, RegionState.UNSEALED, [])
-        damage = self._head_damage(index, first)
+                return self._read_sealed(index, footer, damage)
+            state = RegionState.DAMAGED if damage else RegionState.UNSEALED
+            return self._walk(index, head.region_sequence, state, damage)
         if footer is None:
             return Region(index, RegionState.DAMAGED if damage else RegionState.FREE, damage=damage)
         # Not erased to its end, or damaged in front: the footer speaks for it.
         return self._read_sealed(index, footer, damage)
+
+    def _read_lead(self, index: int) -> Group | None:
+        """Return what stands for a first sector that is damaged."""
+        for at in range(1, LEAD_SECTORS):
+            sector = self._read(self._offset(index) + at * SECTOR_SIZE, SECTOR_SIZE)
+            group = decode_group(self.superblock, sector, at)
+            if group is not None and is_lead(group, at):
+                return group
+        return None
 
     def _read_footer(self, index: int) -> Footer | None:
         end = self._offset(index) + self.superblock.region_size
@@ -255,7 +269,9 @@ class LogFile:
                 at += 1
                 continue
             next_number = group.number + 1
-            entries += group.entries
+            # Removals stand in two groups, one behind the other.
+            last = entries[-GROUP_ENTRY_COUNT_MAX:]
+            entries += [entry for entry in group.entries if entry not in last]
             at += group.sector_count
             sector_count = at
         return Region(index, state, sequence, sector_count, entries, damage)

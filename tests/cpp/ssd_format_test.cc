@@ -177,6 +177,32 @@ TEST(SsdFormat, GroupsReadBack) {
   }
 }
 
+TEST(SsdFormat, ALeadSaysTwiceWhichLifeARegionIsIn) {
+  HICACHE_TRACE_SEED();
+  Bytes sectors(kLeadSectors * kSectorSize, 0xAB);
+  encode_lead(kLogId, 77, 12, sectors);
+  for (uint32_t at = 0; at < kLeadSectors; ++at) {
+    const Sector sector(sectors.data() + at * kSectorSize, kSectorSize);
+    for (uint32_t first = 0; first < 2 * kLeadSectors; ++first) {
+      GroupHeader header;
+      ASSERT_TRUE(decode(kLogId, sector, first, kRegionSize, header));
+      EXPECT_EQ(header.region_sequence, 77u);
+      EXPECT_EQ(is_lead(header, first), first == at);
+    }
+    // What tells of the life lies in one piece of what a disk writes whole.
+    EXPECT_TRUE(is_zero(sector.subspan(512)));
+  }
+  GroupHeader other{.region_sequence = 77,
+                    .number = 1,
+                    .sector_count = 1,
+                    .written_at_s = 0,
+                    .entries = {tombstone(1, SsdEntryKind::kRemoved)}};
+  EXPECT_FALSE(is_lead(other, 1)) << "a group with removals alone is none";
+  other.entries.clear();
+  other.sector_count = 2;
+  EXPECT_FALSE(is_lead(other, 1)) << "nor is one whose pages were found damaged";
+}
+
 TEST(SsdFormat, FootersReadBack) {
   HICACHE_TRACE_SEED();
   Random random(502);

@@ -349,62 +349,6 @@ TEST(SsdLogFaults, RecoveryLeavesAloneWhatItCannotRead) {
   }
 }
 
-/// Keys of the pages that a log may miss with this byte of its only disk damaged: the page that the
-/// byte lies in. Without a footer also those of the group whose header it lies in, and with the
-/// first header of a region the whole region.
-std::vector<Key> keys_at_stake(const std::vector<uint8_t>& image, uint64_t at, bool is_sealed) {
-  std::vector<Key> keys;
-  const uint64_t region = kSuperblockSize + (at - kSuperblockSize) / kRegion * kRegion;
-  const uint64_t hit = (at - region) / kSectorSize;
-  for (uint32_t first = 0; first < kRegion / kSectorSize;) {
-    GroupHeader group;
-    const Sector sector(image.data() + region + first * kSectorSize, kSectorSize);
-    if (!decode(LogRig::log_id(1000), sector, first, kRegion, group)) break;
-    for (const SsdEntry& entry : group.entries) {
-      if (entry.kind != SsdEntryKind::kPage) continue;
-      const uint64_t end = entry.first_sector + sectors_of(entry.size);
-      const bool is_in_page = hit >= entry.first_sector && hit < end;
-      if (is_in_page || (!is_sealed && (hit == first || hit == 0))) keys.push_back(entry.key);
-    }
-    first += group.sector_count;
-  }
-  return keys;
-}
-
-TEST(SsdLogFaults, AFlippedBitCostsAtMostWhatItHits) {
-  HICACHE_TRACE_SEED();
-  Random random(3);
-  for (const bool is_sealed : {false, true}) {
-    LogRig rig(kSmall, 4);
-    const auto images = small_log(rig, is_sealed);
-    uint64_t misses = 0;
-    for (uint64_t at = kSuperblockSize; at < images[0].size() && !HasFailure();
-         at += random.between(1, 600)) {
-      SCOPED_TRACE("sealed " + std::to_string(is_sealed) + ", byte " + std::to_string(at));
-      auto flipped = images;
-      flipped[0][at] ^= static_cast<uint8_t>(1U << random.below(8));
-      LogRig reader(kSmall, 5);
-      reader.put_images(flipped);
-      reader.adopt_oracle(rig);
-      // Sealed, each entry stands in the log twice.
-      if (!is_sealed) reader.forget_promises();
-      reader.allow_damage();
-      reader.lease_everything(true);
-      reader.open();
-      ASSERT_TRUE(reader.recover());
-      const auto there = reader.check_all();
-      const std::vector<Key> at_stake = keys_at_stake(images[0], at, is_sealed);
-      for (uint32_t n = 0; n < 10; ++n) {
-        if (n == 3 || there.contains({0, n})) continue;
-        ++misses;
-        EXPECT_EQ(std::count(at_stake.begin(), at_stake.end(), key_of(n)), 1)
-            << "page " << n << " was not hit";
-      }
-    }
-    EXPECT_GT(misses, 0u);
-  }
-}
-
 /// A region's head, and a footer, that are well formed and tell lies.
 void put_lies(Random& random, std::vector<uint8_t>& image, uint32_t region) {
   const LogId log_id = LogRig::log_id(1000);

@@ -98,6 +98,10 @@ class RegionWriter:
     entries: list[bytes] = field(default_factory=list)
     number: int = 0
 
+    @classmethod
+    def with_lead(cls, sequence: int) -> RegionWriter:
+        return cls(sequence).group().group()
+
     def group(self, *items: Item) -> RegionWriter:
         at = len(self.groups) // SECTOR + 1
         entries, pages = [], b""
@@ -274,6 +278,33 @@ def test_a_damaged_head_leaves_what_the_footer_knows(
     fields = as_json(folder, "--verify", status=1)
     assert fields["regions"][0]["state"] == "damaged"
     assert fields["verified"] == {"sound": 6}, "pages prove themselves"
+
+
+@pytest.mark.parametrize("offset", [0, 9, 40, 130, 255, 4095, SECTOR, SECTOR + 40])
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_a_damaged_sector_of_the_lead_costs_nothing(
+    write: Callable[..., Path], offset: int, is_sealed: bool
+) -> None:
+    region = RegionWriter.with_lead(3).group(Item(1, key_of(1), page=page_of(1, 9000)))
+    region.group(Item(2, key_of(2), kind=2)).group(Item(2, key_of(2), kind=2))
+    folder = write(region.sealed() if is_sealed else region.unsealed())
+    flip(folder, HEAD_SIZE + offset)
+    fields = as_json(folder, "--verify", "--entries", status=int(offset < SECTOR))
+    state = "sealed" if is_sealed else "unsealed"
+    assert fields["regions"][0]["state"] == ("damaged" if offset < SECTOR else state)
+    sequences = [one["sequence"] for one in fields["entries"]]
+    assert sequences == ([1, 2, 2] if is_sealed else [1, 2]), "removals count once"
+    assert fields["verified"] == {"sound": 1}
+
+
+def test_a_lead_that_is_damaged_whole_tells_of_no_life(write: Callable[..., Path]) -> None:
+    region = RegionWriter.with_lead(3).group(Item(1, key_of(1), page=page_of(1, 9000)))
+    folder = write(region.unsealed())
+    flip(folder, HEAD_SIZE + 40)
+    flip(folder, HEAD_SIZE + SECTOR + 40)
+    fields = as_json(folder, "--entries", status=1)
+    assert fields["regions"][0]["state"] == "damaged"
+    assert fields["entries"] == []
 
 
 def test_damaged_entries_are_replaced_by_the_groups(write: Callable[..., Path]) -> None:
