@@ -97,7 +97,10 @@ uint64_t SsdLog::advance(uint64_t now_ms, uint64_t unix_time_s) {
     }
     if (!can_write()) refuse_queue();
     if (sealing_all_ && queue_.empty()) {
-      for (VolumeState& state : volumes_) state.volume->seal(now_ms);
+      for (VolumeState& state : volumes_) {
+        // What waits may need the room that is left, and find no other region.
+        if (state.removals.empty() && state.rewrites.empty()) state.volume->seal(now_ms);
+      }
       sealing_all_ = !is_quiet();  // A region may be opening still.
     }
   }

@@ -250,13 +250,13 @@ void SsdRecovery::walk_groups(const Head& head, RecoveredRegion& region) {
     // After a group that is damaged or torn the next sound one is looked for, sector by sector.
     const bool is_sound = decode(file.log_id, sector, at, file.region_size_bytes, group);
     if (!is_sound || group.region_sequence != head.sequence || group.number < next_number) {
-      const bool is_due = at == region.sector_count && at >= kLeadSectors;
+      const bool is_due = at == std::max(region.sector_count, kLeadSectors);
       missed += is_due && !is_sound && was_group(file.log_id, head.sequence, sector);
       ++at;
       continue;
     }
     if (is_lead(group, at)) {
-      next_number = kLeadSectors;
+      next_number = group.number + 1;
     } else {
       // Each has a sector at least.
       const uint32_t due = std::max(region.sector_count, kLeadSectors);
