@@ -35,6 +35,7 @@ from mooncake_hicache.options_types import (
     POOL_SIZE_MIN_BYTES,
     Budget,
     DiskShare,
+    Masters,
     Milliseconds,
     Path_,
     PoolSize,
@@ -178,6 +179,39 @@ class NodeOptions(OptionsBase):
 
     clients_max: Annotated[int, Field(ge=1, le=65536)] = 256
     """Connections at once. Each engine rank holds one; beyond this a client is turned away."""
+
+    master: Masters = ""
+    """The masters of the cluster that this node belongs to: "host:50051", several with commas.
+    Empty: none, the node is alone. What every machine of a cluster has to know besides is
+    transfer_secret."""
+
+    node_name: str = ""
+    """This node's own name in the cluster. Empty: the host's name and runtime_dir."""
+
+    node_host: str = "127.0.0.1"
+    """The address at which other nodes reach this one. Loopback by default: a cluster says on which
+    network ("0.0.0.0" or "::" for all)."""
+
+    node_public_host: str = ""
+    """What other nodes are told to connect to. Empty: `node_host`, or this machine's address
+    towards its default route if that means all addresses."""
+
+    node_ports: Ports = "0"
+    """The ports at which it listens for other nodes, two of them, or a range of which free ones are
+    taken ("12000-12010"), for firewalls. 0: any free ones."""
+
+    failure_domain: str = ""
+    """What is lost together with this node: a machine, a rack. Empty: the host's name."""
+
+    remote_lookup_timeout_ms: Annotated[Milliseconds, Field(ge=1, le=60_000)] = 50
+    """Milliseconds that a look-up waits for the master and other nodes; what is not known by then
+    is missed. Far beyond the millisecond it takes, far below the time to compute a page anew."""
+
+    remote_stall_timeout_ms: Annotated[Milliseconds, Field(ge=10, le=60_000)] = 900
+    """Milliseconds without a byte after which a read of pages of other nodes is given up."""
+
+    remote_fetch_timeout_ms: Annotated[Milliseconds, Field(ge=10, le=600_000)] = 5000
+    """Milliseconds that one page may take from another node, from its lease to its last byte."""
 
     http_host: str = "127.0.0.1"
     """The address of /metrics, /health and /status. Loopback by default: they carry no

@@ -22,6 +22,7 @@ __all__ = [
     "TOPOLOGY_AUTO",
     "Budget",
     "DiskShare",
+    "Masters",
     "Milliseconds",
     "Path_",
     "PoolSize",
@@ -244,10 +245,17 @@ def _checked_place(item: str, example: str) -> tuple[str, str]:
     return str(absolute_path(path)), limit
 
 
+def _masters(value: object) -> str:
+    """Addresses with commas between them, or a list of them; spaces do not count."""
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    return ",".join(str(part).strip() for part in parts)
+
+
 Path_ = Annotated[str, BeforeValidator(absolute_path)]
 TopologyPath = Annotated[
     str, BeforeValidator(lambda value: value if value == TOPOLOGY_AUTO else absolute_path(value))
 ]
+Masters = Annotated[str, BeforeValidator(_masters)]
 Milliseconds = Annotated[int, BeforeValidator(parse_duration_ms)]
 Seconds = Annotated[int, BeforeValidator(_seconds)]
 PoolSize = Annotated[str, BeforeValidator(_pool_size)]

@@ -1,11 +1,16 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include "bind/bind.h"
 #include "bind/convert.h"
@@ -48,6 +53,46 @@ double share_from(const char* name, double value) {
 /// Path, limit and what is left to others on its file system, in bytes.
 using NamedDirectory = std::tuple<std::string, uint64_t, uint64_t>;
 
+ClusterOptions cluster_from(const nb::dict& given) {
+  const auto text = [&](const char* name) { return nb::cast<std::string>(given[name]); };
+  const auto number = [&](const char* name) { return nb::cast<uint64_t>(given[name]); };
+  ClusterOptions options{
+      .masters = {},
+      .name = text("name"),
+      .bind_host = text("bind_host"),
+      .public_host = text("public_host"),
+      .port_min = nb::cast<uint16_t>(given["port_min"]),
+      .port_max = nb::cast<uint16_t>(given["port_max"]),
+      .failure_domain = text("failure_domain"),
+      .secret = secret_from_text(text("secret")),
+      .tls = {text("tls_certificate"), text("tls_key"), text("tls_authority")},
+      .connect_timeout_ms = number("connect_timeout_ms"),
+      .back_off_min_ms = number("back_off_min_ms"),
+      .back_off_max_ms = number("back_off_max_ms"),
+      .call_timeout_ms = number("call_timeout_ms"),
+      .peers = {.transports = {},
+                .tcp_lanes = number("tcp_lanes"),
+                .tcp_io_threads = number("tcp_io_threads"),
+                .tcp_checksum = nb::cast<bool>(given["tcp_checksum"]),
+                .local_copy_threads = number("local_copy_threads"),
+                .rdma_devices = text("rdma_devices"),
+                .peers_max = number("peers_max"),
+                .lookup_timeout_ms = number("lookup_timeout_ms"),
+                .stall_timeout_ms = number("stall_timeout_ms"),
+                .fetch_timeout_ms = number("fetch_timeout_ms"),
+                .call_timeout_ms = number("call_timeout_ms"),
+                .staging_share = nb::cast<double>(given["staging_share"])},
+  };
+  using Address = std::pair<std::string, uint16_t>;
+  for (const auto& [host, port] : nb::cast<std::vector<Address>>(given["masters"])) {
+    options.masters.push_back({host, port});
+  }
+  for (const auto& name : nb::cast<std::vector<std::string>>(given["transports"])) {
+    options.peers.transports.push_back(transport_from(name));
+  }
+  return options;
+}
+
 struct PythonNode {
   std::unique_ptr<Node> node;
 
@@ -57,7 +102,7 @@ struct PythonNode {
              uint64_t reservation_ttl_ms, uint32_t clients_max,
              const std::vector<NamedDirectory>& ssd_directories, uint64_t ssd_region_size_bytes,
              bool ssd_write_through, uint64_t ssd_write_budget_bytes, const std::string& ssd_io,
-             bool ssd_staging) {
+             bool ssd_staging, const std::optional<nb::dict>& cluster) {
     Node::Options options{
         .socket_path = std::move(socket_path),
         .pool_size_bytes = pool_size_bytes,
@@ -83,6 +128,7 @@ struct PythonNode {
     for (const auto& [path, limit_bytes, free_min_bytes] : ssd_directories) {
       options.ssd.directories.push_back({path, limit_bytes, free_min_bytes});
     }
+    if (cluster) options.cluster = cluster_from(*cluster);
     Result<std::unique_ptr<Node>> started = [&] {
       nb::gil_scoped_release no_gil;
       return Node::start(std::move(options));
@@ -114,16 +160,17 @@ void bind_node(nb::module_& m) {
       "A node: a pool of shared memory and the index of its pages, served on a unix socket.\n\n"
       "One thread of its own; every method may be called from any thread. Sizes are bytes, times\n"
       "milliseconds, shares 0 to 1. A `socket_path` that starts with \"@\" is abstract: no file.")
-      .def(
-          nb::init<std::string, uint64_t, const std::string&, int, const std::string&, uint64_t,
-                   uint64_t, double, double, uint64_t, uint32_t, const std::vector<NamedDirectory>&,
-                   uint64_t, bool, uint64_t, const std::string&, bool>(),
-          nb::kw_only(), nb::arg("socket_path"), nb::arg("pool_size_bytes"), nb::arg("huge_pages"),
-          nb::arg("numa_node"), nb::arg("eviction_policy"), nb::arg("read_lease_ttl_ms"),
-          nb::arg("lookup_lease_ttl_ms"), nb::arg("lookup_lease_share"), nb::arg("hard_pin_share"),
-          nb::arg("reservation_ttl_ms"), nb::arg("clients_max"), nb::arg("ssd_directories"),
-          nb::arg("ssd_region_size_bytes"), nb::arg("ssd_write_through"),
-          nb::arg("ssd_write_budget_bytes"), nb::arg("ssd_io"), nb::arg("ssd_staging"))
+      .def(nb::init<std::string, uint64_t, const std::string&, int, const std::string&, uint64_t,
+                    uint64_t, double, double, uint64_t, uint32_t,
+                    const std::vector<NamedDirectory>&, uint64_t, bool, uint64_t,
+                    const std::string&, bool, const std::optional<nb::dict>&>(),
+           nb::kw_only(), nb::arg("socket_path"), nb::arg("pool_size_bytes"), nb::arg("huge_pages"),
+           nb::arg("numa_node"), nb::arg("eviction_policy"), nb::arg("read_lease_ttl_ms"),
+           nb::arg("lookup_lease_ttl_ms"), nb::arg("lookup_lease_share"), nb::arg("hard_pin_share"),
+           nb::arg("reservation_ttl_ms"), nb::arg("clients_max"), nb::arg("ssd_directories"),
+           nb::arg("ssd_region_size_bytes"), nb::arg("ssd_write_through"),
+           nb::arg("ssd_write_budget_bytes"), nb::arg("ssd_io"), nb::arg("ssd_staging"),
+           nb::arg("cluster") = nb::none())
       .def_prop_ro("socket_path", [](const PythonNode& self) { return self.node->socket_path(); })
       .def_prop_ro(
           "incarnation", [](const PythonNode& self) { return self.node->incarnation(); },

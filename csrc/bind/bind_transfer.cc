@@ -34,15 +34,6 @@ Priority priority_of(bool background) {
   return background ? Priority::kBackground : Priority::kUrgent;
 }
 
-TransportKind transport_from(const std::string& name) {
-  for (const TransportKind kind :
-       {TransportKind::kLocal, TransportKind::kTcp, TransportKind::kRdma}) {
-    if (name == transport_name(kind)) return kind;
-  }
-  raise(Status(Code::kInvalidArgument,
-               "transport \"" + name + "\": choose from \"local\", \"rdma\" and \"tcp\""));
-}
-
 /// Numbers of a uint64 array, or of any sequence of integers.
 class Numbers {
  public:

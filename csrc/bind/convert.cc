@@ -119,4 +119,13 @@ nb::object json_to_python(const std::string& json) {
   return nb::module_::import_("json").attr("loads")(bytes.attr("decode")("utf-8", "replace"));
 }
 
+TransportKind transport_from(const std::string& name) {
+  for (const TransportKind kind :
+       {TransportKind::kLocal, TransportKind::kTcp, TransportKind::kRdma}) {
+    if (name == transport_name(kind)) return kind;
+  }
+  raise(Status(Code::kInvalidArgument,
+               "transport \"" + name + "\": choose from \"local\", \"rdma\" and \"tcp\""));
+}
+
 }  // namespace hicache

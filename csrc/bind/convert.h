@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "base/status.h"
+#include "transfer/segment.h"
 
 namespace hicache {
 
@@ -28,6 +29,9 @@ Key key_from(nanobind::handle object);
 
 /// A sequence of keys, or one bytes-like object of n * 32 bytes.
 std::vector<Key> keys_from(nanobind::handle object);
+
+/// "local", "rdma" or "tcp"; raises.
+TransportKind transport_from(const std::string& name);
 
 CodeArray to_numpy(std::vector<Code> codes);
 

@@ -9,6 +9,7 @@ from mooncake_hicache import _core
 from mooncake_hicache.config import NodeOptions, environment_name
 from mooncake_hicache.errors import Error, InvalidArgumentError
 from mooncake_hicache.machine import numa_node_count
+from mooncake_hicache.node.cluster import cluster_options
 from mooncake_hicache.node.ssd import SsdPlan, make_directories, ssd_plan
 
 __all__ = ["StartedEngine", "engine_from_options", "engine_stats", "flush_engine"]
@@ -89,6 +90,7 @@ def _started(options: NodeOptions, socket_path: str, plan: SsdPlan) -> _core.Nod
         ssd_write_budget_bytes=options.ssd_write_budget_bytes(),
         ssd_io=options.ssd_io,
         ssd_staging=options.ssd_staging,
+        cluster=cluster_options(options),
     )
 
 

@@ -1,0 +1,69 @@
+"""What the core is told of the cluster that a node belongs to."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from mooncake_hicache.config import NodeOptions, TransferOptions
+from mooncake_hicache.master.ask import parse_masters
+from mooncake_hicache.node.paths import node_paths
+from mooncake_hicache.secret import resolve_secret
+from mooncake_hicache.transfer_core import public_host
+
+__all__ = ["cluster_options"]
+
+CONNECT_TIMEOUT_MS = 2000
+BACK_OFF_MIN_MS = 50
+BACK_OFF_MAX_MS = 1000
+CALL_TIMEOUT_MS = 2000
+PEERS_MAX = 1024
+STAGING_SHARE = 0.25
+"""Of the pool, that pages on their way from other nodes may take."""
+
+
+def cluster_options(options: NodeOptions) -> dict[str, Any] | None:
+    """Return what `_core.Node` takes as `cluster`: None for a node that is alone.
+
+    How pages move (transports, lanes, devices, secret, TLS) is what the options of the transfer
+    engine say.
+
+    Raises:
+        InvalidArgumentError, IoError: A master is no address, or the secret cannot be read.
+    """
+    if not options.master:
+        return None
+    transfer = TransferOptions(config=options.config)
+    reached = TransferOptions(
+        host=options.node_host, public_host=options.node_public_host, ports=options.node_ports
+    )
+    port_min, port_max = reached.port_range()
+    host_name = socket.gethostname()
+    return {
+        "masters": [(one.host, one.port) for one in parse_masters(options.master)],
+        "name": options.node_name or f"{host_name}:{node_paths(options).folder}",
+        "bind_host": options.node_host,
+        "public_host": public_host(reached),
+        "port_min": port_min,
+        "port_max": port_max,
+        "failure_domain": options.failure_domain or host_name,
+        "secret": resolve_secret(transfer.secret),
+        "tls_certificate": transfer.tls_certificate,
+        "tls_key": transfer.tls_key,
+        "tls_authority": transfer.tls_authority,
+        "connect_timeout_ms": CONNECT_TIMEOUT_MS,
+        "back_off_min_ms": BACK_OFF_MIN_MS,
+        "back_off_max_ms": BACK_OFF_MAX_MS,
+        "call_timeout_ms": CALL_TIMEOUT_MS,
+        "transports": transfer.transports.split(","),
+        "tcp_lanes": transfer.tcp_lanes,
+        "tcp_io_threads": transfer.tcp_io_thread_count(),
+        "tcp_checksum": transfer.tcp_checksum,
+        "local_copy_threads": transfer.local_copy_thread_count(),
+        "rdma_devices": transfer.rdma_devices,
+        "peers_max": PEERS_MAX,
+        "lookup_timeout_ms": options.remote_lookup_timeout_ms,
+        "stall_timeout_ms": options.remote_stall_timeout_ms,
+        "fetch_timeout_ms": options.remote_fetch_timeout_ms,
+        "staging_share": STAGING_SHARE,
+    }
