@@ -207,12 +207,6 @@ class NodeOptions(OptionsBase):
     """Milliseconds that a look-up waits for the master and other nodes; what is not known by then
     is missed. Far beyond the millisecond it takes, far below the time to compute a page anew."""
 
-    remote_stall_timeout_ms: Annotated[Milliseconds, Field(ge=10, le=60_000)] = 900
-    """Milliseconds without a byte after which a read of pages of other nodes is given up."""
-
-    remote_fetch_timeout_ms: Annotated[Milliseconds, Field(ge=10, le=600_000)] = 5000
-    """Milliseconds that one page may take from another node, from its lease to its last byte."""
-
     http_host: str = "127.0.0.1"
     """The address of /metrics, /health and /status. Loopback by default: they carry no
     authentication."""

@@ -6,10 +6,6 @@ import socket
 from typing import Any
 
 from mooncake_hicache.config import NodeOptions, TransferOptions
-from mooncake_hicache.master.ask import parse_masters
-from mooncake_hicache.node.paths import node_paths
-from mooncake_hicache.secret import resolve_secret
-from mooncake_hicache.transfer_core import public_host
 
 __all__ = ["cluster_options"]
 
@@ -17,6 +13,11 @@ CONNECT_TIMEOUT_MS = 2000
 BACK_OFF_MIN_MS = 50
 BACK_OFF_MAX_MS = 1000
 CALL_TIMEOUT_MS = 2000
+STALL_TIMEOUT_MS = 900
+"""A read of pages of other nodes for which nothing has come for so long is given up: calls return
+within a second of a node's loss."""
+FETCH_TIMEOUT_MS = 5000
+"""Of one page, from its lease to its last byte."""
 PEERS_MAX = 1024
 STAGING_SHARE = 0.25
 """Of the pool, that pages on their way from other nodes may take."""
@@ -33,6 +34,12 @@ def cluster_options(options: NodeOptions) -> dict[str, Any] | None:
     """
     if not options.master:
         return None
+    # Imported here: a node that is alone starts sooner without them.
+    from mooncake_hicache.master.ask import parse_masters
+    from mooncake_hicache.node.paths import node_paths
+    from mooncake_hicache.secret import resolve_secret
+    from mooncake_hicache.transfer_core import public_host
+
     transfer = TransferOptions(config=options.config)
     reached = TransferOptions(
         host=options.node_host, public_host=options.node_public_host, ports=options.node_ports
@@ -63,7 +70,7 @@ def cluster_options(options: NodeOptions) -> dict[str, Any] | None:
         "rdma_devices": transfer.rdma_devices,
         "peers_max": PEERS_MAX,
         "lookup_timeout_ms": options.remote_lookup_timeout_ms,
-        "stall_timeout_ms": options.remote_stall_timeout_ms,
-        "fetch_timeout_ms": options.remote_fetch_timeout_ms,
+        "stall_timeout_ms": STALL_TIMEOUT_MS,
+        "fetch_timeout_ms": FETCH_TIMEOUT_MS,
         "staging_share": STAGING_SHARE,
     }
