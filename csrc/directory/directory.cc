@@ -82,15 +82,17 @@ void Directory::note_done(Row& row, uint64_t orders_done) {
 ClearSpaceReply Directory::apply(const ClearSpaceRequest& request) {
   ClearSpaceReply reply;
   Code code = admit(request.epoch);
+  const Row* asker = find(request.node, request.incarnation);
   const auto is_full = [&](const Row& row) {
-    return !row.is_gone && row.orders.size() >= kOrdersMax && !must_clear(row, request.digest);
+    return &row != asker && !row.is_gone && row.orders.size() >= kOrdersMax &&
+           !must_clear(row, request.digest);
   };
   if (code == Code::kOk && std::any_of(rows_.begin(), rows_.end(), is_full)) code = Code::kBusy;
   if (code == Code::kOk) {
     reply.replica_count = replicas_.forget_space(request.digest);
     for (NodeIndex node = 0; node < rows_.size(); ++node) {
       // Also who is gone: it may come back with its SSD.
-      order(node, OrderKind::kClearSpace, request.digest);
+      if (&rows_[node] != asker) order(node, OrderKind::kClearSpace, request.digest);
     }
   }
   reply.head = head(code);

@@ -291,11 +291,15 @@ bool decode(WireReader reader, MembersReply& message) {
 void encode(WireWriter& writer, const ClearSpaceRequest& message) {
   writer.put(message.epoch);
   writer.put(message.digest);
+  writer.put(message.node);
+  writer.put(message.incarnation);
 }
 
 bool decode(WireReader reader, ClearSpaceRequest& message) {
   message.epoch = reader.get<uint64_t>();
   message.digest = reader.get<NamespaceDigest>();
+  message.node = reader.get<NodeIndex>();
+  message.incarnation = reader.get<uint64_t>();
   return reader.finished();
 }
 

@@ -214,6 +214,10 @@ struct MembersReply {
 struct ClearSpaceRequest {
   uint64_t epoch = 0;
   NamespaceDigest digest;
+  /// Who asks, if that is a node: it has done so already, and what it puts from now on is to stay.
+  /// It tells nothing of that before this request, on the same connection.
+  NodeIndex node = kNoNode;
+  uint64_t incarnation = 0;
 };
 struct ClearSpaceReply {
   ReplyHead head;

@@ -6,17 +6,25 @@ namespace hicache {
 namespace {
 
 constexpr size_t kCallsMax = 4096;  // Under way at the same time.
+constexpr uint64_t kLeaveMs = 500;  // That saying farewell may take.
+/// A step of either takes a fraction of a millisecond of the node's thread.
+constexpr Announcer::Options kAnnouncing{
+    .changes_max = 1024, .batches_max = 8, .pending_max = 1 << 17, .walk_count = 1024};
 
 }  // namespace
 
 Result<std::unique_ptr<Cluster>> Cluster::start(ClusterOptions options, Surroundings surroundings) {
   std::unique_ptr<Cluster> cluster(new Cluster(std::move(options), std::move(surroundings)));
   HICACHE_RETURN_IF_ERROR(cluster->connect());
+  cluster->enter();
   return cluster;
 }
 
 Cluster::Cluster(ClusterOptions options, Surroundings surroundings)
-    : options_(std::move(options)), surroundings_(std::move(surroundings)) {}
+    : options_(std::move(options)),
+      surroundings_(std::move(surroundings)),
+      announcer_(kAnnouncing, surroundings_.store,
+                 surroundings_.ssd == nullptr ? nullptr : &surroundings_.ssd->log().index()) {}
 
 Cluster::~Cluster() {
   stop();
@@ -29,15 +37,19 @@ Status Cluster::connect() {
     if (!loaded.ok()) return loaded.status();
     tls_ = std::move(loaded.value());
   }
-  const DirectoryClient::Options options{.addresses = options_.masters,
-                                         .secret = options_.secret,
-                                         .tls = tls_,
-                                         .connect_timeout_ms = options_.connect_timeout_ms,
-                                         .back_off_min_ms = options_.back_off_min_ms,
-                                         .back_off_max_ms = options_.back_off_max_ms,
-                                         .calls_max = kCallsMax,
-                                         .on_orders = nullptr,
-                                         .on_connection = surroundings_.wake};
+  const DirectoryClient::Options options{
+      .addresses = options_.masters,
+      .secret = options_.secret,
+      .tls = tls_,
+      .connect_timeout_ms = options_.connect_timeout_ms,
+      .back_off_min_ms = options_.back_off_min_ms,
+      .back_off_max_ms = options_.back_off_max_ms,
+      .calls_max = kCallsMax,
+      .on_orders =
+          [this](const HeartbeatReply& orders) {
+            post([this, orders] { membership_->take_orders(orders); });
+          },
+      .on_connection = surroundings_.wake};
   for (std::unique_ptr<DirectoryClient>* client : {&life_, &bulk_}) {
     Result<std::unique_ptr<DirectoryClient>> started = DirectoryClient::start(options);
     if (!started.ok()) return started.status();
@@ -46,7 +58,44 @@ Status Cluster::connect() {
   return Status();
 }
 
+Member Cluster::member() const {
+  return {.name = options_.name,
+          .incarnation = surroundings_.incarnation,
+          .addresses = surroundings_.addresses,
+          .failure_domain = options_.failure_domain,
+          .capacity_bytes = surroundings_.capacity_bytes};
+}
+
+/// Nothing runs before the first advance().
+void Cluster::enter() {
+  PageStore& store = surroundings_.store;
+  SsdTier* ssd = surroundings_.ssd;
+  membership_ = std::make_unique<Membership>(
+      Membership::Options{.member = member(), .call_timeout_ms = options_.call_timeout_ms},
+      Membership::Surroundings{
+          .life = *life_,
+          .bulk = *bulk_,
+          .announcer = announcer_,
+          .post = [this](Membership::Task task) { post(std::move(task)); },
+          .free_bytes = [&store] { return store.reachable_free_bytes() + store.spare_bytes(); },
+          .busy_ns = surroundings_.busy_ns,
+          .clear = surroundings_.clear,
+          .is_done =
+              [ssd](uint64_t ticket) {
+                return ticket == 0 || ssd == nullptr || ssd->is_done(ticket);
+              },
+          .on_notice = surroundings_.on_notice});
+  store.set_listener(announcer_);
+  if (ssd != nullptr) ssd->set_listener(announcer_);
+}
+
 void Cluster::stop() {
+  if (life_ && membership_ && membership_->seat().node != kNoNode) {
+    const auto [node, incarnation] = membership_->seat();
+    // Nobody has to wait for a probe then. A master that does not answer finds out by itself.
+    (void)life_->call<PlainReply>(LeaveRequest{0, node, incarnation}, Deadline::after_ms(kLeaveMs));
+    membership_->leave();
+  }
   if (life_) life_->stop();
   if (bulk_) bulk_->stop();
 }
@@ -60,7 +109,7 @@ void Cluster::post(std::function<void()> task) {
   surroundings_.wake();
 }
 
-uint64_t Cluster::advance(uint64_t) {
+uint64_t Cluster::advance(uint64_t now_ms) {
   std::vector<std::function<void()>> posted;
   {
     const std::lock_guard lock(posted_mutex_);
@@ -68,7 +117,7 @@ uint64_t Cluster::advance(uint64_t) {
     is_posted_ = false;
   }
   for (const std::function<void()>& task : posted) task();
-  return UINT64_MAX;
+  return membership_->advance(now_ms);
 }
 
 }  // namespace hicache

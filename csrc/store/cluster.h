@@ -19,6 +19,8 @@
 #include "io/tcp_socket.h"
 #include "net/greeting.h"
 #include "net/stream.h"
+#include "store/announcer.h"
+#include "store/membership.h"
 #include "store/page_store.h"
 #include "store/ssd_tier.h"
 #include "transfer/segment.h"
@@ -67,7 +69,10 @@ class Cluster {
     uint64_t incarnation;                // As the peers' service greets.
     std::vector<std::string> addresses;  // "host:port" of that service, then of the engine.
     uint64_t capacity_bytes;
-    std::function<void()> wake;  // Of the node's thread, from any thread.
+    std::function<void()> wake;         // Of the node's thread, from any thread.
+    std::function<uint64_t()> busy_ns;  // Of the node's thread, since it began.
+    /// Clears a namespace because it was ordered; a ticket of the SSD tier, 0: done.
+    std::function<uint64_t(const NamespaceDigest&)> clear;
     std::function<void(std::string)> on_notice;
   };
 
@@ -81,7 +86,10 @@ class Cluster {
 
   /// Does what is due. Returns when it wants to be called at the latest; besides when is_due().
   uint64_t advance(uint64_t now_ms);
-  bool is_due() const { return is_posted_; }
+  bool is_due() const { return is_posted_ || (membership_->can_send() && announcer_.is_due()); }
+
+  const Announcer& announcer() const { return announcer_; }
+  const Membership& membership() const { return *membership_; }
 
   /// Has the next advance() call `task`. Any thread. Whoever posts bounds how often.
   void post(std::function<void()> task);
@@ -92,6 +100,8 @@ class Cluster {
  private:
   Cluster(ClusterOptions options, Surroundings surroundings);
   Status connect();
+  void enter();
+  Member member() const;
 
   const ClusterOptions options_;
   const Surroundings surroundings_;
@@ -99,6 +109,9 @@ class Cluster {
   std::vector<std::function<void()>> posted_;
   std::atomic<bool> is_posted_{false};
   std::shared_ptr<TlsContext> tls_;
+  Announcer announcer_;
+  // The clients are stopped before this ends, which they call back.
+  std::unique_ptr<Membership> membership_;
   std::unique_ptr<DirectoryClient> life_;  // Joins, sends heartbeats.
   std::unique_ptr<DirectoryClient> bulk_;  // Batches and look-ups.
 };

@@ -159,6 +159,8 @@ Status Node::join_cluster() {
                           .addresses = network_->addresses(),
                           .capacity_bytes = options_.pool_size_bytes,
                           .wake = [this] { wake(); },
+                          .busy_ns = [this] { return busy_ns_; },
+                          .clear = [this](const auto& digest) { return clear_ordered(digest); },
                           .on_notice = [this](const std::string& notice) { note(notice); }});
   if (!cluster.ok()) return cluster.status();
   cluster_ = std::move(cluster.value());

@@ -134,7 +134,10 @@ class Node : private PeerPages {
   /// Each handles one key of a request; a ticket of the SSD tier delays the reply.
   Code remove(NamespaceIndex index, const Key& key);
   Code set_pin(NamespaceIndex index, const Key& key, Pin pin);
-  uint64_t clear(NamespaceIndex index);
+  uint64_t clear(NamespaceIndex index, uint64_t* ticket);
+  /// Likewise, because the cluster does: also what the SSDs may hold of a namespace that nobody
+  /// opened here. Returns the ticket.
+  uint64_t clear_ordered(const NamespaceDigest& digest);
   Code commit(SessionIndex session, const CommitItem& item, const PageStore::CommitOptions& options,
               uint64_t now_ms);
   // PeerPages
@@ -177,6 +180,7 @@ class Node : private PeerPages {
   std::vector<int> remote_waiters_;       // Connections whose reply waits for pages of peers.
   uint64_t peer_leased_pages_ = 0;
   uint64_t peer_leased_bytes_ = 0;
+  uint64_t busy_ns_ = 0;                  // That the thread did not wait, in a cluster.
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;
   std::vector<uint8_t> reply_;
   uint64_t ticket_ = 0;        // Of the request in hand: its reply waits for it.

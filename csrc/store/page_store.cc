@@ -367,6 +367,7 @@ void PageStore::make_present(PageIndex page, PageList& list, uint64_t now_ms) {
   eviction_->insert(
       page, PageTraits{hash, record.parent_hash, record.size, record.pin == Pin::kSoft}, now_ms);
   update_held(page);
+  if (listener_ != nullptr) listener_->page_changed(record.space, record.key);
 }
 
 bool PageStore::is_reservation(SessionIndex session, PageRef ref) const {
@@ -406,6 +407,7 @@ bool PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
 
 void PageStore::condemn(PageIndex page, EraseReason reason) {
   PageRecord& record = records_[page];
+  if (listener_ != nullptr) listener_->page_changed(record.space, record.key);
   table_.erase(hash_of(page), page, [this](PageIndex other) { return hash_of(other); });
   if (std::exchange(record.is_spare, false)) {
     spares_.remove(page);
@@ -480,6 +482,7 @@ uint64_t PageStore::clear(NamespaceIndex index) {
   namespaces_by_space_[next_space_] = index;
   spaces_[next_space_++];
   counts_.cleared_pages += count;
+  if (listener_ != nullptr) listener_->space_ended(cleared_spaces_.back(), name_space.digest);
   drop_cleared(kDropPerStep);
   return count;
 }

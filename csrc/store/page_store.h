@@ -28,6 +28,7 @@
 #include "store/stats.h"
 #include "tier/eviction.h"
 #include "tier/key_table.h"
+#include "tier/page_listener.h"
 #include "tier/slot_allocator.h"
 
 namespace hicache {
@@ -89,6 +90,8 @@ class PageStore {
 
   /// The tier below; without one, what is evicted is gone. It outlives the store's use.
   void set_lower(LowerTier& lower) { lower_ = &lower; }
+  /// Told of pages that become present and that leave. It outlives the store's use.
+  void set_listener(PageListener& listener) { listener_ = &listener; }
 
   void add_memory(uint64_t offset, uint64_t size) { allocator_.add(offset, size); }
 
@@ -157,6 +160,12 @@ class PageStore {
   const NamespaceDigest& digest_of(SpaceIndex space) const;
   const std::string& description_of(SpaceIndex space) const;
   bool is_current(SpaceIndex space) const;
+  /// The page of this name, if it is present; kNoPage: it is not.
+  PageIndex find_present(SpaceIndex space, const Key& key) const {
+    return find(space, key, page_hash(space, key));
+  }
+  /// Records that were ever used: pages are below it.
+  PageIndex record_count() const { return records_.size(); }
   /// A page of this hash is present.
   bool has_hash(uint64_t hash) const;
   bool is_present(PageRef ref) const;
@@ -258,6 +267,7 @@ class PageStore {
 
   Options options_;
   LowerTier* lower_ = nullptr;
+  PageListener* listener_ = nullptr;
   uint64_t reachable_bytes_;  // The capacity, or less while the machine has no more memory.
   SlotAllocator allocator_;
   KeyTable table_;

@@ -80,6 +80,9 @@ class SsdTier : public LowerTier {
   Result<std::vector<Fd>> open_for_readers() const;
   std::vector<int> event_fds() const;
 
+  /// Told of pages that come to an SSD and go. It outlives the tier's use.
+  void set_listener(PageListener& listener) { log_->index().set_listener(listener); }
+
   // LowerTier
   bool contains(const PageName& name) const override { return find(name) != kNoSsdPage; }
   bool put_again(const PageName& name) override;

@@ -133,6 +133,7 @@ SsdIndex::Inserted SsdIndex::insert(const SsdPage& page) {
   }
   add_child(page.parent_hash);  // Now that the page itself can be found: it may be its own parent.
   enter_region(index);
+  if (listener_ != nullptr) listener_->page_changed(page.space, page.key);
   return is_new ? Inserted::kNew : Inserted::kReplaced;
 }
 
@@ -141,6 +142,7 @@ void SsdIndex::erase(SsdPageIndex page) {
   remove_child(at(page).parent_hash);
   leave_region(page);
   const SsdPage& record = at(page);
+  if (listener_ != nullptr) listener_->page_changed(record.space, record.key);
   const uint64_t hash = hash_of(page);
   const uint32_t child_count = record.child_count;
   table_.erase(hash, page, [&](SsdPageIndex other) { return hash_of(other); });

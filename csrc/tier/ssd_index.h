@@ -24,6 +24,7 @@
 #include "tier/key_table.h"
 #include "tier/orphan_table.h"
 #include "tier/page_hash.h"
+#include "tier/page_listener.h"
 
 namespace hicache {
 
@@ -74,6 +75,9 @@ class SsdIndex {
 
   explicit SsdIndex(size_t expected_page_count);
 
+  /// Told of pages that come and go. It outlives the index's use.
+  void set_listener(PageListener& listener) { listener_ = &listener; }
+
   /// Adds a region and returns its number: 0, 1, …
   RegionIndex add_region();
   /// Begins a life of an empty region. Requires: it is empty.
@@ -121,6 +125,9 @@ class SsdIndex {
       const std::function<bool(uint64_t parent_hash)>& is_in_dram) const;
 
   uint64_t page_count() const { return page_count_; }
+  /// Records that were ever used: pages are below it.
+  SsdPageIndex record_count() const { return record_count_; }
+  bool is_free(SsdPageIndex page) const { return at(page).place.region == kNoRegion; }
   uint64_t page_count_of(SpaceIndex space) const {
     const auto found = spaces_.find(space);
     return found == spaces_.end() ? 0 : found->second.page_count;
@@ -145,7 +152,6 @@ class SsdIndex {
     return pieces_[page / kPieceCount][page % kPieceCount];
   }
   uint64_t hash_of(SsdPageIndex page) const { return page_hash(at(page).space, at(page).key); }
-  bool is_free(SsdPageIndex page) const { return at(page).place.region == kNoRegion; }
   SsdPageIndex take_record();
 
   /// Calls `visit(page)` for each page of this hash: one, unless keys were made to collide.
@@ -169,6 +175,7 @@ class SsdIndex {
   std::unordered_map<SpaceIndex, Space> spaces_;  // Those with pages.
   uint64_t page_count_ = 0;
   uint64_t live_bytes_ = 0;
+  PageListener* listener_ = nullptr;
 };
 
 }  // namespace hicache

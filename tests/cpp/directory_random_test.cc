@@ -186,7 +186,8 @@ class World {
   }
 
   void clear_space(uint64_t space) {
-    const ClearSpaceReply reply = directory_.apply(ClearSpaceRequest{0, kAllSpaces[space]});
+    const ClearSpaceReply reply =
+        directory_.apply(ClearSpaceRequest{.epoch = 0, .digest = kAllSpaces[space]});
     ASSERT_EQ(reply.head.code, Code::kOk);
     uint64_t count = 0;
     for (auto& [name, node] : nodes_) {

@@ -43,7 +43,7 @@ inline std::vector<Sample> directory_samples() {
       sample_of("members_reply",
                 MembersReply{
                     head, {{4, NodeState::kLive, 1000, member}, {0, NodeState::kGone, 0, plain}}}),
-      sample_of("clear_space", ClearSpaceRequest{7, kSpaceB}),
+      sample_of("clear_space", ClearSpaceRequest{7, kSpaceB, 3, 12345}),
       sample_of("clear_space_reply", ClearSpaceReply{head, 17}),
       sample_of("drain", DrainRequest{7, true, "node-1"}),
       sample_of("plain_reply", PlainReply{{7, 3, Code::kNotFound}}),

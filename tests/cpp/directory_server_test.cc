@@ -387,7 +387,8 @@ TEST_F(DirectoryServerTest, OrdersArriveUnasked) {
   a.join();
   a.announce(changes_of(0, 5));
   auto someone = client();
-  const auto cleared = someone->call<ClearSpaceReply>(ClearSpaceRequest{0, kSpaceA}, soon());
+  const auto cleared =
+      someone->call<ClearSpaceReply>(ClearSpaceRequest{.epoch = 0, .digest = kSpaceA}, soon());
   ASSERT_TRUE(cleared.ok());
   EXPECT_EQ(cleared.value().replica_count, 5U);
   std::future<Order> order = ordered.get_future();

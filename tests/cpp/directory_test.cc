@@ -330,7 +330,7 @@ TEST_F(DirectoryTest, MembersTellWhatPlacementNeeds) {
 TEST_F(DirectoryTest, AClearedNamespaceIsUnknownAtOnceAndStaysSo) {
   ScriptedNode a = live_node("a", 1, changes_of(0, 2));
   ScriptedNode b = live_node("b", 2, changes_of(1, 2));
-  EXPECT_EQ(directory_.apply(ClearSpaceRequest{0, kSpaceA}).replica_count, 4U);
+  EXPECT_EQ(directory_.apply(ClearSpaceRequest{.epoch = 0, .digest = kSpaceA}).replica_count, 4U);
   EXPECT_EQ(locate(directory_, keys_of(0, 3)).counts, (std::vector<uint8_t>{0, 0, 0}));
   EXPECT_EQ(effect(EffectKind::kSendOrders).session, 1U);
   const std::vector<Order> orders = a.heartbeat(0).orders;
@@ -355,7 +355,7 @@ TEST_F(DirectoryTest, OrdersWaitForWhoIsAway) {
   ScriptedNode a = live_node("a", 1, changes_of(0, 1));
   directory_.disconnected(1, 0);
   directory_.advance(10'000);
-  directory_.apply(ClearSpaceRequest{0, kSpaceA});
+  directory_.apply(ClearSpaceRequest{.epoch = 0, .digest = kSpaceA});
   ScriptedNode restarted(directory_, "a", 2, 2);
   restarted.join();
   restarted.announce(changes_of(0, 1));
@@ -381,13 +381,17 @@ TEST_F(DirectoryTest, DrainingIsOrderedAndTakenBack) {
 TEST_F(DirectoryTest, OrdersAreBounded) {
   ScriptedNode a = live_node("a", 1);
   for (uint64_t i = 0; i < kOrdersMax; ++i) {
-    ASSERT_EQ(directory_.apply(ClearSpaceRequest{0, key_of(i)}).head.code, Code::kOk);
-    ASSERT_EQ(directory_.apply(ClearSpaceRequest{0, key_of(i)}).head.code, Code::kOk);
+    ASSERT_EQ(directory_.apply(ClearSpaceRequest{.epoch = 0, .digest = key_of(i)}).head.code,
+              Code::kOk);
+    ASSERT_EQ(directory_.apply(ClearSpaceRequest{.epoch = 0, .digest = key_of(i)}).head.code,
+              Code::kOk);
   }
   EXPECT_EQ(a.heartbeat(0).orders.size(), kOrdersMax);
-  EXPECT_EQ(directory_.apply(ClearSpaceRequest{0, key_of(99)}).head.code, Code::kBusy);
+  EXPECT_EQ(directory_.apply(ClearSpaceRequest{.epoch = 0, .digest = key_of(99)}).head.code,
+            Code::kBusy);
   directory_.apply(LeaveRequest{0, a.index(), 1}, 0);
-  EXPECT_EQ(directory_.apply(ClearSpaceRequest{0, key_of(99)}).head.code, Code::kOk);
+  EXPECT_EQ(directory_.apply(ClearSpaceRequest{.epoch = 0, .digest = key_of(99)}).head.code,
+            Code::kOk);
 }
 
 // ---- epochs

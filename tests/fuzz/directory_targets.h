@@ -112,7 +112,7 @@ class DirectoryDriver {
         break;
       }
       case 7:
-        (void)directory_.apply(ClearSpaceRequest{epoch, digest});
+        (void)directory_.apply(ClearSpaceRequest{.epoch = epoch, .digest = digest});
         break;
       case 8:
         (void)directory_.apply(
