@@ -119,7 +119,8 @@ BatchReply Directory::apply(const BatchRequest& request) {
 /// Takes a batch if it is the next one, or begins an announcement.
 Code Directory::take(NodeIndex node, Row& row, const BatchRequest& request) {
   ++counts_.batches;
-  note_done(row, request.orders_done);
+  // An earlier leader's orders had the same numbers.
+  if (request.epoch == epoch_) note_done(row, request.orders_done);
   if (request.sequence < row.next_sequence) {
     ++counts_.repeated_batches;
     return Code::kOk;

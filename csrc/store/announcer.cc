@@ -122,7 +122,7 @@ bool Announcer::make_batch(uint64_t now_ms) {
     add_pending(now_ms);
   } else if (!is_paused_ && walk_ != Walk::kNone) {
     walk(now_ms);
-  } else if (wants_batch_) {
+  } else if (wants_batch_ && batches_.empty()) {
     add_batch(BatchKind::kChanges, NamespaceDigest{}, now_ms);
   } else {
     return false;
@@ -246,7 +246,7 @@ void Announcer::end_walk(uint64_t now_ms) {
 bool Announcer::is_due() const {
   if (sent_count_ < batches_.size()) return true;
   if (batches_.size() >= options_.batches_max) return false;
-  return !ended_.empty() || wants_batch_ ||
+  return !ended_.empty() || (wants_batch_ && batches_.empty()) ||
          (!is_paused_ && (has_pending_batch() || walk_ != Walk::kNone));
 }
 

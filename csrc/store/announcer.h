@@ -5,9 +5,9 @@
 // pages that change meanwhile are told between them, and nothing is told that is older than what
 // was told before.
 //
-//   page_changed -> pending, by namespace \
-//   space_ended  -> ended                   next() -> batches -> taken() by the directory
-//   begin        -> walk, step by step    /
+//   page_changed -> pending, by namespace --+
+//   space_ended  -> ended ------------------+-> next() -> batches -> taken() by the directory
+//   begin        -> walk, step by step -----+
 //
 // Batches that were not answered are kept, and sent again as they are. What is kept is bounded: a
 // directory that cannot be reached, or falls behind too far, is told everything anew.

@@ -139,7 +139,11 @@ void Membership::take_orders(const HeartbeatReply& reply) {
   look_at_connection();
   if (!is_joined_ || reply.head.code != Code::kOk) return;
   for (const Order& order : reply.orders) {
-    if (order.number > orders_taken_) carry_out(order);
+    if (order.number > orders_taken_) {
+      carry_out(order);
+    } else if (order.number <= orders_done_) {
+      surroundings_.announcer.want_batch();  // It does not know yet.
+    }
   }
 }
 

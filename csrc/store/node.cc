@@ -265,6 +265,7 @@ void Node::run() {
   while (!stopping_) {
     epoll_event events[kEventsPerWait];
     const int count = epoll_wait(epoll_.get(), events, kEventsPerWait, wait_ms(next_ms));
+    const uint64_t turn_ns = cluster_ ? monotonic_ns() : 0;
     bool is_woken = false;  // By an SSD, or by what may concern one.
     for (int i = 0; i < count; ++i) {
       const int fd = events[i].data.fd;
@@ -303,7 +304,8 @@ void Node::run() {
       if (is_woken || cluster_->is_due() || now_ms >= cluster_due_ms_) {
         cluster_due_ms_ = cluster_->advance(now_ms);
       }
-      next_ms = std::min(next_ms, cluster_due_ms_);
+      next_ms = cluster_->is_due() ? now_ms : std::min(next_ms, cluster_due_ms_);
+      busy_ns_ += monotonic_ns() - turn_ns;
     }
     if (!unfinished_.empty()) next_ms = 0;
   }

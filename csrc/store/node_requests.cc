@@ -304,13 +304,22 @@ Code Node::set_pin(NamespaceIndex index, const Key& key, Pin pin) {
   return ssd_->fetch(store_.space_of(index), key) ? Code::kBusy : code;
 }
 
-uint64_t Node::clear(NamespaceIndex index) {
+uint64_t Node::clear(NamespaceIndex index, uint64_t* ticket) {
   const SpaceIndex ended = store_.space_of(index);
   if (!ssd_) return store_.clear(index);
   // Most pages of one tier are in the other as well.
   const uint64_t below = ssd_->log().index().page_count_of(ended);
-  ticket_ = ssd_->clear(ended, store_.digest_of(ended));
+  *ticket = ssd_->clear(ended, store_.digest_of(ended));
   return std::max(store_.clear(index), below);
+}
+
+uint64_t Node::clear_ordered(const NamespaceDigest& digest) {
+  uint64_t ticket = 0;
+  if (!ssd_ && !store_.find_namespace(digest)) return ticket;
+  // Without room for one more namespace its pages cannot come from an SSD either.
+  const Result<NamespaceIndex> index = store_.open_namespace(digest, "");
+  if (index.ok()) (void)clear(index.value(), &ticket);
+  return ticket;
 }
 
 bool Node::handle_keys(NodeOp op, Payload payload) {
@@ -319,7 +328,7 @@ bool Node::handle_keys(NodeOp op, Payload payload) {
   patience_ms_ = request.patience_ms;
   if (op == NodeOp::kClear) {
     WireWriter writer(reply_);
-    encode(writer, ClearReply{Code::kOk, clear(request.index)});
+    encode(writer, ClearReply{Code::kOk, clear(request.index, &ticket_)});
     return true;
   }
   if (op == NodeOp::kSetPin && request.flags >= kPinCount) return false;

@@ -186,13 +186,20 @@ class World {
   }
 
   void clear_space(uint64_t space) {
-    const ClearSpaceReply reply =
-        directory_.apply(ClearSpaceRequest{.epoch = 0, .digest = kAllSpaces[space]});
+    ClearSpaceRequest request{.epoch = 0, .digest = kAllSpaces[space]};
+    const ModelNode& asker = nodes_.begin()->second;
+    const bool is_from_node = random_.one_in(2) && !asker.is_gone && asker.index != kNoNode;
+    if (is_from_node) {
+      request.node = asker.index;
+      request.incarnation = asker.incarnation;
+    }
+    const ClearSpaceReply reply = directory_.apply(request);
     ASSERT_EQ(reply.head.code, Code::kOk);
     uint64_t count = 0;
     for (auto& [name, node] : nodes_) {
       count += std::erase_if(node.pages, [&](const auto& it) { return it.first.first == space; });
-      if (node.index != kNoNode) node.to_clear.insert(space);
+      const bool has_asked = is_from_node && &node == &asker;
+      if (node.index != kNoNode && !has_asked) node.to_clear.insert(space);
     }
     EXPECT_EQ(reply.replica_count, count);
   }
@@ -225,6 +232,7 @@ class World {
     batch.node = node.index;
     batch.incarnation = node.incarnation;
     batch.sequence = ++node.sequence;
+    batch.epoch = random_.one_in(4) ? 0 : directory_.epoch();
     const uint64_t kind = random_.below(12);
     batch.kind = kind == 0   ? BatchKind::kBegin
                  : kind == 1 ? BatchKind::kEnd
@@ -267,7 +275,9 @@ class World {
   }
 
   void take(ModelNode& node, const BatchRequest& batch) {
-    if (batch.orders_done != 0) node.to_clear.clear();
+    // An earlier leader's orders are not those of this one.
+    const bool is_of_epoch = batch.epoch == directory_.epoch();
+    if (batch.orders_done != 0 && is_of_epoch) node.to_clear.clear();
     if (batch.sequence <= node.taken) return;
     const bool begins = batch.kind == BatchKind::kBegin;
     const bool ends_nothing = batch.kind == BatchKind::kEnd && !node.is_announcing;

@@ -64,8 +64,9 @@ class ScriptedNode {
   }
   BatchRequest batch(BatchKind kind, const NamespaceDigest& digest = kSpaceA,
                      std::vector<PageChange> changes = {}) {
-    return {0,    index_, member_.incarnation, ++sequence_, orders_done_,
-            kind, digest, std::move(changes)};
+    return {
+        directory_.epoch(), index_, member_.incarnation, ++sequence_, orders_done_, kind, digest,
+        std::move(changes)};
   }
   BatchReply send(BatchKind kind, const NamespaceDigest& digest = kSpaceA,
                   std::vector<PageChange> changes = {}) {
