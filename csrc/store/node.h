@@ -180,7 +180,7 @@ class Node : private PeerPages {
   std::vector<int> remote_waiters_;       // Connections whose reply waits for pages of peers.
   uint64_t peer_leased_pages_ = 0;
   uint64_t peer_leased_bytes_ = 0;
-  uint64_t busy_ns_ = 0;                  // That the thread did not wait, in a cluster.
+  uint64_t busy_ns_ = 0;  // That the thread did not wait, in a cluster.
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;
   std::vector<uint8_t> reply_;
   uint64_t ticket_ = 0;        // Of the request in hand: its reply waits for it.

@@ -263,8 +263,7 @@ TEST(RemoteHits, WhatIsRemovedWhileItComesStaysAway) {
   a->client.client.remove(a->client.space, keys_of(0, 20), codes);
   b->client.client.remove(b->client.space, keys_of(0, 20), codes);
   EXPECT_TRUE(eventually(5000, [&] {
-    return stat_of(*b->node, "remote_coming_bytes") == 0 &&
-           stat_of(cluster.server(), "pages") == 0;
+    return stat_of(*b->node, "remote_coming_bytes") == 0 && stat_of(cluster.server(), "pages") == 0;
   }));
   b->client.client.lookup(b->client.space, keys_of(0, 20), {false, false}, codes);
   EXPECT_EQ(codes, std::vector<Code>(20, Code::kNotFound));
