@@ -71,7 +71,7 @@ class Machines:
         """Start a process there; what it prints is added to `log`. Does not wait."""
         with log.open("ab") as file:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", self._space(name), *command],
+                ["ip", "netns", "exec", self.space(name), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -84,7 +84,7 @@ class Machines:
     def run(self, name: str, command: Sequence[str], timeout_s: float = 60) -> str:
         """Run a command there to its end; return what it printed. Raises CalledProcessError."""
         done = subprocess.run(
-            ["ip", "netns", "exec", self._space(name), *command],
+            ["ip", "netns", "exec", self.space(name), *command],
             check=True,
             capture_output=True,
             text=True,
@@ -94,25 +94,26 @@ class Machines:
 
     def cut(self, name: str) -> None:
         """Pull the machine's network cable: nobody is told, packets are lost."""
-        _ip("-n", self._space("switch"), "link", "set", self._port(name), "down")
+        _ip("-n", self.space("switch"), "link", "set", self._port(name), "down")
 
     def mend(self, name: str) -> None:
         """Plug it in again."""
-        _ip("-n", self._space("switch"), "link", "set", self._port(name), "up")
+        _ip("-n", self.space("switch"), "link", "set", self._port(name), "up")
 
-    def _space(self, name: str) -> str:
+    def space(self, name: str) -> str:
+        """Return the name of its network namespace."""
         return f"{self._prefix}-{name}"
 
     def _port(self, name: str) -> str:
         return f"port{self._names.index(name)}"
 
     def _make(self) -> None:
-        switch = self._space("switch")
+        switch = self.space("switch")
         _ip("netns", "add", switch)
         _ip("-n", switch, "link", "add", "switch", "type", "bridge")
         _ip("-n", switch, "link", "set", "switch", "up")
         for name in self._names:
-            space = self._space(name)
+            space = self.space(name)
             _ip("netns", "add", space)
             _ip("-n", space, "link", "set", "lo", "up")
             _ip(
@@ -125,7 +126,7 @@ class Machines:
 
     def _remove(self) -> None:
         for name in (*self._names, "switch"):
-            _ip("netns", "del", self._space(name), check=False)
+            _ip("netns", "del", self.space(name), check=False)
 
 
 def _ip(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
