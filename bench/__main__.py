@@ -14,6 +14,7 @@ BENCHES = {
     "ssd": "pages on SSD: reads, write-out, recovery, hits beyond memory, beside fio",
     "store": "the Store API of mooncake.store, ours and the original's, in turns",
     "transfer": "memory between processes, by size and transport, beside bare TCP and copies",
+    "cluster": "pages of another node over TCP, beside the transfer engine alone",
     "demo": "the real server, with every output compared",
 }
 MODULES = {
