@@ -130,6 +130,29 @@ _SSD_METRICS = (
     NodeMetric("ssd_seconds", "histogram", "seconds", "Time an SSD takes, by operation"),
 )
 
+_CLUSTER_METRICS = (
+    NodeMetric("cluster_joined", "gauge", "", "1 if a master counts this node as a member"),
+    NodeMetric("cluster_draining", "gauge", "", "1 if it was asked to give its pages away"),
+    NodeMetric("cluster_announcing", "gauge", "", "1 while it tells a master all it has"),
+    NodeMetric("cluster_pending_pages", "gauge", "pages", "Pages whose change waits to be told"),
+    NodeMetric(
+        "cluster_lag_ms", "gauge", "seconds", "Age of the oldest change no master knows of"
+    ),
+    NodeMetric("cluster_joins", "counter", "requests", "Times that it joined, first or again"),
+    NodeMetric("cluster_orders", "counter", "requests", "Orders of masters that it carried out"),
+    NodeMetric("cluster_batches", "counter", "requests", "Batches of changes that a master took"),
+    NodeMetric("cluster_changes", "counter", "pages", "Changes in them"),
+    NodeMetric(
+        "cluster_announcements", "counter", "requests", "Times that it told all it has"
+    ),
+    NodeMetric(
+        "cluster_overflows", "counter", "requests", "Those because too many changes waited"
+    ),
+    NodeMetric(
+        "cluster_refused_batches", "counter", "requests", "Batches for which a master lacked room"
+    ),
+)
+
 _REMOTE_METRICS = (
     NodeMetric("peers", "gauge", "peers", "Nodes connected that read here"),
     NodeMetric("remote_peers", "gauge", "peers", "Nodes known that may be read from"),
@@ -216,6 +239,7 @@ NODE_METRICS: tuple[NodeMetric, ...] = (
     NodeMetric("namespace_use", "gauge", "bytes", "Bytes of a namespace", part="size_bytes"),
     NodeMetric("namespace_use", "gauge", "pages", "Pages of a namespace on SSD", part="ssd_pages"),
     *_SSD_METRICS,
+    *_CLUSTER_METRICS,
     *_REMOTE_METRICS,
     NodeMetric("incarnation", "info", "", "Which start of the node this is"),
     NodeMetric("pid", "info", "", "Process of the node"),

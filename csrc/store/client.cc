@@ -233,6 +233,16 @@ Result<uint64_t> Client::clear(size_t name_space) {
       [&](WireWriter& writer) { encode_keys(writer, index, 0, {}, patience_ms(until)); },
       [&](WireReader reader) { return decode(reader, reply); }));
   if (reply.code == Code::kOk) return reply.page_count;
+  if (reply.code == Code::kUnavailable || reply.code == Code::kBusy) {
+    return Status(
+        reply.code,
+        reply.code == Code::kBusy
+            ? "the pages are gone from this node, but some node of the cluster has too "
+              "much to clear; clear again"
+            : "the pages are gone from this node, but no master said that it knows: other "
+              "nodes may keep theirs; clear again once `mooncake-hicache status` says "
+              "that the node belongs to its cluster");
+  }
   stats_.timeouts += reply.code == Code::kTimeout;
   return Status(reply.code,
                 "the pages are gone, but an SSD did not say in time that it knows: a restart of "

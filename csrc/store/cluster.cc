@@ -1,5 +1,6 @@
 #include "store/cluster.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace hicache {
@@ -98,6 +99,39 @@ void Cluster::stop() {
   }
   if (life_) life_->stop();
   if (bulk_) bulk_->stop();
+}
+
+void Cluster::clear_elsewhere(const NamespaceDigest& digest, uint64_t patience_ms,
+                              std::function<void(Code)> done) {
+  // What this node had told of the namespace is before it on the same connection, and what it is
+  // to keep comes after.
+  const auto [node, incarnation] = membership_->seat();
+  bulk_->ask<ClearSpaceReply>(ClearSpaceRequest{0, digest, node, incarnation},
+                              Deadline::after_ms(std::min(patience_ms, options_.call_timeout_ms)),
+                              [this, done = std::move(done)](Result<ClearSpaceReply> reply) {
+                                Code code =
+                                    reply.ok() ? reply.value().head.code : reply.status().code();
+                                if (code != Code::kOk && code != Code::kBusy)
+                                  code = Code::kUnavailable;
+                                post([done, code] { done(code); });
+                              });
+}
+
+void Cluster::add_stats(NodeStats& stats, uint64_t now_ms) const {
+  const Announcer::Counts& told = announcer_.counts();
+  const Membership::Counts& counts = membership_->counts();
+  stats.cluster_joined = membership_->is_joined();
+  stats.cluster_draining = membership_->is_draining();
+  stats.cluster_announcing = announcer_.is_announcing();
+  stats.cluster_pending_pages = announcer_.pending_count();
+  stats.cluster_lag_ms = announcer_.lag_ms(now_ms);
+  stats.cluster_joins = counts.joins;
+  stats.cluster_orders = counts.orders;
+  stats.cluster_batches = told.batches;
+  stats.cluster_changes = told.changes;
+  stats.cluster_announcements = told.announcements;
+  stats.cluster_overflows = told.overflows;
+  stats.cluster_refused_batches = counts.refused_batches;
 }
 
 void Cluster::post(std::function<void()> task) {

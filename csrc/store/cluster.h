@@ -23,6 +23,7 @@
 #include "store/membership.h"
 #include "store/page_store.h"
 #include "store/ssd_tier.h"
+#include "store/stats.h"
 #include "transfer/segment.h"
 
 namespace hicache {
@@ -93,6 +94,14 @@ class Cluster {
 
   /// Has the next advance() call `task`. Any thread. Whoever posts bounds how often.
   void post(std::function<void()> task);
+
+  /// Has all other nodes clear a namespace that this one has cleared just now. A later advance()
+  /// calls `done`: kOk; kBusy: some node has too much to clear; kUnavailable: no master said in
+  /// time that it knows, so that others may keep their pages.
+  void clear_elsewhere(const NamespaceDigest& digest, uint64_t patience_ms,
+                       std::function<void(Code)> done);
+
+  void add_stats(NodeStats& stats, uint64_t now_ms) const;
 
   /// For look-ups. Its answers come on its own thread: post() what to do with them.
   DirectoryClient& directory() { return *bulk_; }

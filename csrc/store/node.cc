@@ -303,6 +303,7 @@ void Node::run() {
     if (cluster_) {
       if (is_woken || cluster_->is_due() || now_ms >= cluster_due_ms_) {
         cluster_due_ms_ = cluster_->advance(now_ms);
+        answer_clears();
       }
       next_ms = cluster_->is_due() ? now_ms : std::min(next_ms, cluster_due_ms_);
       busy_ns_ += monotonic_ns() - turn_ns;

@@ -130,7 +130,7 @@ class Node : private PeerPages {
   bool handle_refs(Connection& connection, NodeOp op, Payload payload);
   bool handle_reserve(Connection& connection, Payload payload);
   bool handle_commit(Connection& connection, Payload payload);
-  bool handle_keys(NodeOp op, Payload payload);
+  bool handle_keys(Connection& connection, NodeOp op, Payload payload);
   /// Each handles one key of a request; a ticket of the SSD tier delays the reply.
   Code remove(NamespaceIndex index, const Key& key);
   Code set_pin(NamespaceIndex index, const Key& key, Pin pin);
@@ -138,6 +138,10 @@ class Node : private PeerPages {
   /// Likewise, because the cluster does: also what the SSDs may hold of a namespace that nobody
   /// opened here. Returns the ticket.
   uint64_t clear_ordered(const NamespaceDigest& digest);
+  /// Has the other nodes clear it, too: the reply waits for the directory's.
+  void clear_elsewhere(Connection& connection, const NamespaceDigest& digest);
+  void answer_clears();
+  bool answer_clear(Connection& connection);
   Code commit(SessionIndex session, const CommitItem& item, const PageStore::CommitOptions& options,
               uint64_t now_ms);
   // PeerPages
@@ -177,6 +181,7 @@ class Node : private PeerPages {
   std::unique_ptr<Cluster> cluster_;      // Null: none.
   uint64_t cluster_due_ms_ = 0;           // Likewise.
   std::unique_ptr<PeerNetwork> network_;  // Null: no cluster.
+  std::vector<int> clear_waiters_;        // Connections whose reply waits for the directory.
   std::vector<int> remote_waiters_;       // Connections whose reply waits for pages of peers.
   uint64_t peer_leased_pages_ = 0;
   uint64_t peer_leased_bytes_ = 0;

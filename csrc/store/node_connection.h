@@ -6,6 +6,8 @@
 
 #include <cerrno>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -35,8 +37,14 @@ struct Node::Connection {
   std::vector<uint8_t> remote_payload;
   std::vector<uint32_t> remote_missing;  // Which of its keys are waited for.
 
+  /// Of a cleared namespace, what the cluster said of it; null: nothing is waited for.
+  std::shared_ptr<std::optional<Code>> clearing;
+  std::vector<uint8_t> clear_reply;  // That all is well,
+  uint64_t clear_ticket = 0;         // once the SSD tier is done, too.
+  uint64_t clear_request_id = 0;
+
   /// Its last request was not answered yet.
-  bool is_waiting() const { return ticket != 0 || remote_wait != 0; }
+  bool is_waiting() const { return ticket != 0 || remote_wait != 0 || clearing; }
 
   /// Reads what is there, at most kReceiveMax, so that one client cannot keep the thread.
   Received receive() {

@@ -113,6 +113,7 @@ bool Node::answer_lookup(Connection& connection, Payload payload, std::span<cons
 }
 
 void Node::add_network_stats(NodeStats& stats) const {
+  if (cluster_) cluster_->add_stats(stats, monotonic_ms());
   if (!network_) return;
   stats.peers = network_->service().peer_count();
   stats.rejected_peers = network_->service().refused_count();

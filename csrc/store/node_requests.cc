@@ -73,7 +73,7 @@ bool Node::handle(Connection& connection, NodeOp op, uint64_t request_id, Payloa
     case NodeOp::kRemove:
     case NodeOp::kClear:
     case NodeOp::kSetPin:
-      valid = handle_keys(op, payload);
+      valid = handle_keys(connection, op, payload);
       break;
     case NodeOp::kStats:
       valid = payload.empty();
@@ -99,6 +99,13 @@ bool Node::handle(Connection& connection, NodeOp op, uint64_t request_id, Payloa
 }
 
 bool Node::answer(Connection& connection, NodeOp op, uint64_t request_id) {
+  if (connection.clearing) {
+    connection.clear_reply = reply_;
+    connection.clear_ticket = ticket_;
+    connection.clear_request_id = request_id;
+    clear_waiters_.push_back(connection.socket.get());
+    return true;
+  }
   if (ticket_ == 0) return send(connection, reply_);
   if (ssd_->is_done(ticket_)) {
     if (!ssd_->is_lost(ticket_)) return send(connection, reply_);
@@ -313,22 +320,14 @@ uint64_t Node::clear(NamespaceIndex index, uint64_t* ticket) {
   return std::max(store_.clear(index), below);
 }
 
-uint64_t Node::clear_ordered(const NamespaceDigest& digest) {
-  uint64_t ticket = 0;
-  if (!ssd_ && !store_.find_namespace(digest)) return ticket;
-  // Without room for one more namespace its pages cannot come from an SSD either.
-  const Result<NamespaceIndex> index = store_.open_namespace(digest, "");
-  if (index.ok()) (void)clear(index.value(), &ticket);
-  return ticket;
-}
-
-bool Node::handle_keys(NodeOp op, Payload payload) {
+bool Node::handle_keys(Connection& connection, NodeOp op, Payload payload) {
   KeysRequest& request = keys_request_;
   if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
   patience_ms_ = request.patience_ms;
   if (op == NodeOp::kClear) {
     WireWriter writer(reply_);
     encode(writer, ClearReply{Code::kOk, clear(request.index, &ticket_)});
+    if (cluster_) clear_elsewhere(connection, store_.digest_of(store_.space_of(request.index)));
     return true;
   }
   if (op == NodeOp::kSetPin && request.flags >= kPinCount) return false;
@@ -357,6 +356,16 @@ std::string Node::make_stats_json() const {
   json.member("incarnation", incarnation_);
   json.member("pid", static_cast<uint64_t>(getpid()));
   json.member("eviction_policy", eviction_kind_name(options_.eviction));
+  if (options_.cluster) {
+    std::string masters;
+    for (const HostPort& master : options_.cluster->masters) {
+      masters += (masters.empty() ? "" : ",") + to_string(master);
+    }
+    json.open_member("cluster", '{');
+    json.member("name", options_.cluster->name);
+    json.member("masters", masters);
+    json.close('}');
+  }
   json.open_member("requests_seconds", '{');
   for (size_t i = 0; i < kOpCount; ++i) {
     const std::string_view name = op_name(static_cast<NodeOp>(i));

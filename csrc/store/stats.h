@@ -75,6 +75,18 @@ namespace hicache {
   COUNTER(ssd_recovered_pages)             \
   COUNTER(ssd_read_errors)                 \
   COUNTER(ssd_write_errors)                \
+  GAUGE(cluster_joined)                    \
+  GAUGE(cluster_draining)                  \
+  GAUGE(cluster_announcing)                \
+  GAUGE(cluster_pending_pages)             \
+  GAUGE(cluster_lag_ms)                    \
+  COUNTER(cluster_joins)                   \
+  COUNTER(cluster_orders)                  \
+  COUNTER(cluster_batches)                 \
+  COUNTER(cluster_changes)                 \
+  COUNTER(cluster_announcements)           \
+  COUNTER(cluster_overflows)               \
+  COUNTER(cluster_refused_batches)         \
   GAUGE(peers)                             \
   GAUGE(remote_peers)                      \
   GAUGE(remote_coming_bytes)               \

@@ -83,6 +83,21 @@ def _verdict(view: NodeView) -> tuple[str, int]:
     )
 
 
+def _cluster(stats: dict[str, Any]) -> str:
+    if "cluster" not in stats:
+        return "none"
+    name = f"{stats['cluster']['name']} at {stats['cluster']['masters']}"
+    if not stats["cluster_joined"]:
+        return f"{name}: no master counts it as a member, so others do not find its pages"
+    words = ["draining" if stats["cluster_draining"] else "member"]
+    if stats["cluster_announcing"]:
+        words.append("telling what it has")
+    pending, lag_ms = stats["cluster_pending_pages"], stats["cluster_lag_ms"]
+    words.append(f"{pending:,} changes to tell, the oldest {format_duration_ms(lag_ms)} old")
+    words.append(f"{stats['remote_fetched_pages']:,} pages fetched")
+    return f"{name}: {', '.join(words)}"
+
+
 def _rows(view: NodeView, stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     state = view.state if view.state is not None and view.state.pid == stats["pid"] else None
     word = "flushing" if state is not None and state.phase == "flushing" else "running"
@@ -117,6 +132,7 @@ def _rows(view: NodeView, stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{stats['eviction_policy']}",
     )
     yield from ssd_rows(state, stats)
+    yield "cluster", _cluster(stats)
     for one in sorted(stats["namespace_use"], key=lambda one: -one["size_bytes"]):
         memory = f"{one['pages']:,} pages, {format_size(one['size_bytes'])}"
         name = one["description"] or "(not opened yet)"

@@ -1,0 +1,56 @@
+// What a node does as one of several: it belongs to their cluster, and clears what they clear.
+#include <algorithm>
+#include <utility>
+
+#include "base/clock.h"
+#include "store/node.h"
+#include "store/node_connection.h"
+
+namespace hicache {
+
+uint64_t Node::clear_ordered(const NamespaceDigest& digest) {
+  uint64_t ticket = 0;
+  if (!ssd_ && !store_.find_namespace(digest)) return ticket;
+  // Without room for one more namespace its pages cannot come from an SSD either.
+  const Result<NamespaceIndex> index = store_.open_namespace(digest, "");
+  if (index.ok()) (void)clear(index.value(), &ticket);
+  return ticket;
+}
+
+void Node::clear_elsewhere(Connection& connection, const NamespaceDigest& digest) {
+  connection.clearing = std::make_shared<std::optional<Code>>();
+  connection.patient_until_ms =
+      patience_ms_ == kPatient ? UINT64_MAX : monotonic_ms() + patience_ms_;
+  cluster_->clear_elsewhere(digest, patience_ms_,
+                            [outcome = connection.clearing](Code code) { *outcome = code; });
+}
+
+void Node::answer_clears() {
+  for (const int fd : std::exchange(clear_waiters_, {})) {
+    const auto found = connections_.find(fd);
+    if (found == connections_.end() || !found->second->clearing) continue;
+    if (!found->second->clearing->has_value()) {
+      clear_waiters_.push_back(fd);
+    } else if (!answer_clear(*found->second)) {
+      close_connection(fd);
+    }
+  }
+}
+
+bool Node::answer_clear(Connection& connection) {
+  const Code code = **std::exchange(connection.clearing, nullptr);
+  reply_ = std::exchange(connection.clear_reply, {});
+  ticket_ = connection.clear_ticket;
+  unfinished_.push_back(connection.socket.get());  // It may have sent more meanwhile.
+  if (code != Code::kOk) {
+    return send(connection, doubtful_reply(NodeOp::kClear, connection.clear_request_id, code));
+  }
+  const uint64_t now_ms = monotonic_ms();
+  const uint64_t until_ms = connection.patient_until_ms;
+  patience_ms_ = until_ms == UINT64_MAX
+                     ? kPatient
+                     : static_cast<uint32_t>(std::max(until_ms, now_ms) - now_ms);
+  return answer(connection, NodeOp::kClear, connection.clear_request_id);
+}
+
+}  // namespace hicache
