@@ -152,11 +152,12 @@ class Namespace:
         return int(self.remove_batch([key_of(key)])[0]) == _OK
 
     def clear(self) -> int:
-        """Drop every page of this namespace and of no other; return how many there were: in memory,
-        or on SSD if those are more.
+        """Drop every page of this namespace and of no other; return how many there were here: in
+        memory, or on SSD if those are more. In a cluster all nodes drop theirs, very soon.
 
         Raises:
-            TransientError: No node answered.
+            TransientError: No node answered; or this node's pages are gone, and no master confirmed
+                that the others drop theirs (the message says which).
         """
         return self._store._client.clear(self._number)
 

@@ -4,8 +4,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -68,7 +68,14 @@ class TestAnnouncer {
     for (const Key& key : keys) changes.push_back({key, 1, tiers});
     send(BatchKind::kChanges, std::move(changes));
   }
-  void lacks(const std::vector<Key>& keys) { has(keys, 0); }
+  /// Every page is said to be somewhere.
+  bool knows(const std::vector<Key>& keys) {
+    LocateRequest request;
+    request.digest = kTestNamespace;
+    request.keys = keys;
+    const auto reply = client_->call<LocateReply>(std::move(request), soon());
+    return reply.ok() && std::ranges::find(reply.value().counts, 0) == reply.value().counts.end();
+  }
 
  private:
   void send(BatchKind kind, std::vector<PageChange> changes) {
@@ -97,23 +104,22 @@ struct ClusterNode {
     EXPECT_TRUE(node.ok()) << node.status().message();
     return node.ok() ? std::move(node.value()) : nullptr;
   }
-  /// Puts pages of bytes_of(n, size) for n = first …, and announces them.
+  /// Puts pages of bytes_of(n, size) for n = first …, and waits until the directory knows.
   void put(uint64_t first, uint64_t count, uint64_t size) {
     for (uint64_t n = first; n < first + count; ++n) {
       ASSERT_EQ(client.put(key_of(n), bytes_of(n, size)), Code::kOk);
     }
-    announce(keys_of(first, count));
-  }
-  /// Any thread.
-  void announce(const std::vector<Key>& keys) {
-    const std::lock_guard lock(announcing);
-    announcer.has(keys);
+    // Those that it has not evicted since.
+    std::vector<Key> kept;
+    for (const Key& key : keys_of(first, count)) {
+      if (client.lookup(key) == Code::kOk) kept.push_back(key);
+    }
+    EXPECT_TRUE(eventually(20'000, [&] { return announcer.knows(kept); }));
   }
 
   std::unique_ptr<Node> node;
   SimpleClient client;
   TestAnnouncer announcer;
-  std::mutex announcing;
 };
 
 /// The role "cluster_node": one whose pages are bytes_of(0, size) and so on, announced.

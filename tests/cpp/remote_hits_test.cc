@@ -259,7 +259,6 @@ TEST(RemoteHits, WhatIsRemovedWhileItComesStaysAway) {
   std::vector<Code> codes;
   b->client.client.lookup(b->client.space, keys_of(0, 20), {true, true}, codes);
   EXPECT_EQ(codes, std::vector<Code>(20, Code::kOk));
-  a->announcer.lacks(keys_of(0, 20));
   a->client.client.remove(a->client.space, keys_of(0, 20), codes);
   b->client.client.remove(b->client.space, keys_of(0, 20), codes);
   EXPECT_TRUE(eventually(5000, [&] {

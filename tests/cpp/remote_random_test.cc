@@ -45,7 +45,6 @@ class Visitor {
         const Code code = client.put(key_of(n), bytes_of(n, size_of(n)));
         EXPECT_TRUE(code == Code::kOk || code == Code::kAlreadyExists || code == Code::kNoSpace)
             << code_name(code);
-        if (code == Code::kOk) node.announce({key_of(n)});
         return;
       }
       case 2: {
