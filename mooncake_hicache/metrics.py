@@ -135,22 +135,14 @@ _CLUSTER_METRICS = (
     NodeMetric("cluster_draining", "gauge", "", "1 if it was asked to give its pages away"),
     NodeMetric("cluster_announcing", "gauge", "", "1 while it tells a master all it has"),
     NodeMetric("cluster_pending_pages", "gauge", "pages", "Pages whose change waits to be told"),
-    NodeMetric(
-        "cluster_lag_ms", "gauge", "seconds", "Age of the oldest change no master knows of"
-    ),
-    NodeMetric("cluster_joins", "counter", "requests", "Times that it joined, first or again"),
-    NodeMetric("cluster_orders", "counter", "requests", "Orders of masters that it carried out"),
-    NodeMetric("cluster_batches", "counter", "requests", "Batches of changes that a master took"),
-    NodeMetric("cluster_changes", "counter", "pages", "Changes in them"),
-    NodeMetric(
-        "cluster_announcements", "counter", "requests", "Times that it told all it has"
-    ),
-    NodeMetric(
-        "cluster_overflows", "counter", "requests", "Those because too many changes waited"
-    ),
-    NodeMetric(
-        "cluster_refused_batches", "counter", "requests", "Batches for which a master lacked room"
-    ),
+    NodeMetric("cluster_lag_ms", "gauge", "seconds", "Age of the oldest change no master knows of"),
+    NodeMetric("cluster_joins", "counter", "", "Times that it joined, first or again"),
+    NodeMetric("cluster_orders", "counter", "", "Orders of masters that it carried out"),
+    NodeMetric("cluster_batches", "counter", "", "Batches of changes that a master took"),
+    NodeMetric("cluster_changes", "counter", "", "Changes in them"),
+    NodeMetric("cluster_announcements", "counter", "", "Times that it told all it has"),
+    NodeMetric("cluster_overflows", "counter", "", "Those because too many changes waited"),
+    NodeMetric("cluster_refused_batches", "counter", "", "Batches for which a master lacked room"),
 )
 
 _REMOTE_METRICS = (
