@@ -479,7 +479,8 @@ void Node::close_connection(int fd) {
     if (network_ && network_->has_directory()) {
       network_->remote().close_session(found->second->session);
     }
-    if (--client_count_ == 0) idle_since_ms_ = std::max<uint64_t>(1, monotonic_ms());
+    --client_count_;
+    note_left();
   }
   connections_.erase(found);  // Closing the descriptor also ends the watch.
 }

@@ -57,7 +57,7 @@ class Node : private PeerPages {
   /// True once a client asked the node to stop, or stop() was called.
   bool wait_stopped(uint64_t timeout_ms);
 
-  /// Time since the last client left; 0 while there is one.
+  /// Time since the last client or peer left; 0 while there is one.
   uint64_t idle_ms() const;
 
   /// Counters, histograms and namespaces as JSON. Waits for the node's thread, at most 2 s.
@@ -145,7 +145,7 @@ class Node : private PeerPages {
   Code commit(SessionIndex session, const CommitItem& item, const PageStore::CommitOptions& options,
               uint64_t now_ms);
   // PeerPages
-  SessionIndex open_peer() override { return store_.open_session(); }
+  SessionIndex open_peer() override;
   void close_peer(SessionIndex session) override;
   void lookup_for_peer(SessionIndex session, const PeerKeysRequest& request,
                        std::vector<Code>& codes) override;
@@ -161,6 +161,8 @@ class Node : private PeerPages {
   bool send(Connection& connection, std::span<const uint8_t> bytes);
   bool flush(Connection& connection);
   void close_connection(int fd);
+  /// A client or a peer has left.
+  void note_left();
   std::string make_stats_json() const;
   void add_network_stats(NodeStats& stats) const;
 
@@ -183,6 +185,7 @@ class Node : private PeerPages {
   std::unique_ptr<PeerNetwork> network_;  // Null: no cluster.
   std::vector<int> clear_waiters_;        // Connections whose reply waits for the directory.
   std::vector<int> remote_waiters_;       // Connections whose reply waits for pages of peers.
+  uint32_t peer_count_ = 0;               // Who reads here keeps the node from being idle.
   uint64_t peer_leased_pages_ = 0;
   uint64_t peer_leased_bytes_ = 0;
   uint64_t busy_ns_ = 0;  // That the thread did not wait, in a cluster.

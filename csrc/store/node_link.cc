@@ -13,6 +13,9 @@ namespace {
 /// Requests that wait for the socket. More are kBusy.
 constexpr size_t kUnsentMax = 4 * kMiB;
 constexpr uint64_t kMs = 1'000'000;
+/// A connection over which nothing was asked for so long is given up: it may keep the peer from
+/// being idle.
+constexpr int kIdleMs = 60'000;
 
 }  // namespace
 
@@ -78,7 +81,7 @@ void NodeLink::tell(NodeOp op, std::vector<uint8_t> message) {
 
 Result<int> NodeLink::next_late_ms() const {
   const std::lock_guard lock(mutex_);
-  if (deadlines_.empty()) return -1;
+  if (deadlines_.empty()) return -1;  // None is under way.
   const uint64_t now_ns = monotonic_ns();
   if (deadlines_.begin()->first <= now_ns) {
     return Status(Code::kTimeout,
@@ -86,6 +89,14 @@ Result<int> NodeLink::next_late_ms() const {
   }
   return static_cast<int>(
       std::min<uint64_t>((deadlines_.begin()->first - now_ns) / kMs + 1, 60'000));
+}
+
+/// False: something was asked just now.
+bool NodeLink::give_up_idle() {
+  const std::lock_guard lock(mutex_);
+  if (!unsent_.empty() || !calls_.empty()) return false;
+  is_connected_ = false;
+  return true;
 }
 
 void NodeLink::fail_calls(const Status& status) {
@@ -122,6 +133,7 @@ void NodeLink::run() {
       continue;
     }
     const Status ended = serve();
+    if (ended.ok()) continue;
     // Before the calls fail: who tries again at once is to hear that there is no use.
     if (!stopping_) open_breaker();
     fail_calls(ended);
@@ -163,7 +175,8 @@ Status NodeLink::serve() {
     if (!wait_ms.ok()) return wait_ms.status();
     const auto wanted = static_cast<short>(POLLIN | (pipe.unsent_size() != 0 ? POLLOUT : 0));
     pollfd waited[2] = {{pipe.fd(), wanted, 0}, {wake_.get(), POLLIN, 0}};
-    (void)poll(waited, 2, wait_ms.value());
+    const int ready = poll(waited, 2, wait_ms.value() < 0 ? kIdleMs : wait_ms.value());
+    if (ready == 0 && wait_ms.value() < 0 && give_up_idle()) return Status();
     if (waited[1].revents != 0) wake_.clear();
     if (stopping_) return Status(Code::kClosed, "the link was stopped");
   }

@@ -78,7 +78,7 @@ class NodeLink {
   NodeLink(Options options, EventFd wake);
 
   void run();
-  /// Serves one connection until it breaks; returns why.
+  /// Serves one connection until it breaks; returns why. kOk: nothing was asked for long.
   Status serve();
   Result<Stream> connect() const;
   Status say_hello(Stream& stream);
@@ -86,6 +86,7 @@ class NodeLink {
   Status take(const FramePipe::Frame& frame);
   /// How long until the first call is late, in ms; kTimeout: one is.
   Result<int> next_late_ms() const;
+  bool give_up_idle();
   void fail_calls(const Status& status);
   void open_breaker();
 

@@ -124,9 +124,21 @@ void Node::add_network_stats(NodeStats& stats) const {
 
 // ---------------------------------------------------------------- what it answers
 
+SessionIndex Node::open_peer() {
+  ++peer_count_;
+  idle_since_ms_ = 0;
+  return store_.open_session();
+}
+
 void Node::close_peer(SessionIndex session) {
   store_.close_session(session, monotonic_ms());
   if (ssd_) ssd_->close_session(session);
+  --peer_count_;
+  note_left();
+}
+
+void Node::note_left() {
+  if (client_count_ + peer_count_ == 0) idle_since_ms_ = std::max<uint64_t>(1, monotonic_ms());
 }
 
 void Node::lookup_for_peer(SessionIndex session, const PeerKeysRequest& request,

@@ -15,7 +15,9 @@ constexpr uint64_t kBackOffMinMs = 250;
 constexpr uint64_t kBackOffMaxMs = 5000;
 constexpr size_t kCallsMax = 4096;  // To one peer.
 constexpr uint64_t kMembersTimeoutMs = 1000;
-constexpr uint64_t kReapIntervalMs = 100;   // While there is something to reap.
+constexpr uint64_t kReapIntervalMs = 100;  // While there is something to reap.
+// A new leader hears from all nodes within that: until then what it does not know may be there.
+constexpr uint64_t kNewLeaderMs = 30'000;
 constexpr uint64_t kForgetPeerMs = 60'000;  // One that the list of members lacks.
 
 }  // namespace
@@ -194,6 +196,7 @@ void RemoteTier::on_members(const Result<MembersReply>& reply) {
 }
 
 void RemoteTier::take_members(const MembersReply& reply) {
+  if (members_epoch_ != reply.head.epoch) leader_since_ms_ = now_ms_;
   members_epoch_ = reply.head.epoch;
   members_version_ = reply.head.members_version;
   members_.clear();
@@ -221,22 +224,41 @@ void RemoteTier::take_members(const MembersReply& reply) {
   }
 }
 
+/// Of one page's replicas, the best first. Where several are as good, each node takes another one.
+PageSources RemoteTier::sources_of(std::span<const Replica> replicas) {
+  size_t equal_count = 0;
+  while (equal_count < replicas.size() && replicas[equal_count].rank == replicas[0].rank &&
+         replicas[equal_count].tiers == replicas[0].tiers) {
+    ++equal_count;
+  }
+  PageSources sources;
+  PageSources failing;
+  for (size_t n = 0; n < replicas.size(); ++n) {
+    const size_t turned =
+        n < equal_count ? (n + options_.own_incarnation % equal_count) % equal_count : n;
+    const auto member = members_.find(replicas[turned].node);
+    if (member == members_.end()) continue;
+    (void)(usable(member->second) != nullptr ? sources : failing).add(member->second);
+  }
+  for (size_t n = 0; n < failing.count(); ++n) (void)sources.add(failing.peers[n]);
+  return sources;
+}
+
 void RemoteTier::resolve(Wait& wait, const LocateReply& reply) {
+  const bool is_new_leader = now_ms_ < leader_since_ms_ + kNewLeaderMs;
   size_t at = 0;
   for (size_t i = 0; i < wait.hashes.size(); ++i) {
-    const size_t count = i < reply.counts.size() ? reply.counts[i] : 0;
-    PageSources sources;
-    PageSources failing;
-    for (size_t n = 0; n < count && at < reply.replicas.size(); ++n) {
-      const auto member = members_.find(reply.replicas[at++].node);
-      if (member == members_.end()) continue;
-      const Peer* peer = usable(member->second);
-      (void)(peer != nullptr ? sources : failing).add(member->second);
+    const size_t named = i < reply.counts.size() ? reply.counts[i] : 0;
+    const size_t count = std::min(named, reply.replicas.size() - at);
+    PageSources sources = sources_of(std::span(reply.replicas).subspan(at, count));
+    at += count;
+    if (sources.count() != 0) {
+      routes_.put(wait.hashes[i], sources);
+    } else if (is_new_leader) {
+      sources = routes_.find(wait.hashes[i]);
+    } else if (i < reply.counts.size()) {
+      routes_.forget(wait.hashes[i]);
     }
-    for (size_t n = 0; n < failing.count(); ++n) (void)sources.add(failing.peers[n]);
-    // A new leader may not have heard of it yet.
-    if (sources.count() == 0) sources = routes_.find(wait.hashes[i]);
-    if (sources.count() != 0) routes_.put(wait.hashes[i], sources);
     wait.sources[i] = sources;
   }
 }

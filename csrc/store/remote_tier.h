@@ -186,6 +186,7 @@ class RemoteTier {
   void take_members(const MembersReply& reply);
   /// Replicas as the directory names them become sources of the wait's pages.
   void resolve(Wait& wait, const LocateReply& reply);
+  PageSources sources_of(std::span<const Replica> replicas);
   void use_routes(Wait& wait);
   void go_on(RemoteWaitId id);
   void fetch_all(RemoteWaitId id, Wait& wait);
@@ -234,6 +235,7 @@ class RemoteTier {
   std::unordered_map<NodeIndex, PeerId> members_;
   uint64_t members_epoch_ = 0;
   uint32_t members_version_ = 0;
+  uint64_t leader_since_ms_ = 0;
   bool asks_members_ = false;
   std::vector<std::pair<RemoteWaitId, LocateReply>> unresolved_;  // Until the members are known.
 
