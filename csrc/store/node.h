@@ -125,6 +125,9 @@ class Node : private PeerPages {
   /// Of look-ups and leases (node_peers.cc).
   bool ask_peers(Connection& connection, NodeOp op, uint64_t request_id, Payload payload);
   uint64_t advance_network(uint64_t now_ms);
+  /// Of removals and replacements, done here already: has peers drop their copies.
+  bool ask_to_remove(Connection& connection, NodeOp op, uint64_t request_id, Payload payload);
+  bool answer_removal(Connection& connection, std::span<const uint8_t> found, Payload payload);
   bool answer_remote(Connection& connection);
   bool answer_lookup(Connection& connection, Payload payload, std::span<const uint8_t> found);
   bool handle_refs(Connection& connection, NodeOp op, Payload payload);
@@ -151,6 +154,7 @@ class Node : private PeerPages {
                        std::vector<Code>& codes) override;
   void lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
                       WireWriter& writer) override;
+  void remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) override;
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) override;
   void report_corrupt(std::span<const PageRef> refs) override;
   /// Sends reply_, or keeps it until what it says will outlive a restart.
@@ -185,7 +189,8 @@ class Node : private PeerPages {
   std::unique_ptr<PeerNetwork> network_;  // Null: no cluster.
   std::vector<int> clear_waiters_;        // Connections whose reply waits for the directory.
   std::vector<int> remote_waiters_;       // Connections whose reply waits for pages of peers.
-  uint32_t peer_count_ = 0;               // Who reads here keeps the node from being idle.
+  std::vector<std::pair<uint32_t, PageRef>> replaced_;  // Of the commit in hand, by number.
+  uint32_t peer_count_ = 0;  // Who reads here keeps the node from being idle.
   uint64_t peer_leased_pages_ = 0;
   uint64_t peer_leased_bytes_ = 0;
   uint64_t busy_ns_ = 0;  // That the thread did not wait, in a cluster.

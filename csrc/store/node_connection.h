@@ -36,6 +36,8 @@ struct Node::Connection {
   uint64_t remote_request_id = 0;
   std::vector<uint8_t> remote_payload;
   std::vector<uint32_t> remote_missing;  // Which of its keys are waited for.
+  std::vector<Code> remote_codes;        // Of a removal or a replacement: what was done here.
+  uint64_t remote_ticket = 0;            // Likewise: of the SSD tier.
 
   /// Of a cleared namespace, what the cluster said of it; null: nothing is waited for.
   std::shared_ptr<std::optional<Code>> clearing;

@@ -71,6 +71,9 @@ bool Node::answer_remote(Connection& connection) {
   const RemoteTier::Answer answer =
       network_->remote().finish(std::exchange(connection.remote_wait, 0));
   const std::vector<uint8_t> payload = std::exchange(connection.remote_payload, {});
+  const bool is_removal =
+      connection.remote_op == NodeOp::kRemove || connection.remote_op == NodeOp::kCommit;
+  if (is_removal) return answer_removal(connection, answer.found, payload);
   begin_frame(reply_);
   if (connection.remote_op == NodeOp::kLease) {
     if (!handle_lease(connection, payload)) return false;
@@ -109,6 +112,69 @@ bool Node::answer_lookup(Connection& connection, Payload payload, std::span<cons
   }
   codes_.resize(request.keys.size(), Code::kNotFound);
   WireWriter(reply_).put_array(std::span<const Code>(codes_));
+  return true;
+}
+
+bool Node::ask_to_remove(Connection& connection, NodeOp op, uint64_t request_id, Payload payload) {
+  if (!network_ || !network_->has_directory()) return false;
+  RemoteTier::Question question{.session = connection.session,
+                                .space = kAnySpace,
+                                .is_prefix = false,
+                                .leases = false,
+                                .keys = {},
+                                .parents = {}};
+  connection.remote_missing.clear();
+  if (op == NodeOp::kRemove) {
+    question.keys = keys_request_.keys;
+    question.space = store_.space_of(keys_request_.index);
+    for (uint32_t i = 0; i < question.keys.size(); ++i) connection.remote_missing.push_back(i);
+  } else {
+    // All of one namespace, but for a client that is not ours.
+    for (const auto& [number, ref] : replaced_) {
+      const PageRecord& record = store_.record(ref.page);
+      if (question.space == kAnySpace) question.space = record.space;
+      if (record.space != question.space) continue;
+      question.keys.push_back(record.key);
+      connection.remote_missing.push_back(number);
+    }
+  }
+  if (question.keys.empty()) return false;
+  question.parents.resize(question.keys.size());
+  // The rest is for the SSDs.
+  const uint64_t patience_ms = patience_ms_ == kPatient ? UINT32_MAX : patience_ms_ / 2;
+  connection.remote_wait =
+      network_->remote().begin_remove(std::move(question), patience_ms, monotonic_ms());
+  connection.remote_op = op;
+  connection.remote_request_id = request_id;
+  connection.remote_payload.assign(payload.begin(), payload.end());
+  connection.remote_codes = codes_;
+  connection.remote_ticket = ticket_;
+  remote_waiters_.push_back(connection.socket.get());
+  return true;
+}
+
+bool Node::answer_removal(Connection& connection, std::span<const uint8_t> found, Payload payload) {
+  const NodeOp op = connection.remote_op;
+  ticket_ = connection.remote_ticket;
+  if (op == NodeOp::kRemove) {
+    if (!decode(WireReader(payload), keys_request_)) return false;
+    patience_ms_ = keys_request_.patience_ms;
+    // Also what came from a peer just before that had removed it.
+    for (const Key& key : keys_request_.keys) (void)remove(keys_request_.index, key);
+  } else {
+    CommitRequest request;
+    if (!decode(WireReader(payload), request)) return false;
+    patience_ms_ = request.patience_ms;
+  }
+  codes_ = std::exchange(connection.remote_codes, {});
+  for (size_t n = 0; op == NodeOp::kRemove && n < found.size(); ++n) {
+    if (found[n] != 0) codes_[connection.remote_missing[n]] = Code::kOk;
+  }
+  begin_frame(reply_);
+  WireWriter(reply_).put_array(std::span<const Code>(codes_));
+  end_frame(reply_, static_cast<uint16_t>(op) | kReplyBit, connection.remote_request_id);
+  if (!answer(connection, op, connection.remote_request_id)) return false;
+  unfinished_.push_back(connection.socket.get());
   return true;
 }
 
@@ -151,6 +217,12 @@ void Node::lookup_for_peer(SessionIndex session, const PeerKeysRequest& request,
   const PageStore::LookupFlags flags{(request.flags & kLookupLease) != 0,
                                      (request.flags & kLookupPrefix) != 0};
   store_.lookup(session, *index, request.keys, flags, monotonic_ms(), codes);
+}
+
+void Node::remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) {
+  const std::optional<NamespaceIndex> index = store_.find_namespace(request.digest);
+  codes.assign(request.keys.size(), Code::kNotFound);
+  for (size_t i = 0; index && i < codes.size(); ++i) codes[i] = remove(*index, request.keys[i]);
 }
 
 void Node::lease_for_peer(SessionIndex session, const PeerKeysRequest& request,

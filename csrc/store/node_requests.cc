@@ -94,6 +94,8 @@ bool Node::handle(Connection& connection, NodeOp op, uint64_t request_id, Payloa
   }
   if (op == NodeOp::kStop) changed_.notify_all();
   if (!has_reply(op)) return true;
+  const bool may_be_elsewhere = op == NodeOp::kRemove || op == NodeOp::kCommit;
+  if (may_be_elsewhere && ask_to_remove(connection, op, request_id, payload)) return true;
   end_frame(reply_, static_cast<uint16_t>(op) | kReplyBit, request_id);
   return answer(connection, op, request_id);
 }
@@ -266,9 +268,13 @@ bool Node::handle_commit(Connection& connection, Payload payload) {
   patience_ms_ = request.patience_ms;
   const uint64_t now_ms = monotonic_ms();
   codes_.clear();
+  replaced_.clear();
   for (const CommitItem& item : request.items) {
     if (item.outcome == WriteOutcome::kWritten) {
       codes_.push_back(commit(connection.session, item, options, now_ms));
+      if (options.replace && codes_.back() == Code::kOk) {
+        replaced_.emplace_back(codes_.size() - 1, item.ref);
+      }
       continue;
     }
     const bool backed = item.outcome != WriteOutcome::kUnbacked;

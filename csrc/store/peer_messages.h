@@ -1,11 +1,11 @@
 // What nodes say to each other, and its codecs: the part of the clients' protocol (messages.h) that
 // needs no memory in common.
 //
-// Hello, Lookup, Lease, Release and ReportCorrupt, in frames with a seal (directory/frame_pipe.h).
-// A namespace is named by its digest, so that nothing is kept of a peer but its leases, and asking
-// for one makes none. A reply of Lease places pages in the pool alone: bytes in files are for who
-// is on the same machine. Everything else is refused, and so is a payload that does not decode
-// exactly: the connection is closed.
+// Hello, Lookup, Lease, Release, ReportCorrupt and Remove, in frames with a seal
+// (directory/frame_pipe.h). A namespace is named by its digest, so that nothing is kept of a peer
+// but its leases, and asking for one makes none. A reply of Lease places pages in the pool alone:
+// bytes in files are for who is on the same machine. Everything else is refused, and so is a
+// payload that does not decode exactly: the connection is closed.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct PeerHelloReply {
   std::string engine_address;  // "host:port" of that engine.
 };
 
-/// Of Lookup (kLookupLease) and Lease.
+/// Of Lookup (kLookupLease), Lease and Remove.
 struct PeerKeysRequest {
   NamespaceDigest digest;
   uint8_t flags = 0;

@@ -139,6 +139,7 @@ bool PeerService::answer(Peer& peer, const FrameHeader& header, Payload payload,
       break;
     case NodeOp::kLookup:
     case NodeOp::kLease:
+    case NodeOp::kRemove:
       is_sound = answer_keys(peer, op, payload);
       break;
     case NodeOp::kRelease:
@@ -173,7 +174,11 @@ bool PeerService::answer_keys(Peer& peer, NodeOp op, Payload payload) {
     pages_.lease_for_peer(peer.session, keys_, writer);
     return true;
   }
-  pages_.lookup_for_peer(peer.session, keys_, codes_);
+  if (op == NodeOp::kRemove) {
+    pages_.remove_for_peer(keys_, codes_);
+  } else {
+    pages_.lookup_for_peer(peer.session, keys_, codes_);
+  }
   writer.put_array(std::span<const Code>(codes_));
   return true;
 }

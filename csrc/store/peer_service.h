@@ -2,7 +2,7 @@
 // through the transfer engine.
 //
 // A part of the node's epoll loop. Peers prove that they know the secret (net/reception.h), in TLS
-// where it is configured; a stranger learns nothing. A peer can put nothing, remove nothing and
+// where it is configured; a stranger learns nothing. A peer can put nothing and
 // make no namespace; what it holds are leases, which end with its connection or by their time. The
 // number of peers is bounded, and so is what is kept for one: who does not read its replies is not
 // read from, and is closed after a while.
@@ -32,6 +32,7 @@ class PeerPages {
   /// Writes a reply that lists places in the pool, one for each key. kBusy: on its way there.
   virtual void lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
                               WireWriter& writer) = 0;
+  virtual void remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) = 0;
   virtual void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) = 0;
   virtual void report_corrupt(std::span<const PageRef> refs) = 0;
 };

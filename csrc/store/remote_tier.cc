@@ -41,14 +41,20 @@ RemoteTier::~RemoteTier() {
 // ---------------------------------------------------------------- waits
 
 RemoteWaitId RemoteTier::begin_lookup(Question question, uint64_t now_ms) {
-  return begin(std::move(question), false, now_ms + options_.lookup_timeout_ms, now_ms);
+  return begin(std::move(question), WaitKind::kLookup, now_ms + options_.lookup_timeout_ms, now_ms);
 }
 
 RemoteWaitId RemoteTier::begin_get(Question question, uint64_t patience_ms, uint64_t now_ms) {
-  return begin(std::move(question), true, now_ms + patience_ms, now_ms);
+  return begin(std::move(question), WaitKind::kGet, now_ms + patience_ms, now_ms);
 }
 
-RemoteWaitId RemoteTier::begin(Question question, bool is_get, uint64_t until_ms, uint64_t now_ms) {
+RemoteWaitId RemoteTier::begin_remove(Question question, uint64_t patience_ms, uint64_t now_ms) {
+  const uint64_t budget_ms = std::min(patience_ms, 2 * options_.call_timeout_ms);
+  return begin(std::move(question), WaitKind::kRemove, now_ms + budget_ms, now_ms);
+}
+
+RemoteWaitId RemoteTier::begin(Question question, WaitKind kind, uint64_t until_ms,
+                               uint64_t now_ms) {
   now_ms_ = now_ms;
   is_due_ = true;
   const RemoteWaitId id = ++last_wait_;
@@ -61,7 +67,7 @@ RemoteWaitId RemoteTier::begin(Question question, bool is_get, uint64_t until_ms
   wait.sources.resize(count);
   wait.attempts.resize(count);
   wait.found.resize(count);
-  wait.is_get = is_get;
+  wait.kind = kind;
   wait.until_ms = until_ms;
   wait.progress_ms = now_ms;
   wait.started_ns = monotonic_ns();
@@ -78,7 +84,7 @@ bool RemoteTier::is_settled(RemoteWaitId id, uint64_t now_ms, uint64_t* next_ms)
   if (found == waits_.end() || found->second.is_settled) return true;
   const Wait& wait = found->second;
   uint64_t until_ms = wait.until_ms;
-  if (wait.is_get) {
+  if (wait.kind == WaitKind::kGet) {
     until_ms = std::min(until_ms, wait.progress_ms + options_.stall_timeout_ms);
   }
   if (now_ms >= until_ms) {
@@ -99,9 +105,9 @@ RemoteTier::Answer RemoteTier::finish(RemoteWaitId id) {
   Wait wait = std::move(found->second);
   waits_.erase(found);
   const uint64_t took_ns = monotonic_ns() - wait.started_ns;
-  if (wait.is_get) {
+  if (wait.kind == WaitKind::kGet) {
     fetch_seconds_.add(took_ns);
-  } else {
+  } else if (wait.kind == WaitKind::kLookup) {
     lookup_seconds_.add(took_ns);
     const auto hits = std::count(wait.found.begin(), wait.found.end(), 1);
     found_pages_ += static_cast<uint64_t>(hits);
@@ -126,7 +132,7 @@ void RemoteTier::close_session(SessionIndex session) {
 // ---------------------------------------------------------------- where pages are
 
 void RemoteTier::locate(RemoteWaitId id, Wait& wait) {
-  bool is_known = wait.is_get;
+  bool is_known = wait.kind == WaitKind::kGet;
   for (size_t i = 0; is_known && i < wait.hashes.size(); ++i) {
     is_known = wanted_.contains(wait.hashes[i]) || routes_.find(wait.hashes[i]).count() != 0;
   }
@@ -269,7 +275,8 @@ void RemoteTier::use_routes(Wait& wait) {
 
 void RemoteTier::go_on(RemoteWaitId id) {
   Wait& wait = waits_.at(id);
-  if (wait.is_get) return fetch_all(id, wait);
+  if (wait.kind == WaitKind::kGet) return fetch_all(id, wait);
+  if (wait.kind == WaitKind::kRemove) return ask_to_remove(id, wait);
   if (wait.question.leases) return ask_peers(id, wait);
   for (size_t i = 0; i < wait.hashes.size(); ++i) wait.found[i] = wait.sources[i].count() != 0;
   settle(wait);
@@ -292,33 +299,62 @@ void RemoteTier::ask_peers(RemoteWaitId id, Wait& wait) {
   }
   wait.left_count = by_peer.size();
   if (by_peer.empty()) return settle(wait);
-  for (auto& [peer, numbers] : by_peer) {
-    PeerKeysRequest request{store_.digest_of(wait.question.space), kLookupLease, {}};
-    for (const uint32_t i : numbers) request.keys.push_back(wait.question.keys[i]);
-    std::vector<uint8_t> message;
-    begin_frame(message);
-    WireWriter writer(message);
-    encode(writer, request);
-    NodeLink* link = link_of(peers_.at(peer));
-    const auto done = [inbox = inbox_, id, numbers](Result<NodeLink::Answer> answer) {
-      Result<std::vector<Code>> codes = answer.status();
-      std::vector<Code> decoded;
-      if (answer.ok()) {
-        const bool is_sound = decode_codes(WireReader(answer.value().payload), decoded) &&
-                              decoded.size() == numbers.size();
-        codes = is_sound ? Result<std::vector<Code>>(std::move(decoded))
-                         : Result<std::vector<Code>>(Status(Code::kCorrupt, "malformed"));
-      }
-      inbox->post([id, numbers, codes = std::move(codes)](RemoteTier& tier) {
-        tier.on_looked_up(id, numbers, codes);
-      });
-    };
-    if (link == nullptr) {
-      done(Status(Code::kUnavailable, "no link to the peer"));
-    } else {
-      link->ask(NodeOp::kLookup, std::move(message), done);
+  for (const auto& [peer, numbers] : by_peer) ask_codes(NodeOp::kLookup, id, wait, peer, numbers);
+}
+
+/// All that have it, not the best one.
+void RemoteTier::ask_to_remove(RemoteWaitId id, Wait& wait) {
+  std::map<PeerId, std::vector<uint32_t>> by_peer;
+  for (uint32_t i = 0; i < wait.hashes.size(); ++i) {
+    for (size_t n = 0; n < wait.sources[i].count(); ++n) {
+      const PeerId peer = wait.sources[i].peers[n];
+      if (usable(peer) != nullptr) by_peer[peer].push_back(i);
     }
+    routes_.forget(wait.hashes[i]);
   }
+  wait.left_count = by_peer.size();
+  if (by_peer.empty()) return settle(wait);
+  for (const auto& [peer, numbers] : by_peer) ask_codes(NodeOp::kRemove, id, wait, peer, numbers);
+}
+
+/// Asks for a code for each of these pages.
+void RemoteTier::ask_codes(NodeOp op, RemoteWaitId id, const Wait& wait, PeerId peer,
+                           const std::vector<uint32_t>& numbers) {
+  PeerKeysRequest request{store_.digest_of(wait.question.space), kLookupLease, {}};
+  for (const uint32_t i : numbers) request.keys.push_back(wait.question.keys[i]);
+  std::vector<uint8_t> message;
+  begin_frame(message);
+  WireWriter writer(message);
+  encode(writer, request);
+  NodeLink* link = link_of(peers_.at(peer));
+  const auto done = [inbox = inbox_, op, id, numbers](Result<NodeLink::Answer> answer) {
+    Result<std::vector<Code>> codes = answer.status();
+    std::vector<Code> decoded;
+    if (answer.ok()) {
+      const bool is_sound = decode_codes(WireReader(answer.value().payload), decoded) &&
+                            decoded.size() == numbers.size();
+      codes = is_sound ? Result<std::vector<Code>>(std::move(decoded))
+                       : Result<std::vector<Code>>(Status(Code::kCorrupt, "malformed"));
+    }
+    inbox->post([op, id, numbers, codes = std::move(codes)](RemoteTier& tier) {
+      op == NodeOp::kRemove ? tier.on_removed(id, numbers, codes)
+                            : tier.on_looked_up(id, numbers, codes);
+    });
+  };
+  if (link == nullptr) return done(Status(Code::kUnavailable, "no link to the peer"));
+  link->ask(op, std::move(message), done);
+}
+
+void RemoteTier::on_removed(RemoteWaitId id, const std::vector<uint32_t>& numbers,
+                            const Result<std::vector<Code>>& codes) {
+  if (!codes.ok()) ++failed_calls_;
+  const auto entry = waits_.find(id);
+  if (entry == waits_.end()) return;
+  Wait& wait = entry->second;
+  for (size_t n = 0; codes.ok() && n < numbers.size(); ++n) {
+    if (codes.value()[n] == Code::kOk) wait.found[numbers[n]] = 1;
+  }
+  if (--wait.left_count == 0) settle(wait);
 }
 
 void RemoteTier::on_looked_up(RemoteWaitId id, const std::vector<uint32_t>& numbers,

@@ -80,10 +80,13 @@ class RemoteTier {
   RemoteWaitId begin_lookup(Question question, uint64_t now_ms);
   /// `patience_ms`: how long its client waits.
   RemoteWaitId begin_get(Question question, uint64_t patience_ms, uint64_t now_ms);
+  /// Has the peers that have these pages remove them. A copy that is made meanwhile, or that the
+  /// directory has not heard of, may stay.
+  RemoteWaitId begin_remove(Question question, uint64_t patience_ms, uint64_t now_ms);
   /// If not, `next_ms` becomes the time at which it will be at the latest, if that is earlier.
   bool is_settled(RemoteWaitId wait, uint64_t now_ms, uint64_t* next_ms);
   struct Answer {
-    std::vector<uint8_t> found;  // Of a look-up: which of its keys.
+    std::vector<uint8_t> found;  // Of a look-up or removal: which of its keys.
     std::vector<PageRef> held;   // Of a get: read leases of its session, to be released.
   };
   /// Ends the wait, settled or not, and stages what a look-up with intent has found.
@@ -137,6 +140,7 @@ class RemoteTier {
     std::unique_ptr<NodeLink> link;
     std::unique_ptr<PageMover> mover;
   };
+  enum class WaitKind : uint8_t { kLookup, kGet, kRemove };
   struct Wait {
     Question question;
     std::vector<uint64_t> hashes;
@@ -144,7 +148,7 @@ class RemoteTier {
     std::vector<uint8_t> attempts;  // Of a look-up: sources that were asked.
     std::vector<uint8_t> found;
     std::vector<PageRef> held;
-    bool is_get = false;
+    WaitKind kind = WaitKind::kLookup;
     bool is_settled = false;
     size_t left_count = 0;  // Of a get: pages; of a look-up: calls.
     uint64_t until_ms = 0;
@@ -178,7 +182,7 @@ class RemoteTier {
   };
 
   // Questions (remote_tier.cc)
-  RemoteWaitId begin(Question question, bool is_get, uint64_t until_ms, uint64_t now_ms);
+  RemoteWaitId begin(Question question, WaitKind kind, uint64_t until_ms, uint64_t now_ms);
   void locate(RemoteWaitId id, Wait& wait);
   void on_located(RemoteWaitId id, const Result<LocateReply>& reply);
   void ask_members();
@@ -191,6 +195,11 @@ class RemoteTier {
   void go_on(RemoteWaitId id);
   void fetch_all(RemoteWaitId id, Wait& wait);
   void ask_peers(RemoteWaitId id, Wait& wait);
+  void ask_to_remove(RemoteWaitId id, Wait& wait);
+  void ask_codes(NodeOp op, RemoteWaitId id, const Wait& wait, PeerId peer,
+                 const std::vector<uint32_t>& numbers);
+  void on_removed(RemoteWaitId id, const std::vector<uint32_t>& numbers,
+                  const Result<std::vector<Code>>& codes);
   void on_looked_up(RemoteWaitId id, const std::vector<uint32_t>& numbers,
                     const Result<std::vector<Code>>& codes);
   void stage(const Wait& wait);

@@ -18,7 +18,7 @@ inline constexpr PeerId kNoPeer = 0;
 
 /// Peers that have a page, the best first; the unused ones are kNoPeer.
 struct PageSources {
-  static constexpr size_t kCountMax = 4;
+  static constexpr size_t kCountMax = 8;
   std::array<PeerId, kCountMax> peers{};
 
   size_t count() const {

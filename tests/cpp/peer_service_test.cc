@@ -111,13 +111,13 @@ TEST(PeerService, NothingIsTakenFromPeers) {
   ReserveRequest reserve;
   reserve.keys = {key_of(7)};
   reserve.sizes = {kPageSize};
-  std::vector<uint8_t> remove;
-  begin_frame(remove);
-  WireWriter writer(remove);
-  encode_keys(writer, 0, 0, keys_of(0, 2));
-  seal_frame(remove, static_cast<uint16_t>(NodeOp::kRemove), 1);
+  std::vector<uint8_t> pin;
+  begin_frame(pin);
+  WireWriter writer(pin);
+  encode_keys(writer, 0, static_cast<uint8_t>(Pin::kHard), keys_of(0, 2));
+  seal_frame(pin, static_cast<uint16_t>(NodeOp::kSetPin), 1);
   for (const std::vector<uint8_t>& frame :
-       {frame_of(NodeOp::kReserve, reserve), remove, frame_of(NodeOp::kCommit, CommitRequest{}),
+       {frame_of(NodeOp::kReserve, reserve), pin, frame_of(NodeOp::kCommit, CommitRequest{}),
         frame_of(NodeOp::kStop, RefsRequest{}), frame_of(NodeOp::kClear, RefsRequest{}),
         frame_of(NodeOp::kOpenNamespace, OpenNamespaceRequest{key_of(5), "foreign"}),
         frame_of(NodeOp::kStats, RefsRequest{}), frame_of(NodeOp::kHello, PeerHello{"again"})}) {

@@ -162,12 +162,12 @@ TEST(RemoteHits, OfTwoReplicasTheOneThatIsThereIsRead) {
   auto a = cluster.add("a");
   auto b = cluster.add("b");
   auto c = cluster.add("c");
-  a->put(0, 4, kPageSize);
-  c->put(0, 4, kPageSize);
+  // The directory may name either first: each of them lacks two that it is said to have.
+  a->put(2, 2, kPageSize);
+  c->put(0, 2, kPageSize);
+  a->announce(keys_of(0, 2));
+  c->announce(keys_of(2, 2));
   std::vector<Code> codes;
-  // The directory may name either first: each of them has lost two.
-  a->client.client.remove(a->client.space, keys_of(0, 2), codes);
-  c->client.client.remove(c->client.space, keys_of(2, 2), codes);
   b->client.client.lookup(b->client.space, keys_of(0, 4), {true, true}, codes);
   EXPECT_EQ(codes, std::vector<Code>(4, Code::kOk));
   expect_hits(*b, 0, 4, kPageSize);
@@ -249,6 +249,43 @@ TEST(RemoteHits, KnownPagesAreReadWithoutAMaster) {
   // What was not known is missed, and without delay.
   std::vector<uint8_t> bytes;
   EXPECT_EQ(b->client.get(key_of(99), bytes), Code::kNotFound);
+}
+
+TEST(RemoteHits, WhatIsRemovedAtOneNodeIsRemovedAtAll) {
+  TestCluster cluster;
+  auto a = cluster.add("a");
+  auto b = cluster.add("b");
+  auto c = cluster.add("c");
+  a->put(0, 4, kPageSize);
+  b->put(1, 4, kPageSize);
+  std::vector<Code> codes;
+  c->client.client.remove(c->client.space, keys_of(0, 6), codes);
+  EXPECT_EQ(codes, (std::vector<Code>{Code::kOk, Code::kOk, Code::kOk, Code::kOk, Code::kOk,
+                                      Code::kNotFound}));
+  for (auto* node : {a.get(), b.get()}) EXPECT_EQ(stat_of(*node->node, "pages"), 0u);
+  std::vector<uint8_t> bytes;
+  for (auto* node : {a.get(), b.get(), c.get()}) {
+    for (uint64_t n = 0; n < 6; ++n) EXPECT_EQ(node->client.get(key_of(n), bytes), Code::kNotFound);
+  }
+}
+
+TEST(RemoteHits, WhatIsReplacedAtOneNodeIsReadAnewAtAll) {
+  TestCluster cluster;
+  auto a = cluster.add("a");
+  auto b = cluster.add("b");
+  auto c = cluster.add("c");
+  a->put(0, 2, kPageSize);
+  expect_hits(*b, 0, 2, kPageSize);
+  b->announce(keys_of(0, 2));
+  std::vector<uint8_t> bytes;
+  ASSERT_EQ(c->client.put(key_of(0), bytes_of(77, kPageSize), {.replace = true}), Code::kOk);
+  c->announce({key_of(0)});
+  for (auto* node : {a.get(), b.get(), c.get()}) {
+    EXPECT_EQ(node->client.get(key_of(0), bytes), Code::kOk);
+    EXPECT_TRUE(bytes == bytes_of(77, kPageSize));
+    EXPECT_EQ(node->client.get(key_of(1), bytes), Code::kOk);
+    EXPECT_TRUE(bytes == bytes_of(1, kPageSize));
+  }
 }
 
 TEST(RemoteHits, WhatIsRemovedWhileItComesStaysAway) {
