@@ -80,7 +80,7 @@ ClusterOptions cluster_from(const nb::dict& given) {
                 .lookup_timeout_ms = number("lookup_timeout_ms"),
                 .stall_timeout_ms = number("stall_timeout_ms"),
                 .fetch_timeout_ms = number("fetch_timeout_ms"),
-                .call_timeout_ms = number("call_timeout_ms"),
+                .call_timeout_ms = number("peer_call_timeout_ms"),
                 .staging_share = nb::cast<double>(given["staging_share"])},
   };
   using Address = std::pair<std::string, uint16_t>;

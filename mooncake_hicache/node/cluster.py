@@ -13,6 +13,8 @@ CONNECT_TIMEOUT_MS = 2000
 BACK_OFF_MIN_MS = 50
 BACK_OFF_MAX_MS = 1000
 CALL_TIMEOUT_MS = 2000
+PEER_CALL_TIMEOUT_MS = 500
+"""Of one question to a node: short, so that within one call another one can be asked."""
 STALL_TIMEOUT_MS = 900
 """A read of pages of other nodes for which nothing has come for so long is given up: calls return
 within a second of a node's loss."""
@@ -72,5 +74,6 @@ def cluster_options(options: NodeOptions) -> dict[str, Any] | None:
         "lookup_timeout_ms": options.remote_lookup_timeout_ms,
         "stall_timeout_ms": STALL_TIMEOUT_MS,
         "fetch_timeout_ms": FETCH_TIMEOUT_MS,
+        "peer_call_timeout_ms": PEER_CALL_TIMEOUT_MS,
         "staging_share": STAGING_SHARE,
     }

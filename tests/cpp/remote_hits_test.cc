@@ -68,6 +68,18 @@ TEST(RemoteHits, WhatOneNodeHasIsReadAtAnother) {
   EXPECT_TRUE(eventually(5000, [&] { return stat_of(*a->node, "leases") == 0; }));
 }
 
+TEST(RemoteHits, NodesOfOneMachineReadOverWhatTransportsTheyHave) {
+  TestCluster cluster;
+  ClusterOptions options = cluster.options("a");
+  options.peers.transports = {TransportKind::kLocal, TransportKind::kTcp};
+  auto a = cluster.add(options, 64 * kMiB);
+  options.name = "b";
+  auto b = cluster.add(options, 64 * kMiB);
+  a->put(0, 20, kPageSize);
+  expect_hits(*b, 0, 20, kPageSize);
+  EXPECT_EQ(stat_of(*b->node, "remote_fetched_pages"), 20u);
+}
+
 TEST(RemoteHits, PagesOfAllSizesArriveWhole) {
   TestCluster cluster;
   auto a = cluster.add("a", 128 * kMiB);
