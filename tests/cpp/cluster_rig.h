@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -43,11 +42,11 @@ inline ClusterOptions cluster_options(uint16_t master_port, std::string name) {
                     .staging_share = 0.5}};
 }
 
-/// Says of a node what it has, true or not, as a member of another name.
-class TestAnnouncer {
+/// Says of a node that it has what it has not, as a member of another name.
+class Liar {
  public:
-  TestAnnouncer(uint16_t master_port, std::string name, uint64_t incarnation,
-                std::vector<std::string> addresses)
+  Liar(uint16_t master_port, std::string name, uint64_t incarnation,
+       std::vector<std::string> addresses)
       : incarnation_(incarnation), client_(connected_client(client_options({master_port}))) {
     Member member{.name = std::move(name),
                   .incarnation = incarnation,
@@ -63,18 +62,10 @@ class TestAnnouncer {
     send(BatchKind::kEnd, {});
   }
 
-  void has(const std::vector<Key>& keys, uint32_t tiers = kInDram) {
+  void has(const std::vector<Key>& keys) {
     std::vector<PageChange> changes;
-    for (const Key& key : keys) changes.push_back({key, 1, tiers});
+    for (const Key& key : keys) changes.push_back({key, 1, kInDram});
     send(BatchKind::kChanges, std::move(changes));
-  }
-  /// Every page is said to be somewhere.
-  bool knows(const std::vector<Key>& keys) {
-    LocateRequest request;
-    request.digest = kTestNamespace;
-    request.keys = keys;
-    const auto reply = client_->call<LocateReply>(std::move(request), soon());
-    return reply.ok() && std::ranges::find(reply.value().counts, 0) == reply.value().counts.end();
   }
 
  private:
@@ -92,34 +83,58 @@ class TestAnnouncer {
   uint64_t sequence_ = 0;
 };
 
-/// A node, a client of it, and what the directory hears of it.
+/// A node, a client of it, and what the directory knows of it.
 struct ClusterNode {
   ClusterNode(uint16_t master_port, const std::string& name, const Node::Options& options)
       : node(started(options)),
         client(node->socket_path(), 10'000),
-        announcer(master_port, name + "-told", node->peer_incarnation(), node->peer_addresses()) {}
+        directory(connected_client(client_options({master_port}))),
+        port(master_port),
+        lying_name(name + ", it is said") {}
 
   static std::unique_ptr<Node> started(const Node::Options& options) {
     auto node = Node::start(options);
     EXPECT_TRUE(node.ok()) << node.status().message();
     return node.ok() ? std::move(node.value()) : nullptr;
   }
-  /// Puts pages of bytes_of(n, size) for n = first …, and waits until the directory knows.
+  /// Puts pages of bytes_of(n, size) for n = first …, and waits until they are announced.
   void put(uint64_t first, uint64_t count, uint64_t size) {
     for (uint64_t n = first; n < first + count; ++n) {
       ASSERT_EQ(client.put(key_of(n), bytes_of(n, size)), Code::kOk);
     }
-    // Those that it has not evicted since.
-    std::vector<Key> kept;
-    for (const Key& key : keys_of(first, count)) {
-      if (client.lookup(key) == Code::kOk) kept.push_back(key);
+    await_known(keys_of(first, count));
+  }
+  void await_known(const std::vector<Key>& keys) {
+    EXPECT_TRUE(eventually(60'000, [&] { return is_known(keys); }));
+  }
+  /// Whether the directory says that this node has all of them.
+  bool is_known(const std::vector<Key>& keys) {
+    const auto members = directory->call<MembersReply>(MembersRequest{}, soon());
+    const auto located = directory->call<LocateReply>(
+        LocateRequest{0, kTestNamespace, false, kReplicasMax, keys}, soon());
+    if (!members.ok() || !located.ok()) return false;
+    size_t count = 0;
+    for (const MemberView& view : members.value().members) {
+      if (view.member.incarnation != node->peer_incarnation()) continue;
+      for (const Replica& replica : located.value().replicas) count += replica.node == view.index;
     }
-    EXPECT_TRUE(eventually(20'000, [&] { return announcer.knows(kept); }));
+    return count == keys.size();
+  }
+  /// Has the directory believe that this node has them.
+  void lie(const std::vector<Key>& keys) {
+    if (!liar) {
+      liar = std::make_unique<Liar>(port, lying_name, node->peer_incarnation(),
+                                    node->peer_addresses());
+    }
+    liar->has(keys);
   }
 
   std::unique_ptr<Node> node;
   SimpleClient client;
-  TestAnnouncer announcer;
+  std::unique_ptr<DirectoryClient> directory;
+  uint16_t port;
+  std::string lying_name;
+  std::unique_ptr<Liar> liar;
 };
 
 /// The role "cluster_node": one whose pages are bytes_of(0, size) and so on, announced.

@@ -159,7 +159,7 @@ TEST(RemoteHits, WhatTheDirectoryWronglySaysIsAMiss) {
   auto a = cluster.add("a");
   auto b = cluster.add("b");
   a->put(0, 3, kPageSize);
-  a->announcer.has(keys_of(3, 3));  // It has not.
+  a->lie(keys_of(3, 3));  // It has not.
   std::vector<Code> codes;
   b->client.client.lookup(b->client.space, keys_of(0, 6), {true, true}, codes);
   for (size_t i = 0; i < 6; ++i) EXPECT_EQ(codes[i], i < 3 ? Code::kOk : Code::kNotFound) << i;
@@ -177,8 +177,8 @@ TEST(RemoteHits, OfTwoReplicasTheOneThatIsThereIsRead) {
   // The directory may name either first: each of them lacks two that it is said to have.
   a->put(2, 2, kPageSize);
   c->put(0, 2, kPageSize);
-  a->announce(keys_of(0, 2));
-  c->announce(keys_of(2, 2));
+  a->lie(keys_of(0, 2));
+  c->lie(keys_of(2, 2));
   std::vector<Code> codes;
   b->client.client.lookup(b->client.space, keys_of(0, 4), {true, true}, codes);
   EXPECT_EQ(codes, std::vector<Code>(4, Code::kOk));
@@ -288,10 +288,10 @@ TEST(RemoteHits, WhatIsReplacedAtOneNodeIsReadAnewAtAll) {
   auto c = cluster.add("c");
   a->put(0, 2, kPageSize);
   expect_hits(*b, 0, 2, kPageSize);
-  b->announce(keys_of(0, 2));
+  b->await_known(keys_of(0, 2));
   std::vector<uint8_t> bytes;
   ASSERT_EQ(c->client.put(key_of(0), bytes_of(77, kPageSize), {.replace = true}), Code::kOk);
-  c->announce({key_of(0)});
+  c->await_known({key_of(0)});
   for (auto* node : {a.get(), b.get(), c.get()}) {
     EXPECT_EQ(node->client.get(key_of(0), bytes), Code::kOk);
     EXPECT_TRUE(bytes == bytes_of(77, kPageSize));

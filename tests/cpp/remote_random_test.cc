@@ -2,7 +2,6 @@
 // function of its key: whatever is read anywhere is that, or a miss.
 #include <gtest/gtest.h>
 
-#include <mutex>
 #include <thread>
 
 #include "cluster_rig.h"
