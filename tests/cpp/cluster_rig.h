@@ -90,7 +90,14 @@ struct ClusterNode {
         client(node->socket_path(), 10'000),
         directory(connected_client(client_options({master_port}))),
         port(master_port),
-        lying_name(name + ", it is said") {}
+        lying_name(name + ", it is said") {
+    // It is connected once it is heard of.
+    const Key key = key_of(random_token());
+    EXPECT_EQ(client.put(key, {1}), Code::kOk);
+    await_known({key});
+    std::vector<Code> codes;
+    client.client.remove(client.space, {&key, 1}, codes);
+  }
 
   static std::unique_ptr<Node> started(const Node::Options& options) {
     auto node = Node::start(options);
