@@ -159,11 +159,7 @@ TEST(RemoteFaults, PagesOnSsdAloneComeUpAtTheirOwnerFirst) {
   auto a = cluster.add(start());
   ASSERT_TRUE(eventually(kPatienceMs, [&] { return stat_of(*a->node, "ssd_pages") == 6; }));
   ASSERT_EQ(stat_of(*a->node, "pages"), 0U);
-<<<<<<< HEAD
-  ASSERT_TRUE(eventually(kPatienceMs, [&] { return a->announcer.knows(keys_of(0, 6)); }));
-=======
   a->await_known(keys_of(0, 6));
->>>>>>> 3b683b7 (Tests of remote hits: nodes announce for themselves)
   ClusterOptions patient = cluster.options("b");
   patient.peers.stall_timeout_ms = kPatienceMs;
   patient.peers.fetch_timeout_ms = kPatienceMs;
