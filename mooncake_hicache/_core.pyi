@@ -169,6 +169,51 @@ class Client:
     def close(self) -> None:
         """Break the connection. May be called again."""
 
+    def object_put(self, namespace: int, names: object, addresses: object, sizes: object, *, pin: int, ttl_ms: int, replace: bool) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """
+        Store objects: for each an address and a size, or lists of them that are gathered.
+        OK: stored; ALREADY_EXISTS: nothing to do.
+        """
+
+    def object_get_into(self, namespace: int, names: object, addresses: object, sizes: object) -> tuple:
+        """
+        Read objects into memory at least as large as they are; returns codes and sizes.
+        INVALID_ARGUMENT: the memory is too small.
+        """
+
+    def object_get(self, namespace: int, names: object) -> tuple:
+        """Return codes, and each object as bytes, or None."""
+
+    def object_lookup(self, namespace: int, names: object, *, lease: bool) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """Return OK or NOT_FOUND per name."""
+
+    def object_sizes(self, namespace: int, names: object) -> tuple:
+        """Return codes and sizes; nothing is copied."""
+
+    def object_remove(self, namespace: int, names: object) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]: ...
+
+    def object_set_pin(self, namespace: int, names: object, pin: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]: ...
+
+    def object_list(self, namespace: int, cursor: int) -> tuple:
+        """
+        Return some of the names and the next cursor. Begin with 0; None: that was all. What is
+        there all the while is listed at least once.
+        """
+
+class BufferHandle:
+    """An object that was read. It lives as long as this, or a view of it."""
+
+    def __init__(self, value: bytes) -> None:
+        """Takes bytes that nobody else uses."""
+
+    def ptr(self) -> int:
+        """Return the address of the first byte."""
+
+    def size(self) -> int:
+        """Return how many bytes there are."""
+
+    def __len__(self) -> int: ...
+
 STRIPE_SIZE: int = 524288
 
 def page_checksum(address: int, size: int) -> int:

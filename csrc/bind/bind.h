@@ -5,8 +5,12 @@
 
 namespace hicache {
 
+class Client;
+
 void bind_node(nanobind::module_& m);
 void bind_client(nanobind::module_& m);
+/// The calls about named objects, in a file of their own.
+void bind_objects(nanobind::module_& m, nanobind::class_<Client>& client);
 void bind_copy(nanobind::module_& m);
 void bind_eviction(nanobind::module_& m);
 void bind_transfer(nanobind::module_& m);

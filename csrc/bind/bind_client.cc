@@ -68,12 +68,6 @@ class PageMemory {
   size_t size_stride_;
 };
 
-Pin pin_from(int value) {
-  if (value >= 0 && value < kPinCount) return static_cast<Pin>(value);
-  raise(Status(Code::kInvalidArgument,
-               "pin = " + std::to_string(value) + ": 0 is none, 1 soft, 2 hard"));
-}
-
 std::unique_ptr<Client> make_client(unsigned copy_threads, uint64_t call_timeout_ms, bool verify,
                                     std::string name) {
   if (copy_threads == 0 || copy_threads > 256) {
@@ -244,7 +238,7 @@ void stop_node(Client& self) {
 
 void bind_client(nb::module_& m) {
   using namespace nb::literals;
-  nb::class_<Client>(
+  nb::class_<Client> client(
       m, "Client",
       "A client of one node. Any number of threads may call; every call releases the GIL.\n\n"
       "`keys` is a sequence of 32-byte `bytes` or 64-digit hex `str`, or one bytes-like object of\n"
@@ -252,7 +246,8 @@ void bind_client(nb::module_& m) {
       "array\n"
       "and raise only for misuse: when not connected every item is UNAVAILABLE, at once. No call\n"
       "waits for the node longer than `call_timeout_ms`, and after it returned, whatever the\n"
-      "outcome, nothing touches the given memory any more.")
+      "outcome, nothing touches the given memory any more.");
+  client
       .def(nb::new_(&make_client), nb::kw_only(), "copy_threads"_a, "call_timeout_ms"_a, "verify"_a,
            "name"_a)
       .def("connect", &connect, "socket_path"_a, "timeout_ms"_a,
@@ -294,6 +289,7 @@ void bind_client(nb::module_& m) {
             self.disconnect();
           },
           "Break the connection. May be called again.");
+  bind_objects(m, client);
 }
 
 }  // namespace hicache

@@ -73,6 +73,12 @@ Key key_from(nb::handle object) {
                                            std::string(nb::repr(object).c_str())));
 }
 
+Pin pin_from(int value) {
+  if (value >= 0 && value < kPinCount) return static_cast<Pin>(value);
+  raise(Status(Code::kInvalidArgument,
+               "pin = " + std::to_string(value) + ": 0 is none, 1 soft, 2 hard"));
+}
+
 std::vector<Key> keys_from(nb::handle object) {
   std::vector<Key> keys;
   if (PySequence_Check(object.ptr()) && !PyBytes_Check(object.ptr()) &&

@@ -11,6 +11,7 @@
 
 #include "base/bytes.h"
 #include "base/status.h"
+#include "store/page_record.h"
 #include "transfer/segment.h"
 
 namespace hicache {
@@ -32,6 +33,8 @@ std::vector<Key> keys_from(nanobind::handle object);
 
 /// "local", "rdma" or "tcp"; raises.
 TransportKind transport_from(const std::string& name);
+/// 0, 1 or 2.
+Pin pin_from(int value);
 
 CodeArray to_numpy(std::vector<Code> codes);
 

@@ -113,6 +113,17 @@ class Client {
   void set_pin(size_t name_space, std::span<const Key> keys, Pin pin, std::vector<Code>& codes);
   Result<uint64_t> clear(size_t name_space);
 
+  /// Appends a piece of the namespace's keys; `cursor` is 0 at first and kListEnd at the end. See
+  /// ListRequest.
+  Status list(size_t name_space, uint64_t* cursor, std::vector<Key>& keys);
+  /// The sizes of pages; nothing is copied.
+  void sizes(size_t name_space, std::span<const Key> keys, std::vector<uint64_t>& sizes,
+             std::vector<Code>& codes);
+  /// The first `size_max` bytes of pages, or all of smaller ones. Not verified, but those of pages
+  /// that are on SSD only, which are read whole.
+  void heads(size_t name_space, std::span<const Key> keys, uint64_t size_max,
+             std::vector<std::vector<uint8_t>>& heads, std::vector<Code>& codes);
+
   /// The node's stats as JSON.
   Result<std::string> node_stats_json();
   Status stop_node();
@@ -139,6 +150,11 @@ class Client {
   void fail_from(size_t first, const Status& status, std::vector<Code>& codes);
   void call_for_codes(NodeOp op, size_t name_space, std::span<const Key> keys, uint8_t flags,
                       std::vector<Code>& codes);
+  /// Leases pages, shows each that is there to `look` and releases them.
+  using Look = std::function<Code(ClientConnection& connection, size_t index, const Place& place,
+                                  std::span<const Extent> extents)>;
+  void look_at(size_t name_space, std::span<const Key> keys, const Look& look,
+               std::vector<Code>& codes);
   struct GetRange;
   Status lease(const GetRange& range, Deadline deadline, Places& places);
   /// Leases, reads and releases. `until` moves on by the time that was not spent waiting.

@@ -47,6 +47,8 @@ std::string_view op_name(NodeOp op) {
       return "stats";
     case NodeOp::kStop:
       return "stop";
+    case NodeOp::kList:
+      return "list";
   }
   return "";
 }
@@ -183,6 +185,28 @@ bool decode(WireReader reader, ClearReply& message) {
   message.code = static_cast<Code>(code);
   message.page_count = reader.get<uint64_t>();
   return reader.finished() && is_code(code);
+}
+
+void encode(WireWriter& writer, const ListRequest& message) {
+  writer.put(message.index);
+  writer.put(message.cursor);
+}
+
+bool decode(WireReader reader, ListRequest& message) {
+  message.index = reader.get<NamespaceIndex>();
+  message.cursor = reader.get<uint64_t>();
+  return reader.finished();
+}
+
+void encode(WireWriter& writer, const ListReply& message) {
+  writer.put(message.cursor);
+  writer.put_array(std::span(message.keys));
+}
+
+bool decode(WireReader reader, ListReply& message) {
+  message.cursor = reader.get<uint64_t>();
+  reader.get_array(message.keys, kBatchCountMax);
+  return reader.finished();
 }
 
 namespace {

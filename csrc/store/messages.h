@@ -30,8 +30,9 @@ enum class NodeOp : uint16_t {
   kReportCorrupt = 11,
   kStats = 12,
   kStop = 13,
+  kList = 14,
 };
-inline constexpr size_t kOpCount = 14;  // One more than the largest, so that ops index arrays.
+inline constexpr size_t kOpCount = 15;  // One more than the largest, so that ops index arrays.
 inline constexpr uint16_t kReplyBit = 0x8000;
 
 /// "lookup", "lease" …: the label of metrics; empty for what is not an op.
@@ -145,6 +146,19 @@ struct ClearReply {
   uint64_t page_count;
 };
 
+/// Pages of a namespace, in no order, a piece at a time: `cursor` is 0 at first, then what the
+/// reply says, until that is kListEnd. What is there all the while is listed, once or more often; a
+/// piece may be empty.
+struct ListRequest {
+  NamespaceIndex index = 0;
+  uint64_t cursor = 0;
+};
+inline constexpr uint64_t kListEnd = UINT64_MAX;
+struct ListReply {
+  uint64_t cursor = kListEnd;
+  std::vector<Key> keys;
+};
+
 void encode(WireWriter& writer, const HelloRequest& message);
 void encode(WireWriter& writer, const HelloReply& message);
 void encode(WireWriter& writer, const OpenNamespaceRequest& message);
@@ -155,6 +169,8 @@ void encode(WireWriter& writer, const RefsRequest& message);
 void encode(WireWriter& writer, const ReserveRequest& message);
 void encode(WireWriter& writer, const CommitRequest& message);
 void encode(WireWriter& writer, const ClearReply& message);
+void encode(WireWriter& writer, const ListRequest& message);
+void encode(WireWriter& writer, const ListReply& message);
 void encode_locations(WireWriter& writer, std::span<const PageStore::Location> locations);
 void encode_placements(WireWriter& writer, SpaceIndex space,
                        std::span<const PageStore::Placement> placements);
@@ -169,6 +185,8 @@ bool decode(WireReader reader, RefsRequest& message);
 bool decode(WireReader reader, ReserveRequest& message);
 bool decode(WireReader reader, CommitRequest& message);
 bool decode(WireReader reader, ClearReply& message);
+bool decode(WireReader reader, ListRequest& message);
+bool decode(WireReader reader, ListReply& message);
 
 /// What a client may be pointed to.
 struct PlaceBounds {

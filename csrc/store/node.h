@@ -134,6 +134,7 @@ class Node : private PeerPages {
   bool handle_reserve(Connection& connection, Payload payload);
   bool handle_commit(Connection& connection, Payload payload);
   bool handle_keys(Connection& connection, NodeOp op, Payload payload);
+  bool handle_list(Payload payload);
   /// Each handles one key of a request; a ticket of the SSD tier delays the reply.
   Code remove(NamespaceIndex index, const Key& key);
   Code set_pin(NamespaceIndex index, const Key& key, Pin pin);

@@ -75,6 +75,9 @@ bool Node::handle(Connection& connection, NodeOp op, uint64_t request_id, Payloa
     case NodeOp::kSetPin:
       valid = handle_keys(connection, op, payload);
       break;
+    case NodeOp::kList:
+      valid = handle_list(payload);
+      break;
     case NodeOp::kStats:
       valid = payload.empty();
       WireWriter(reply_).put_string(make_stats_json());

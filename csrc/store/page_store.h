@@ -148,6 +148,11 @@ class PageStore {
   /// reclaimed in small steps by advance() and by puts.
   uint64_t clear(NamespaceIndex index);
 
+  /// Appends the keys of the namespace's pages among at most `count_max` records from `first` on;
+  /// returns where to go on, or kNoPage at the end.
+  PageIndex list(NamespaceIndex index, PageIndex first, size_t count_max, uint64_t now_ms,
+                 std::vector<Key>& keys) const;
+
   /// A reader found that the bytes do not match the checksum: the page is dropped.
   void report_corrupt(PageRef ref);
 

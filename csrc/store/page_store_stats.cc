@@ -43,6 +43,20 @@ std::vector<PageStore::NamespaceUse> PageStore::namespace_use(size_t count_max) 
   return use;
 }
 
+PageIndex PageStore::list(NamespaceIndex index, PageIndex first, size_t count_max, uint64_t now_ms,
+                          std::vector<Key>& keys) const {
+  const SpaceIndex space = namespaces_[index].space;
+  const size_t end = std::min<size_t>(records_.size(), first + count_max);
+  PageIndex page = first;
+  for (; page < end; ++page) {
+    const PageRecord& record = records_[page];
+    const bool is_listed = record.state == PageState::kPresent && record.space == space &&
+                           !(record.has_expiry && record.expires_ms <= now_ms);
+    if (is_listed) keys.push_back(record.key);
+  }
+  return page < records_.size() ? page : kNoPage;
+}
+
 std::string PageStore::check_invariants() const {
   uint64_t held = 0;
   uint64_t reserved = 0;

@@ -203,6 +203,16 @@ bool SsdIndex::drop_space(SpaceIndex space, size_t count_max) {
 
 // ---------------------------------------------------------------- for reports and tests
 
+SsdPageIndex SsdIndex::list(SpaceIndex space, SsdPageIndex first, size_t count_max,
+                            std::vector<Key>& keys) const {
+  const size_t end = std::min<size_t>(record_count_, first + count_max);
+  SsdPageIndex page = first;
+  for (; page < end; ++page) {
+    if (!is_free(page) && at(page).space == space) keys.push_back(at(page).key);
+  }
+  return page < record_count_ ? page : kNoSsdPage;
+}
+
 size_t SsdIndex::memory_size_bytes() const {
   // A node of the map, roughly: what it holds, a link and its place in the buckets.
   constexpr size_t kSpaceSize = sizeof(SpaceIndex) + sizeof(Space) + 3 * sizeof(void*);

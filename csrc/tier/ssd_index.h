@@ -124,6 +124,11 @@ class SsdIndex {
       RegionIndex region, uint64_t bytes_max,
       const std::function<bool(uint64_t parent_hash)>& is_in_dram) const;
 
+  /// Appends the keys of a namespace's pages among at most `count_max` records from `first` on;
+  /// returns where to go on, or kNoSsdPage at the end.
+  SsdPageIndex list(SpaceIndex space, SsdPageIndex first, size_t count_max,
+                    std::vector<Key>& keys) const;
+
   uint64_t page_count() const { return page_count_; }
   /// Records that were ever used: pages are below it.
   SsdPageIndex record_count() const { return record_count_; }

@@ -46,7 +46,6 @@ MISSING = {
     "reshard": _STORE,
     "shared_segment": "use mooncake.engine: on one machine it maps managed buffers by itself",
     "spdk_tgt_create": _SPDK,
-    "store": _STORE,
     "structured_object_store": _STORE,
     "vllm_v1_proxy_server": _CONNECTOR,
 }

@@ -92,7 +92,9 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "segment": CORE | {"arguments", "buffers", "transfer_core"},
     "transfer": CORE | {"arguments", "buffers", "transfer_core", "segment"},
     "p2p": CORE | {"arguments", "buffers", "metadata", "secret", "segment", "transfer"},
-    "compat": CORE | {"metadata", "topology", "segment", "transfer", "transfer_core", "p2p"},
+    "compat": CORE
+    | {"metadata", "topology", "segment", "transfer", "transfer_core", "p2p"}
+    | {"node", "store"},
     "sglang": CORE | {"pages", "buffers", "namespace", "metrics", "node", "store"},
     "cli": CORE
     | {"pages", "ssd", "topology", "metadata", "metrics", "node", "namespace", "store", "sglang"}
@@ -102,7 +104,8 @@ PYTHON_LAYERS: dict[str, set[str]] = {
 }
 
 BANNED_NAMES = {"block", "chunk", "handle", "manager", "data", "info"}
-ORIGINAL_NAMES = {"ReceivedData"}  # Of the original's module `mooncake.engine`.
+# Of the original's modules `mooncake.engine` and `mooncake.store`.
+ORIGINAL_NAMES = {"ReceivedData", "BufferHandle", "ObjectDataType"}
 BANNED_CALLS_PYTHON = {"eval", "exec", "os.system", "pickle.loads", "pickle.load", "breakpoint"}
 BANNED_CPP = {
     r"\b(u|nano)?sleep\s*\(|sleep_for|sleep_until": "waits for time instead of for a condition",

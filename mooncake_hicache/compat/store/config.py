@@ -1,0 +1,108 @@
+"""`mooncake.mooncake_config.MooncakeConfig`: a store's settings from a JSON file or the
+environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mooncake_hicache.compat.store.settings import HTTP_PORT, TENANT, segment_size_of
+
+__all__ = ["DEFAULT_GLOBAL_SEGMENT_SIZE", "DEFAULT_LOCAL_BUFFER_SIZE", "MooncakeConfig"]
+
+DEFAULT_GLOBAL_SEGMENT_SIZE = 3_355_443_200
+DEFAULT_LOCAL_BUFFER_SIZE = 1 << 30
+
+_ENVIRONMENT = {
+    "local_hostname": "MOONCAKE_LOCAL_HOSTNAME",
+    "metadata_server": "MOONCAKE_TE_META_DATA_SERVER",
+    "global_segment_size": "MOONCAKE_GLOBAL_SEGMENT_SIZE",
+    "local_buffer_size": "MOONCAKE_LOCAL_BUFFER_SIZE",
+    "protocol": "MOONCAKE_PROTOCOL",
+    "device_name": "MOONCAKE_DEVICE",
+    "master_server_address": "MOONCAKE_MASTER",
+    "enable_ssd_offload": "MOONCAKE_ENABLE_SSD_OFFLOAD",
+    "ssd_offload_path": "MOONCAKE_OFFLOAD_FILE_STORAGE_PATH",
+    "tenant_id": "MOONCAKE_TENANT_ID",
+    "enable_client_http_server": "MOONCAKE_ENABLE_CLIENT_HTTP_SERVER",
+    "client_http_port": "MOONCAKE_CLIENT_HTTP_PORT",
+}
+
+
+@dataclass
+class MooncakeConfig:
+    """What a store is set up with, under the names of the original's JSON files."""
+
+    local_hostname: str
+    metadata_server: str
+    global_segment_size: int
+    local_buffer_size: int
+    protocol: str
+    device_name: str
+    master_server_address: str
+    enable_ssd_offload: bool = False
+    ssd_offload_path: str = ""
+    tenant_id: str = TENANT
+    enable_client_http_server: bool = False
+    client_http_port: int = HTTP_PORT
+
+    @staticmethod
+    def from_file(file_path: str) -> MooncakeConfig:
+        """Read a JSON file.
+
+        Raises:
+            ValueError: A name that must be there is missing, or a size is none.
+            OSError: It cannot be read.
+        """
+        with Path(file_path).open(encoding="utf-8") as file:
+            given = json.load(file)
+        for name in ("local_hostname", "metadata_server", "master_server_address"):
+            if name not in given:
+                raise ValueError(f"{file_path}: {name} is missing")
+        return _config_of(given)
+
+    @staticmethod
+    def load_from_env() -> MooncakeConfig:
+        """Read the file that MOONCAKE_CONFIG_PATH names, or else MOONCAKE_MASTER and so on.
+
+        Raises:
+            ValueError: Neither is set.
+        """
+        path = os.environ.get("MOONCAKE_CONFIG_PATH", "")
+        if path:
+            return MooncakeConfig.from_file(path)
+        if not os.environ.get("MOONCAKE_MASTER"):
+            raise ValueError("set MOONCAKE_MASTER to host:port, or MOONCAKE_CONFIG_PATH to a file")
+        given = {
+            name: os.environ[variable]
+            for name, variable in _ENVIRONMENT.items()
+            if os.environ.get(variable)
+        }
+        return _config_of(given)
+
+
+def _config_of(given: Mapping[str, Any]) -> MooncakeConfig:
+    def flag(name: str) -> bool:
+        value = given.get(name, False)
+        return str(value).strip().lower() in ("1", "true", "yes", "on")
+
+    segment_size = given.get("global_segment_size", DEFAULT_GLOBAL_SEGMENT_SIZE)
+    buffer_size = given.get("local_buffer_size", DEFAULT_LOCAL_BUFFER_SIZE)
+    return MooncakeConfig(
+        local_hostname=str(given.get("local_hostname", "localhost")),
+        metadata_server=str(given.get("metadata_server", "P2PHANDSHAKE")),
+        global_segment_size=segment_size_of(segment_size, "global_segment_size"),
+        local_buffer_size=segment_size_of(buffer_size, "local_buffer_size"),
+        protocol=str(given.get("protocol", "tcp")),
+        device_name=str(given.get("device_name", "")),
+        master_server_address=str(given["master_server_address"]),
+        enable_ssd_offload=flag("enable_ssd_offload"),
+        ssd_offload_path=str(given.get("ssd_offload_path", "")),
+        tenant_id=str(given.get("tenant_id", TENANT)),
+        enable_client_http_server=flag("enable_client_http_server"),
+        client_http_port=int(given.get("client_http_port", HTTP_PORT)),
+    )

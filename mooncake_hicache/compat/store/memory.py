@@ -1,0 +1,62 @@
+"""Memory that the original's callers ask the store for."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import operator
+import threading
+
+__all__ = ["MooncakeHostMemAllocator", "new_memory"]
+
+HUGE_PAGE_SIZE = 2 << 20
+
+
+def new_memory(size: int) -> tuple[int, mmap.mmap]:
+    """Return the address of new memory, shared with children, and what keeps it.
+
+    Raises:
+        MemoryError: There is none.
+    """
+    try:
+        area = mmap.mmap(-1, size)
+    except OSError as error:
+        raise MemoryError(f"no memory for {size} bytes: {error.strerror}") from None
+    if size >= HUGE_PAGE_SIZE:
+        area.madvise(mmap.MADV_HUGEPAGE)
+    return ctypes.addressof(ctypes.c_char.from_buffer(area)), area
+
+
+class MooncakeHostMemAllocator:
+    """Memory of this process by address. Any thread may call; it lives until it is freed.
+
+    The node needs no memory of its clients to be allocated in a certain way, so this is plain
+    memory: SGLang asks for it because the original's shared-memory mode does need that.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._areas: dict[int, mmap.mmap] = {}
+
+    def alloc(self, size: int) -> int:
+        """Return the address of so many bytes, all zero.
+
+        Raises:
+            RuntimeError: The size is not positive, or there is no memory.
+        """
+        size = operator.index(size)
+        if size <= 0:
+            raise RuntimeError(f"cannot allocate {size} bytes: give a positive number")
+        try:
+            address, area = new_memory(size)
+        except MemoryError as error:
+            raise RuntimeError(str(error)) from None
+        with self._lock:
+            self._areas[address] = area
+        return address
+
+    def free(self, ptr: int) -> int:
+        """Give memory back: 0, or -1 if it is none of ours."""
+        with self._lock:
+            area = self._areas.pop(operator.index(ptr), None)
+        return -1 if area is None else 0

@@ -1,0 +1,145 @@
+"""What `setup` is given: by place, by name or as a dict, as the original takes it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mooncake_hicache.errors import InvalidArgumentError
+from mooncake_hicache.units import parse_size
+
+__all__ = ["Setup", "segment_size_of", "setup_of"]
+
+TENANT = "default"
+HTTP_PORT = 9300
+
+_NAMES = (
+    "local_hostname",
+    "metadata_server",
+    "global_segment_size",
+    "local_buffer_size",
+    "protocol",
+    "rdma_devices",
+    "master_server_addr",
+    "engine",
+    "enable_ssd_offload",
+    "ssd_offload_path",
+    "tenant_id",
+    "enable_client_http_server",
+    "client_http_port",
+)
+_NEEDED = 7
+_TEXTS = {"local_hostname", "metadata_server", "protocol", "rdma_devices", "master_server_addr"}
+_OTHER_NAMES = {
+    "device_name": "rdma_devices",
+    "master_server_address": "master_server_addr",
+    "ipc_socket_path": "ipc_socket_path",
+}
+"""What dicts may hold besides: the names that the original's JSON files have."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a store is started with."""
+
+    hostname: str
+    master: str
+    segment_size: int
+    buffer_size: int = 0
+    protocol: str = "tcp"
+    devices: str = ""
+    ssd: str = ""
+    tenant: str = TENANT
+    http_port: int = 0
+    """0: no HTTP."""
+    runtime_dir: str = ""
+    """The folder of a node that runs; empty: that of the master's."""
+
+
+def setup_of(arguments: Sequence[Any], named: Mapping[str, Any]) -> Setup:
+    """Sort the arguments of `setup`.
+
+    Raises:
+        TypeError: One is missing, unknown, given twice or of another type.
+        InvalidArgumentError: A size in a dict is none.
+    """
+    is_dict = len(arguments) == 1 and isinstance(arguments[0], Mapping)
+    if is_dict or (not arguments and set(named) == {"config"}):
+        given = dict(arguments[0] if is_dict else named["config"])
+        return _from_dict(given)
+    if len(arguments) > len(_NAMES):
+        raise TypeError(f"setup() takes {len(_NAMES)} arguments, {len(arguments)} were given")
+    given = dict(zip(_NAMES, arguments, strict=False))
+    for name, value in named.items():
+        if name not in _NAMES or name in given:
+            why = "was given twice" if name in given else f"is unknown: there are {_NAMES}"
+            raise TypeError(f"setup(): the argument {name!r} {why}")
+        given[name] = value
+    # Some articles leave the devices out, so that the master stands in their place.
+    if "master_server_addr" not in given and ":" in str(given.get("rdma_devices", "")):
+        given["master_server_addr"] = given.pop("rdma_devices")
+        given["rdma_devices"] = ""
+    missing = [name for name in _NAMES[:_NEEDED] if name not in given]
+    if missing:
+        raise TypeError(f"setup(): missing arguments: {', '.join(missing)}")
+    return _checked(given)
+
+
+def _from_dict(given: dict[str, Any]) -> Setup:
+    given = {_OTHER_NAMES.get(name, name): value for name, value in given.items()}
+    unknown = sorted(set(given) - {*_NAMES, "ipc_socket_path"})
+    if unknown:
+        raise InvalidArgumentError(f"unknown: {', '.join(unknown)}; there are {', '.join(_NAMES)}")
+    missing = [name for name in ("local_hostname", "master_server_addr") if name not in given]
+    if missing:
+        raise InvalidArgumentError(f"missing: {', '.join(missing)}")
+    for name in ("global_segment_size", "local_buffer_size"):
+        given[name] = segment_size_of(given.get(name, 0), name)
+    for name in ("enable_ssd_offload", "enable_client_http_server"):
+        if isinstance(given.get(name), str):
+            given[name] = given[name].strip().lower() in ("1", "true", "yes", "on")
+    if isinstance(given.get("client_http_port"), str):
+        given["client_http_port"] = int(given["client_http_port"])
+    defaults = {"metadata_server": "P2PHANDSHAKE", "protocol": "tcp", "rdma_devices": ""}
+    return _checked({**defaults, **given})
+
+
+def segment_size_of(value: Any, name: str) -> int:
+    """Return a size in bytes: a number, or a text such as "16MB", where 1 MB is 2**20 bytes.
+
+    Raises:
+        InvalidArgumentError: It is none; shares of memory ("50%") are none either.
+    """
+    if isinstance(value, str):
+        try:
+            return parse_size(value.strip().upper().removesuffix("B"))  # 16M is 16 MiB.
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{name}: {error}") from None
+    return operator.index(value)
+
+
+def _checked(given: dict[str, Any]) -> Setup:
+    for name in _TEXTS:
+        if not isinstance(given[name], str):
+            raise TypeError(f"setup(): {name} is {type(given[name]).__name__}, not a str")
+    segment_size = operator.index(given["global_segment_size"])
+    buffer_size = operator.index(given["local_buffer_size"])
+    if segment_size < 0 or buffer_size < 0:
+        raise TypeError("setup(): a size is negative")
+    ssd = str(given.get("ssd_offload_path") or "")
+    if given.get("enable_ssd_offload") and not ssd:
+        raise InvalidArgumentError("enable_ssd_offload needs ssd_offload_path: name a folder")
+    has_http = bool(given.get("enable_client_http_server", False))
+    return Setup(
+        hostname=given["local_hostname"],
+        master=given["master_server_addr"].strip(),
+        segment_size=segment_size,
+        buffer_size=buffer_size,
+        protocol=given["protocol"].strip().lower(),
+        devices=given["rdma_devices"].replace(" ", ""),
+        ssd=ssd if given.get("enable_ssd_offload") else "",
+        tenant=str(given.get("tenant_id") or TENANT),
+        http_port=operator.index(given.get("client_http_port", HTTP_PORT)) if has_http else 0,
+    )

@@ -1,0 +1,76 @@
+"""Stores under test: a master, a folder for nodes of its own, and memory by address."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mooncake_hicache.compat.store import MooncakeDistributedStore
+from mooncake_hicache.node.state import is_locked, read_state
+from tests.master.masters import MasterProcess
+from tests.metadata.servers import wait_for
+
+MiB = 1 << 20
+RUNTIME_DIR = "MOONCAKE_HICACHE_RUNTIME_DIR"
+
+
+@contextlib.contextmanager
+def machine() -> Iterator[Path]:
+    """A folder in which no node runs; those that are started there end with it."""
+    before = os.environ.get(RUNTIME_DIR)
+    with tempfile.TemporaryDirectory(prefix="hicache-store-") as name:
+        os.environ[RUNTIME_DIR] = name
+        try:
+            yield Path(name)
+        finally:
+            for state_path in Path(name).glob("*/node.json"):
+                state = read_state(state_path)
+                if state is not None:
+                    state.send(signal.SIGTERM)
+                lock = state_path.with_name("node.lock")
+                wait_for("the node's end", lambda lock=lock: not is_locked(lock))
+            if before is None:
+                del os.environ[RUNTIME_DIR]
+            else:
+                os.environ[RUNTIME_DIR] = before
+
+
+@contextlib.contextmanager
+def running_master(folder: Path) -> Iterator[str]:
+    """A master; its address."""
+    master = MasterProcess(folder / f"master-{len(list(folder.glob('*.log')))}.log")
+    try:
+        yield f"127.0.0.1:{master.port}"
+    finally:
+        master.stop()
+
+
+@contextlib.contextmanager
+def opened(
+    master: str, size: int = 64 * MiB, **given: object
+) -> Iterator[MooncakeDistributedStore]:
+    """A store that was set up."""
+    store = MooncakeDistributedStore()
+    code = store.setup("localhost", "P2PHANDSHAKE", size, 16 * MiB, "tcp", "", master, **given)
+    assert code == 0, store.last_error
+    try:
+        yield store
+    finally:
+        assert store.close() == 0
+
+
+def noise(size: int, seed: int = 1) -> npt.NDArray[np.uint8]:
+    """Bytes to store."""
+    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+
+
+def address_of(array: npt.NDArray[np.uint8]) -> int:
+    """Where they lie."""
+    return int(array.ctypes.data)

@@ -1,0 +1,155 @@
+"""A store finds its master and its node, says in time if not, and shares a node with others."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from mooncake_hicache.compat.store import MooncakeDistributedStore
+from tests.compat.processes import Program
+from tests.compat.store.stores import MiB, machine, opened, running_master
+
+SETUP_MAX_S = 5.0
+
+
+@pytest.fixture(scope="module")
+def folder():  # type: ignore[no-untyped-def]
+    with machine() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def master(folder: Path):  # type: ignore[no-untyped-def]
+    with running_master(folder) as address:
+        yield address
+
+
+def test_without_a_master_setup_says_host_port_and_cause_in_time(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # Nobody listens.
+        port = taken.getsockname()[1]
+        store = MooncakeDistributedStore()
+        begun = time.monotonic()
+        code = store.setup("localhost", "P2PHANDSHAKE", MiB, MiB, "tcp", "", f"127.0.0.1:{port}")
+    assert code < 0
+    assert time.monotonic() - begun < SETUP_MAX_S
+    assert f"127.0.0.1:{port}" in store.last_error
+    assert "refused" in store.last_error
+    assert not list(folder.glob(f"store-127.0.0.1-{port}/node.json"))
+
+
+def test_a_master_that_does_not_answer_is_given_up_in_time() -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        waiting = []
+        for _ in range(4):  # Until the queue of connections is full, so that more get no answer.
+            one = socket.socket()
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+            waiting.append(one)
+        store = MooncakeDistributedStore()
+        begun = time.monotonic()
+        code = store.setup("localhost", "P2PHANDSHAKE", MiB, MiB, "tcp", "", f"127.0.0.1:{port}")
+        took_s = time.monotonic() - begun
+        for one in waiting:
+            one.close()
+    assert code < 0
+    assert took_s < SETUP_MAX_S
+    assert "no answer" in store.last_error
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"local_hostnam": "localhost"},
+        {},
+        {"local_hostname": "localhost", "master_server_addr": "x:1", "global_segment_size": "50%"},
+    ],
+)
+def test_a_dict_with_mistakes_is_refused(given: dict[str, str]) -> None:
+    store = MooncakeDistributedStore()
+    assert store.setup(given) == -600
+    assert store.last_error
+
+
+def test_the_device_may_be_left_out_and_a_dict_will_do(master: str) -> None:
+    store = MooncakeDistributedStore()
+    assert (
+        store.setup("localhost", "http://localhost:1/metadata", 16 * MiB, MiB, "tcp", master) == 0
+    )
+    assert store.put("from one", b"1") == 0
+    other = MooncakeDistributedStore()
+    given = {
+        "local_hostname": "localhost",
+        "metadata_server": "P2PHANDSHAKE",
+        "global_segment_size": "16MB",
+        "local_buffer_size": "1MB",
+        "protocol": "tcp",
+        "rdma_devices": "",
+        "master_server_addr": master,
+    }
+    assert other.setup(given) == 0
+    assert other.get("from one") == b"1"
+    assert store.get_hostname() != other.get_hostname()
+    assert (store.close(), store.close(), store.get("from one")) == (0, 0, b"")
+    assert other.remove("from one") == 0
+    assert other.close() == 0
+
+
+def test_arguments_that_are_missing_or_unknown_raise() -> None:
+    store = MooncakeDistributedStore()
+    with pytest.raises(TypeError, match="master_server_addr"):
+        store.setup("localhost", "P2PHANDSHAKE", 1, 1, "tcp", "")
+    with pytest.raises(TypeError, match="no_such"):
+        store.setup("localhost", "P2PHANDSHAKE", 1, 1, "tcp", "", "a:1", no_such=1)
+
+
+def test_tenants_do_not_see_each_other(master: str) -> None:
+    with opened(master) as one, opened(master, tenant_id="other") as other:
+        assert one.put("same key", b"one") == 0
+        assert other.is_exist("same key") == 0
+        assert other.put("same key", b"other") == 0
+        assert (one.get("same key"), other.get("same key")) == (b"one", b"other")
+        assert other.remove_all() == 1
+        assert one.get("same key") == b"one"
+
+
+def test_a_full_pool_makes_room(master: str) -> None:
+    value = bytes(1 * MiB)
+    with opened(master) as store:
+        assert [store.put(f"fill {i}", value) for i in range(200)] == [0] * 200
+        store.batch_is_exist([f"fill {i}" for i in range(200)])  # Which holds nothing back.
+        assert [store.put(f"more {i}", value) for i in range(200)] == [0] * 200
+        assert store.get("more 199") == value
+        assert store.put("larger than the pool", bytes(65 * MiB)) == -200
+
+
+def test_objects_outlive_their_process(master: str) -> None:
+    with Program(
+        "from mooncake.store import MooncakeDistributedStore\n"
+        "store = MooncakeDistributedStore()\n"
+        f"master = {master!r}\n"
+        "code = store.setup('localhost', 'P2PHANDSHAKE', 1 << 26, 1 << 24, 'tcp', '', master)\n"
+        "assert code == 0\n"
+        "assert store.put('from another', b'here') == 0\n"
+        "say('done')\n"
+    ) as program:
+        assert program.hear() == ["done"]
+    with opened(master) as store:
+        assert store.get("from another") == b"here"
+
+
+def test_health_tells_of_a_master_that_is_gone(folder: Path) -> None:
+    with running_master(folder) as address:
+        store = MooncakeDistributedStore()
+        assert store.setup("localhost", "P2PHANDSHAKE", 16 * MiB, MiB, "tcp", "", address) == 0
+        assert store.health_check() == 0
+    assert store.health_check() == 2
+    # What this machine has is served without one.
+    assert (store.put("without a master", b"1"), store.get("without a master")) == (0, b"1")
+    assert store.close() == 0
