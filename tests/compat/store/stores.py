@@ -8,25 +8,28 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
 
 from mooncake_hicache.compat.store import MooncakeDistributedStore
 from mooncake_hicache.node.state import is_locked, read_state
-from tests.master.masters import MasterProcess
+from tests.master.masters import SECRET, MasterProcess
 from tests.metadata.servers import wait_for
 
 MiB = 1 << 20
 RUNTIME_DIR = "MOONCAKE_HICACHE_RUNTIME_DIR"
+TRANSFER_SECRET = "MOONCAKE_HICACHE_TRANSFER_SECRET"
 
 
 @contextlib.contextmanager
 def machine() -> Iterator[Path]:
     """A folder in which no node runs; those that are started there end with it."""
-    before = os.environ.get(RUNTIME_DIR)
-    with tempfile.TemporaryDirectory(prefix="hicache-store-") as name:
-        os.environ[RUNTIME_DIR] = name
+    with (
+        tempfile.TemporaryDirectory(prefix="hicache-store-") as name,
+        mock.patch.dict(os.environ, {RUNTIME_DIR: name, TRANSFER_SECRET: SECRET}),
+    ):
         try:
             yield Path(name)
         finally:
@@ -36,10 +39,6 @@ def machine() -> Iterator[Path]:
                     state.send(signal.SIGTERM)
                 lock = state_path.with_name("node.lock")
                 wait_for("the node's end", lambda lock=lock: not is_locked(lock))
-            if before is None:
-                del os.environ[RUNTIME_DIR]
-            else:
-                os.environ[RUNTIME_DIR] = before
 
 
 @contextlib.contextmanager
