@@ -93,7 +93,7 @@ TEST_F(ClusterTest, WhatIsPutIsLocatedAndWhatIsRemovedIsNot) {
   EXPECT_TRUE(settles(1, {{"one", kInDram}, {"two", kInDram}}));
   std::vector<Code> codes;
   a.client.remove(a.space, keys_of(1, 1), codes);
-  EXPECT_TRUE(settles(1, {{"two", kInDram}}));
+  EXPECT_TRUE(settles(1, {}));  // Wherever it was.
   EXPECT_EQ(stat_of(*one, "cluster_joined"), 1U);
   one->stop();
   two->stop();  // They say farewell: nobody has to probe.
@@ -203,7 +203,7 @@ TEST_F(ClusterTest, ANodeThatIsKilledIsLocatedNoMore) {
   EXPECT_TRUE(settles(4, {{"one", kInDram}}));
   killed.end();
   EXPECT_TRUE(settles(4, {}));
-  EXPECT_EQ(stat_of(*server_, "expiries"), 2U);
+  EXPECT_EQ(stat_of(*server_, "expiries"), 1U);
 }
 
 }  // namespace
