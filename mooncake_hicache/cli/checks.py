@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mooncake_hicache import machine
+from mooncake_hicache.cli.checks_cluster import cluster_checks
 from mooncake_hicache.cli.checks_ssd import ssd_checks
 from mooncake_hicache.cli.finding import Check
 from mooncake_hicache.cli.reach import look
@@ -304,5 +305,6 @@ _CHECKS: tuple[tuple[str, Callable[[StoreOptions], Iterator[Check]]], ...] = (
     ("limits", _limits),
     ("ssd", ssd_checks),
     ("node", _node),
+    ("cluster", cluster_checks),
     ("SGLang plugin", _plugin),
 )

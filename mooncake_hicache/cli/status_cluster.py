@@ -54,7 +54,8 @@ def _watch(client: _core.DirectoryClient, masters: str) -> int:
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, screen=False) as live:
         while True:
             try:
-                live.update(_table(client.epoch, client.members(TIMEOUT_MS)), refresh=True)
+                members = client.members(TIMEOUT_MS)  # First: the epoch comes with them.
+                live.update(_table(client.epoch, members), refresh=True)
             except Error as error:
                 live.update(Text(f"no master of {masters} leads: {error}"), refresh=True)
             time.sleep(INTERVAL_S)

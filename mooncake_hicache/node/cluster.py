@@ -6,8 +6,9 @@ import socket
 from typing import Any
 
 from mooncake_hicache.config import NodeOptions, TransferOptions
+from mooncake_hicache.node.paths import node_paths
 
-__all__ = ["cluster_options"]
+__all__ = ["cluster_options", "node_name"]
 
 CONNECT_TIMEOUT_MS = 2000
 BACK_OFF_MIN_MS = 50
@@ -25,6 +26,11 @@ STAGING_SHARE = 0.25
 """Of the pool, that pages on their way from other nodes may take."""
 
 
+def node_name(options: NodeOptions) -> str:
+    """Return the name by which the master knows a node."""
+    return options.node_name or f"{socket.gethostname()}:{node_paths(options).folder}"
+
+
 def cluster_options(options: NodeOptions) -> dict[str, Any] | None:
     """Return what `_core.Node` takes as `cluster`: None for a node that is alone.
 
@@ -38,7 +44,6 @@ def cluster_options(options: NodeOptions) -> dict[str, Any] | None:
         return None
     # Imported here: a node that is alone starts sooner without them.
     from mooncake_hicache.master.ask import parse_masters
-    from mooncake_hicache.node.paths import node_paths
     from mooncake_hicache.secret import resolve_secret
     from mooncake_hicache.transfer_core import public_host
 
@@ -50,7 +55,7 @@ def cluster_options(options: NodeOptions) -> dict[str, Any] | None:
     host_name = socket.gethostname()
     return {
         "masters": [(one.host, one.port) for one in parse_masters(options.master)],
-        "name": options.node_name or f"{host_name}:{node_paths(options).folder}",
+        "name": node_name(options),
         "bind_host": options.node_host,
         "public_host": public_host(reached),
         "port_min": port_min,
