@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         flags.parse(sys.argv[1:] if arguments is None else arguments)
         if flags.wants_help:
-            print(flags.usage(PROGRAM), end="")
+            sys.stdout.write(flags.usage(PROGRAM))
             return 0
         options = _options_of(flags)
         for name, flag in every.items():
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _log.info("names of transfer engines are at %s", server.url)
             return run_master(options, lambda line: _log.info("%s", line))
     except Error as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        sys.stderr.write(f"{PROGRAM}: {error}\n")
         return 1
 
 

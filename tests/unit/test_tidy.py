@@ -75,7 +75,8 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "machine": BOTTOM,
     "options_types": BOTTOM,
     "options_base": BOTTOM | {"options_types"},
-    "config": BOTTOM | {"machine", "options_types", "options_base"},
+    "options_master": BOTTOM | {"options_types", "options_base"},
+    "config": BOTTOM | {"machine", "options_types", "options_base", "options_master"},
     "buffers": BOTTOM,
     "pages": BOTTOM | {"_core"},
     "ssd": BOTTOM,
@@ -83,7 +84,8 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "metadata": BOTTOM,
     "arguments": BOTTOM | {"pages"},
     "metrics": CORE,
-    "node": CORE | {"metrics", "ssd"},
+    # Of a node in a cluster, what it tells the core: imported then alone.
+    "node": CORE | {"metrics", "ssd", "master", "secret", "transfer_core"},
     "namespace": CORE | {"arguments", "pages", "buffers"},
     "supervisor": CORE | {"node"},
     "store": CORE | {"arguments", "pages", "buffers", "namespace", "metrics", "node", "supervisor"},
@@ -91,14 +93,15 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "transfer_core": CORE | {"buffers", "secret", "topology"},
     "segment": CORE | {"arguments", "buffers", "transfer_core"},
     "transfer": CORE | {"arguments", "buffers", "transfer_core", "segment"},
+    "master": CORE | {"metadata", "metrics", "options_master", "secret", "transfer_core"},
     "p2p": CORE | {"arguments", "buffers", "metadata", "secret", "segment", "transfer"},
     "compat": CORE
     | {"metadata", "topology", "segment", "transfer", "transfer_core", "p2p"}
-    | {"node", "store"},
+    | {"node", "store", "master", "options_master"},
     "sglang": CORE | {"pages", "buffers", "namespace", "metrics", "node", "store"},
     "cli": CORE
     | {"pages", "ssd", "topology", "metadata", "metrics", "node", "namespace", "store", "sglang"}
-    | {"p2p"},
+    | {"p2p", "master", "secret"},
     "__main__": {"cli"},
     "__init__": CORE | {"namespace", "store", "segment", "transfer"},
 }
