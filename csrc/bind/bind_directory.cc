@@ -5,11 +5,9 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
 #include <cstring>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -30,7 +28,6 @@ using Address = std::pair<std::string, uint16_t>;
 constexpr uint64_t kBackOffMinMs = 20;
 constexpr uint64_t kBackOffMaxMs = 500;
 constexpr size_t kCallsMax = 1024;
-constexpr std::chrono::milliseconds kNotLeaderPause{10};
 
 const char* name_of(NodeState state) {
   switch (state) {
@@ -148,13 +145,13 @@ struct PythonDirectoryClient {
   Reply call(const Request& request, uint64_t timeout_ms) const {
     const Deadline deadline = Deadline::after_ms(timeout_ms);
     Reply reply = without_gil([&]() -> Result<Reply> {
+      uint64_t tried = 0;
       for (;;) {
-        HICACHE_RETURN_IF_ERROR(client->wait_connected(deadline));
+        HICACHE_RETURN_IF_ERROR(client->wait_connected(deadline, tried));
+        tried = client->connection_number();
         Result<Reply> answer = client->call<Reply>(request, deadline);
-        if (answer.ok() || answer.status().code() != Code::kNotLeader || deadline.expired()) {
-          return answer;
-        }
-        std::this_thread::sleep_for(kNotLeaderPause);  // The client goes on to another address.
+        // The client goes on to another address.
+        if (answer.ok() || answer.status().code() != Code::kNotLeader) return answer;
       }
     });
     if (reply.head.code != Code::kOk) {
@@ -221,9 +218,7 @@ nb::list locate(const PythonDirectoryClient& self, nb::handle digest, nb::handle
   return found;
 }
 
-}  // namespace
-
-void bind_directory(nb::module_& m) {
+void bind_server(nb::module_& m) {
   nb::class_<PythonDirectory>(
       m, "Directory",
       "The directory of a cluster, served at a TCP port by a thread of its own.\n\n"
@@ -255,7 +250,9 @@ void bind_directory(nb::module_& m) {
             self.server->stop();
           },
           "Close every connection and end the threads. May be called again.");
+}
 
+void bind_asking(nb::module_& m) {
   nb::class_<PythonDirectoryClient>(
       m, "DirectoryClient",
       "Asks whichever of several directories leads.\n\n"
@@ -300,6 +297,13 @@ void bind_directory(nb::module_& m) {
             self.client->stop();
           },
           "End the connection. May be called again.");
+}
+
+}  // namespace
+
+void bind_directory(nb::module_& m) {
+  bind_server(m);
+  bind_asking(m);
 }
 
 }  // namespace hicache

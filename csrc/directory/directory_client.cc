@@ -41,11 +41,12 @@ void DirectoryClient::stop() {
   if (thread_.joinable()) thread_.join();
 }
 
-Status DirectoryClient::wait_connected(Deadline deadline) {
+Status DirectoryClient::wait_connected(Deadline deadline, uint64_t but) {
   std::unique_lock lock(mutex_);
+  const auto is_there = [&] { return connection_number_ != 0 && connection_number_ != but; };
   (void)connected_.wait_for(lock, std::chrono::nanoseconds(deadline.remaining_ns()),
-                            [this] { return connection_number_ != 0 || stopping_; });
-  if (connection_number_ != 0) return Status();
+                            [&] { return is_there() || stopping_; });
+  if (is_there()) return Status();
   return stopping_ ? state_ : Status(Code::kTimeout, state_.message());
 }
 

@@ -62,7 +62,8 @@ class DirectoryClient {
   /// 1 for the first connection, and so on; 0: there is none now.
   uint64_t connection_number() const { return connection_number_; }
   /// Blocks. kTimeout, with what the last attempt came to.
-  Status wait_connected(Deadline deadline);
+  /// `but`: the number of a connection that does not count.
+  Status wait_connected(Deadline deadline, uint64_t but = 0);
   /// The newest epoch heard of.
   uint64_t epoch() const { return epoch_; }
 
