@@ -14,11 +14,7 @@ from types import ModuleType
 
 __all__ = ["MISSING", "MissingModules", "explain_missing_modules"]
 
-_STORE = (
-    "the distributed store is not part of it: SGLang's HiCache uses our tier with "
-    "`--hicache-storage-backend mooncake` and the package mooncake-hicache alone, other programs "
-    "use mooncake_hicache.Store"
-)
+_STORE = "it is not part of it: put() and get() of mooncake.store are"
 _CUDA = "expert parallelism and process groups on GPUs are not part of it"
 _CONNECTOR = "connectors and proxies come with vLLM itself nowadays"
 _SPDK = "NVMe over fabrics is not part of it; local disks are the option `ssd` of mooncake-hicache"
@@ -27,15 +23,13 @@ MISSING = {
     "allocator": (
         "GPU allocators for NVLink are not part of it: leave SGLANG_MOONCAKE_CUSTOM_MEM_POOL unset"
     ),
-    "async_store": _STORE,
     "buffer_pool": _STORE,
     "cli": "use the command mooncake-hicache",
     "cli_bench": "use transfer_engine_bench",
-    "cli_client": _STORE,
+    "cli_client": "use mooncake_client",
     "dataproto_catalog": _STORE,
     "ep": _CUDA,
     "fabric_allocator_utils": _CUDA,
-    "mooncake_config": _STORE,
     "mooncake_connector_v1": _CONNECTOR,
     "mooncake_elastic_buffer": _CUDA,
     "mooncake_ep_buffer": _CUDA,

@@ -75,7 +75,7 @@ class StoreBase:
             engine                not used: a node has its own
             enable_ssd_offload, ssd_offload_path    a folder on an SSD for what leaves memory
             tenant_id             tenants do not see each other's objects
-            enable_client_http_server, client_http_port    /health and /metrics over HTTP
+            enable_client_http_server, client_http_port    not used: the node has HTTP of its own
 
         Raises:
             TypeError: An argument is missing, unknown or of another type.
@@ -126,11 +126,7 @@ class StoreBase:
         with self._lock:
             self._store, self._pages, self._setup = store, pages._number, setup
             self._hostname, self._port = hostname, port
-        self._started(setup)
         return OK
-
-    def _started(self, setup: Setup) -> None:
-        """What else begins with a store."""
 
     def close(self) -> int:
         """End everything: 0. May be called again. Objects stay in the node."""

@@ -16,7 +16,6 @@ from mooncake_hicache.errors import (
 
 __all__ = [
     "CHECKSUM_MISMATCH",
-    "FILE_NOT_FOUND",
     "INTERNAL",
     "INVALID_PARAMS",
     "NO_AVAILABLE_HANDLE",
@@ -25,7 +24,6 @@ __all__ = [
     "OK",
     "RPC_FAIL",
     "RPC_TIMEOUT",
-    "SEGMENT_NOT_FOUND",
     "TASK_NOT_FOUND",
     "TRANSFER_FAIL",
     "code_of_error",
@@ -35,7 +33,6 @@ __all__ = [
 
 OK = 0
 INTERNAL = -1
-SEGMENT_NOT_FOUND = -101
 NO_AVAILABLE_HANDLE = -200
 INVALID_PARAMS = -600
 OBJECT_NOT_FOUND = -704
@@ -44,7 +41,6 @@ TRANSFER_FAIL = -800
 CHECKSUM_MISMATCH = -801
 RPC_FAIL = -900
 RPC_TIMEOUT = -901
-FILE_NOT_FOUND = -1100
 TASK_NOT_FOUND = -1400
 
 _GET = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from mooncake_hicache.errors import InvalidArgumentError
 from mooncake_hicache.units import parse_size
 
 __all__ = ["Setup", "segment_size_of", "setup_of"]
+
+_log = logging.getLogger(__name__)
 
 TENANT = "default"
 HTTP_PORT = 9300
@@ -47,15 +50,10 @@ class Setup:
     hostname: str
     master: str
     segment_size: int
-    buffer_size: int = 0
     protocol: str = "tcp"
     devices: str = ""
     ssd: str = ""
     tenant: str = TENANT
-    http_port: int = 0
-    """0: no HTTP."""
-    runtime_dir: str = ""
-    """The folder of a node that runs; empty: that of the master's."""
 
 
 def setup_of(arguments: Sequence[Any], named: Mapping[str, Any]) -> Setup:
@@ -100,8 +98,6 @@ def _from_dict(given: dict[str, Any]) -> Setup:
     for name in ("enable_ssd_offload", "enable_client_http_server"):
         if isinstance(given.get(name), str):
             given[name] = given[name].strip().lower() in ("1", "true", "yes", "on")
-    if isinstance(given.get("client_http_port"), str):
-        given["client_http_port"] = int(given["client_http_port"])
     defaults = {"metadata_server": "P2PHANDSHAKE", "protocol": "tcp", "rdma_devices": ""}
     return _checked({**defaults, **given})
 
@@ -131,15 +127,17 @@ def _checked(given: dict[str, Any]) -> Setup:
     ssd = str(given.get("ssd_offload_path") or "")
     if given.get("enable_ssd_offload") and not ssd:
         raise InvalidArgumentError("enable_ssd_offload needs ssd_offload_path: name a folder")
-    has_http = bool(given.get("enable_client_http_server", False))
+    if given.get("enable_client_http_server"):
+        _log.warning(
+            "enable_client_http_server is without effect: the node has HTTP of its own, which "
+            "`mooncake-hicache status` tells of"
+        )
     return Setup(
         hostname=given["local_hostname"],
         master=given["master_server_addr"].strip(),
         segment_size=segment_size,
-        buffer_size=buffer_size,
         protocol=given["protocol"].strip().lower(),
         devices=given["rdma_devices"].replace(" ", ""),
         ssd=ssd if given.get("enable_ssd_offload") else "",
         tenant=str(given.get("tenant_id") or TENANT),
-        http_port=operator.index(given.get("client_http_port", HTTP_PORT)) if has_http else 0,
     )

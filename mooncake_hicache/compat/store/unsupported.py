@@ -21,7 +21,7 @@ _ENGRAM = "Engram tables are not part of mooncake-hicache: keep them with put() 
 _NVME = "NVMe over fabrics is not part of mooncake-hicache; local SSDs are its option ssd"
 _PARALLEL = (
     "tensor-parallel reads and writes are not part of mooncake-hicache: put each rank's shard "
-    "under a key of its own with put_tensor()"
+    "under a key of its own with put_from()"
 )
 
 

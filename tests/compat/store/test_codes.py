@@ -443,7 +443,7 @@ def test_a_negative_time_of_a_soft_pin_is_refused() -> None:
 
 
 def test_what_is_not_supported_says_so(store: Store) -> None:
-    with pytest.raises(UnsupportedError, match="put_tensor"):
+    with pytest.raises(UnsupportedError, match="put_from"):
         store.get_tensor_with_tp("a")
 
 

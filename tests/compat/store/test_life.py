@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from mooncake_hicache.compat.store import MooncakeDistributedStore
+from mooncake_hicache.compat.store.async_store import MooncakeDistributedStoreAsync
 from tests.compat.processes import Program
 from tests.compat.store.stores import MiB, machine, opened, running_master
+from tests.metadata.servers import free_port, wait_for
 
 SETUP_MAX_S = 5.0
 
@@ -153,3 +158,37 @@ def test_health_tells_of_a_master_that_is_gone(folder: Path) -> None:
     # What this machine has is served without one.
     assert (store.put("without a master", b"1"), store.get("without a master")) == (0, b"1")
     assert store.close() == 0
+
+
+def test_a_client_is_shared_by_the_port_that_it_goes_by(folder: Path, master: str) -> None:
+    store = MooncakeDistributedStore()
+    port = free_port()
+    assert store.setup_dummy(MiB, MiB, f"127.0.0.1:{port}") < 0
+    assert str(port) in store.last_error
+    command = [sys.executable, "-m", "mooncake_hicache.compat.store.client_command"]
+    flags = [f"--port={port}", f"--master_server_address={master}", "--global_segment_size=64MB"]
+    process = subprocess.Popen([*command, "--host=localhost", *flags, "--tenant_id=shared"])
+    try:
+        wait_for("it", lambda: store.setup_dummy(MiB, MiB, f"127.0.0.1:{port}") == 0)
+        assert store.put("shared", b"1") == 0
+        with opened(master, tenant_id="shared") as other:
+            assert other.get("shared") == b"1"
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+        store.close()
+    assert store.setup_dummy(MiB, MiB, f"127.0.0.1:{port}") < 0
+
+
+def test_each_method_has_a_coroutine(master: str) -> None:
+    async def walk() -> None:
+        store = MooncakeDistributedStoreAsync()
+        code = await store.async_setup("localhost", "P", 16 * MiB, MiB, "tcp", "", master)
+        assert code == 0
+        assert await store.async_put("async", b"1") == 0
+        assert await store.async_get("async") == b"1"
+        with pytest.raises(AttributeError):
+            await store.async_no_such()
+        assert await store.async_close() == 0
+
+    asyncio.run(walk())
