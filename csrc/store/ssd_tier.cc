@@ -267,7 +267,7 @@ uint64_t SsdTier::advance(uint64_t now_ms) {
   uint64_t next_ms = log_->advance(now_ms, unix_time_s());
   for (const SsdPlace& place : std::exchange(failed_places_, {})) log_->drop_damaged(place);
   for (const PageRef& ref : std::exchange(damaged_, {})) store_->report_corrupt(ref);
-  write_flush();
+  write_flush(now_ms);
   // The last thing that a node does is to write what it has; then its disks come to rest. What was
   // written makes room for puts meanwhile.
   if (!is_flushing_ || !flushing_.empty()) write_through(now_ms);

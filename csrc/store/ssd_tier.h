@@ -178,7 +178,9 @@ class SsdTier : public LowerTier {
   uint64_t writing_max_bytes() const;
   void write_out_ahead(uint64_t now_ms);
   void write_through(uint64_t now_ms);
-  void write_flush();
+  void write_flush(uint64_t now_ms);
+  void watch_flush(uint64_t now_ms);
+  void lose_flushing();
   void add_flushing(PageRef ref);
   PageRef take_flushing();
   void flush_again(PageRef ref);
@@ -221,6 +223,9 @@ class SsdTier : public LowerTier {
   uint64_t flush_lost_bytes_ = 0;  // No directory could take them.
   size_t flush_retries_left_ = 0;  // Of pages whose directory failed.
   bool is_flushing_ = false;
+  bool is_flush_given_up_ = false;
+  uint64_t flush_seen_bytes_ = 0;  // Written, when it was last looked at.
+  uint64_t flush_moved_ms_ = 0;    // When that last changed.
 
   std::deque<Wish> wishes_;
   uint64_t wishes_bytes_ = 0;

@@ -13,6 +13,7 @@ constexpr uint64_t kWritingMax = 128 * kMiB;  // Queued for the disks beyond wha
 constexpr uint64_t kWritingShare = 4;         // One part in that many of the pool at most.
 constexpr int kPagesPerStep = 256;            // Then others have their turn.
 constexpr size_t kUnwrittenMax = 1 << 20;
+constexpr uint64_t kFlushPatienceMs = 10'000;  // While nothing is written.
 constexpr size_t kPartsMax = 512;  // A page in more extents is gathered first.
 
 uint64_t whole_sectors(uint64_t size) {
@@ -91,7 +92,7 @@ void SsdTier::begin_flush() {
 }
 
 bool SsdTier::is_flush_over() const {
-  return is_flushing_ && flushing_.empty() && log_->is_quiet();
+  return is_flushing_ && flushing_.empty() && (log_->is_quiet() || is_flush_given_up_);
 }
 
 uint64_t SsdTier::flush_left_bytes() const {
@@ -100,20 +101,47 @@ uint64_t SsdTier::flush_left_bytes() const {
   return std::max<uint64_t>(1, flush_lost_bytes_ + flushing_bytes_ + log_->writing_bytes());
 }
 
-void SsdTier::write_flush() {
+void SsdTier::write_flush(uint64_t now_ms) {
   if (!is_flushing_) return;
   if (!log_->can_write()) {
     if (log_->is_recovering()) return;  // Soon.
-    while (!flushing_.empty()) {
-      const PageRef ref = take_flushing();
-      if (store_->is_present(ref)) flush_lost_bytes_ += store_->record(ref.page).size;
-    }
+    lose_flushing();
   }
+  watch_flush(now_ms);
   while (!flushing_.empty() && log_->writing_bytes() < writing_max_bytes()) {
     const PageRef ref = take_flushing();
     if (store_->is_present(ref)) begin_write(ref, false);
   }
   if (flushing_.empty() && !log_->is_quiet()) log_->seal_all();
+}
+
+void SsdTier::lose_flushing() {
+  while (!flushing_.empty()) {
+    const PageRef ref = take_flushing();
+    if (store_->is_present(ref)) flush_lost_bytes_ += store_->record(ref.page).size;
+  }
+}
+
+/// No room may come for what is left, however long it waits: then it is told, not waited for. A
+/// disk that does not answer is not that; it is given up in its own time.
+void SsdTier::watch_flush(uint64_t now_ms) {
+  uint64_t written = 0;
+  bool is_silent = false;
+  for (size_t i = 0; i < log_->volume_count(); ++i) {
+    written += log_->volume(i).device_written_bytes();
+    is_silent = is_silent || log_->volume(i).is_silent();
+  }
+  const bool is_moving = written != std::exchange(flush_seen_bytes_, written);
+  if (is_moving || is_silent || log_->is_recovering() || flush_moved_ms_ == 0) {
+    flush_moved_ms_ = now_ms;
+  }
+  if (now_ms < flush_moved_ms_ + kFlushPatienceMs || is_flush_given_up_ || is_flush_over()) return;
+  is_flush_given_up_ = true;
+  surroundings_.on_notice("the flush to SSD has found no room for " +
+                          std::to_string(kFlushPatienceMs / 1000) +
+                          " s: what is left of it goes with the node");
+  lose_flushing();
+  log_->refuse_queue();
 }
 
 void SsdTier::add_flushing(PageRef ref) {
@@ -136,7 +164,7 @@ PageRef SsdTier::take_flushing() {
 /// Another directory may take it.
 void SsdTier::flush_again(PageRef ref) {
   if (!store_->is_present(ref) || !store_->is_current(store_->record(ref.page).space)) return;
-  if (flush_retries_left_ == 0) {
+  if (flush_retries_left_ == 0 || is_flush_given_up_) {
     flush_lost_bytes_ += store_->record(ref.page).size;
   } else {
     --flush_retries_left_;

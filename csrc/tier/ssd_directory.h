@@ -19,9 +19,6 @@
 
 namespace hicache {
 
-/// One that is written, one that is free for what is worth keeping of a third.
-inline constexpr uint64_t kRegionCountMin = 3;
-
 class SsdDirectory {
  public:
   struct Options {

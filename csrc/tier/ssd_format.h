@@ -82,6 +82,8 @@ inline constexpr uint32_t kLeadSectors = 2;
 inline constexpr uint64_t kSsdEntrySize = 128;
 inline constexpr uint64_t kRegionSizeMin = 64 * kKiB;
 inline constexpr uint64_t kRegionSizeMax = 4 * kGiB;  // Sector numbers in a region fit 32 bits.
+/// One that is written, one that is free for what is worth keeping of a third.
+inline constexpr uint64_t kRegionCountMin = 3;
 inline constexpr const char* kSsdFileName = "pages.log";
 
 using LogId = std::array<uint8_t, 16>;

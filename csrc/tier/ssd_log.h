@@ -112,6 +112,8 @@ class SsdLog : private SsdVolume::Listener {
   /// Seals the regions that are open, once the queue is empty: a restart then reads footers only.
   void seal_all() { sealing_all_ = true; }
   bool is_quiet() const;
+  /// Takes back every page that waits for a region: on_written(), not `ok`.
+  void refuse_queue();
 
   /// Forgets a page, and keeps it forgotten. Returns a ticket for is_done(); 0: nothing was there.
   uint64_t remove(SpaceIndex space, const NamespaceDigest& name_space, const Key& key);
@@ -222,8 +224,9 @@ class SsdLog : private SsdVolume::Listener {
   static SsdVolume::PageWrite page_write(Page page, uint64_t sequence);
   bool write_groups(VolumeState& state, uint64_t now_ms);
   bool write_group(VolumeState& state, Queue& from, bool is_rewrite, uint64_t now_ms);
+  static uint32_t spare_regions(const VolumeState& state);
+  static bool has_few_regions(const SsdVolume& volume);
   SsdVolume::PageWrite take_queued(Queue::iterator page);
-  void refuse_queue();
   /// Takes queued pages back: of one key, or of the whole space.
   void cancel_queued(SpaceIndex space, const Key* key);
   // Reclaim (ssd_log_reclaim.cc)

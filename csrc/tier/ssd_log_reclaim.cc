@@ -20,8 +20,8 @@ void SsdLog::reclaim(size_t volume, uint64_t now_ms) {
   VolumeState& state = volumes_[volume];
   if (!may_write_ || !state.volume->can_write()) return;
   if (state.reclaim.region == kNoRegion) {
-    const bool is_wanted =
-        state.volume->free_region_count() < kFreeRegionsMin || state.volume->has_excess();
+    const uint32_t wanted = has_few_regions(*state.volume) ? 1 : kFreeRegionsMin;
+    const bool is_wanted = state.volume->free_region_count() < wanted || state.volume->has_excess();
     if (is_wanted && state.unrecovered_count == 0) begin_reclaim(volume, now_ms);
   }
   if (state.reclaim.region == kNoRegion) return;

@@ -72,7 +72,7 @@ void SsdLog::cancel_queued(SpaceIndex space, const Key* key) {
   for (const uint64_t tag : cancelled) options_.on_written(tag, false);
 }
 
-/// No volume takes pages any more.
+/// No volume takes pages any more, or none takes those soon enough.
 void SsdLog::refuse_queue() {
   queued_.clear();
   for (const SsdVolume::PageWrite& write : std::exchange(queue_, {})) {
@@ -102,6 +102,15 @@ bool SsdLog::write_groups(VolumeState& state, uint64_t now_ms) {
   return !queue_.empty() && write_group(state, queue_, false, now_ms);
 }
 
+/// Free regions that only what makes room may use. Of one or two there is none to spare.
+uint32_t SsdLog::spare_regions(const VolumeState& state) {
+  return state.unrecovered_count == 0 && has_few_regions(*state.volume) ? 0 : 1;
+}
+
+bool SsdLog::has_few_regions(const SsdVolume& volume) {
+  return volume.used_region_count() + volume.free_region_count() < kRegionCountMin;
+}
+
 bool SsdLog::write_group(VolumeState& state, Queue& from, bool is_rewrite, uint64_t now_ms) {
   SsdVolume& volume = *state.volume;
   // What does not fit an empty region fits none.
@@ -118,8 +127,15 @@ bool SsdLog::write_group(VolumeState& state, Queue& from, bool is_rewrite, uint6
     sector_count += sectors;
     ++count;
   }
+  const bool is_spared = volume.free_region_count() < spare_regions(state) + 1;
+  // Where no region can be had now, what is left of the open one is filled.
+  while (is_spared && !is_rewrite && count > 1 && !volume.open_fits(count, sector_count)) {
+    sector_count -= sectors_of(std::next(from.begin(), --count)->entry.size);
+  }
   const size_t entry_count = removal_count + count;
-  if (!volume.open_fits(entry_count, sector_count) && volume.free_region_count() < 2) {
+  if (is_spared && !volume.open_fits(entry_count, sector_count)) {
+    // Only what is sealed can be reclaimed. With little space left nothing would come after it.
+    if (!is_rewrite && volume.used_region_count() == 1 && !state.is_low) volume.seal(now_ms);
     const bool is_reclaim = state.carried_count != 0 || count != 0;
     if (!is_rewrite || (!is_reclaim && state.reclaim.region != kNoRegion)) return false;
     if (count != 0 && volume.free_region_count() == 0 && !volume.is_opening()) {

@@ -146,5 +146,65 @@ TEST(SsdLogLimits, FreeRegionsAreGivenBackAfterARestartToo) {
   EXPECT_EQ(rig.disk(0).hole_bytes(), count * kRegion);
 }
 
+TEST(SsdLogLimits, AFileSystemWithRoomForOneOrTwoRegionsTakesPagesToo) {
+  HICACHE_TRACE_SEED();
+  for (uint32_t room = 1; room < 4; ++room) {
+    for (uint64_t stream = 0; stream < 5 && !HasFailure(); ++stream) {
+      SCOPED_TRACE(std::to_string(room) + " regions, stream " + std::to_string(stream));
+      LogRig rig({.volume_count = 1, .space_count = 1, .page_size_max = 12 * kKiB},
+                 60 + room * 100 + stream);
+      const auto be_small = [&] {
+        rig.disk(0).set_outcome([room](const IoRequest& request) {
+          const bool is_beyond = request.offset >= kSuperblockSize + room * kRegion;
+          return request.kind == IoKind::kAllocate && is_beyond ? ENOSPC : 0;
+        });
+      };
+      be_small();
+      rig.open();
+      ASSERT_TRUE(rig.recover());
+      for (uint32_t n = 0; n < 60; ++n) {
+        rig.write({0, n});
+        if (rig.random().one_in(6)) rig.remove({0, static_cast<uint32_t>(rig.random().below(60))});
+        rig.step();
+      }
+      ASSERT_TRUE(rig.settle()) << rig.pending_count() << " pages wait";
+      EXPECT_GT(rig.log().counts().written_pages, 30u);
+      rig.check_all();
+      rig.log().seal_all();
+      ASSERT_TRUE(rig.step_until([&] { return rig.log().is_quiet(); })) << "a flush would not end";
+      const LogRig::Images images = rig.images();
+      rig.close();
+      rig.put_images(images);
+      be_small();
+      rig.open();
+      ASSERT_TRUE(rig.recover());
+      rig.check_all();
+      rig.write({0, 1});
+      ASSERT_TRUE(rig.settle()) << "after a restart nothing is written";
+      EXPECT_NE(rig.find({0, 1}), kNoSsdPage);
+    }
+  }
+}
+
+TEST(SsdLogLimits, WhatIsLeftOfARegionIsFilledWhileNoOtherCanBeHad) {
+  HICACHE_TRACE_SEED();
+  LogRig rig({.volume_count = 1, .space_count = 1, .page_size_max = 9000, .has_large_pages = false},
+             5);
+  rig.disk(0).set_outcome([](const IoRequest& request) {
+    const bool is_beyond = request.offset >= kSuperblockSize + 2 * kRegion;
+    return request.kind == IoKind::kAllocate && is_beyond ? ENOSPC : 0;
+  });
+  rig.open();
+  ASSERT_TRUE(rig.recover());
+  fill(rig, 3);
+  rig.lease_everything(true);  // Nothing is given back: what is open is all there is.
+  for (uint32_t n = 10; n < 40; ++n) rig.write({0, n});
+  const uint64_t before = rig.log().counts().written_pages;
+  for (int i = 0; i < 500; ++i) rig.step();
+  EXPECT_GT(rig.log().counts().written_pages, before);
+  rig.lease_everything(false);
+  ASSERT_TRUE(rig.settle());
+}
+
 }  // namespace
 }  // namespace hicache
