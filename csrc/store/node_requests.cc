@@ -190,6 +190,12 @@ bool Node::handle_hello(Connection& connection, uint64_t request_id, Payload pay
 bool Node::handle_open_namespace(Payload payload) {
   OpenNamespaceRequest request;
   if (!decode(WireReader(payload), request)) return false;
+  if (store_.is_full_of_namespaces() && !store_.find_namespace(request.digest)) {
+    const NamespaceIndex least_used = store_.least_used_namespace();
+    clear(least_used);
+    store_.end_namespace(least_used);
+    ticket_ = 0;  // Nobody asked for it to be removed: it may come back.
+  }
   const Result<NamespaceIndex> index =
       store_.open_namespace(request.digest, std::move(request.description));
   WireWriter writer(reply_);

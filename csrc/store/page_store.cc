@@ -6,9 +6,7 @@
 namespace hicache {
 namespace {
 
-constexpr NamespaceIndex kNamespaceCountMax = 65536;
 constexpr size_t kExpirePerStep = 1024;   // Pages of one expiry, however many there are.
-constexpr uint64_t kDropPerStep = 256;    // Cleared pages reclaimed per step: well below 1 ms.
 constexpr size_t kPrefetchDistance = 16;  // Records in flight while keys are looked up.
 constexpr uint64_t kExpectedPageSize = 256 * kKiB;
 constexpr size_t kExpectedPagesMax = 1 << 22;
@@ -67,35 +65,6 @@ inline void PageStore::prefetch_records(size_t i, bool with_leases) const {
   }
 }
 
-std::optional<NamespaceIndex> PageStore::find_namespace(const NamespaceDigest& digest) const {
-  const auto known = namespaces_by_digest_.find(digest.hash());
-  if (known == namespaces_by_digest_.end()) return std::nullopt;
-  for (const NamespaceIndex candidate : known->second) {
-    if (namespaces_[candidate].digest == digest) return candidate;
-  }
-  return std::nullopt;
-}
-
-Result<NamespaceIndex> PageStore::open_namespace(const NamespaceDigest& digest,
-                                                 std::string description) {
-  if (const std::optional<NamespaceIndex> known = find_namespace(digest)) {
-    // One that an SSD named may have come without.
-    Namespace& found = namespaces_[*known];
-    if (found.description.empty()) found.description = std::move(description);
-    return *known;
-  }
-  if (namespaces_.size() >= kNamespaceCountMax) {
-    return Status(Code::kNoSpace, "the node already has " + std::to_string(kNamespaceCountMax) +
-                                      " namespaces; restart it to forget the unused ones");
-  }
-  const auto index = static_cast<NamespaceIndex>(namespaces_.size());
-  namespaces_by_digest_[digest.hash()].push_back(index);
-  namespaces_.push_back({digest, std::move(description), next_space_});
-  namespaces_by_space_[next_space_] = index;
-  spaces_[next_space_++];
-  return index;
-}
-
 SessionIndex PageStore::open_session() {
   if (free_sessions_.empty()) {
     sessions_.emplace_back();
@@ -126,7 +95,7 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
                        LookupFlags flags, uint64_t now_ms, std::vector<Code>& codes) {
   advance(now_ms);
   ++counts_.lookup_requests;
-  const SpaceIndex space = namespaces_[index].space;
+  const SpaceIndex space = use(index);
   codes.assign(keys.size(), Code::kNotFound);
   prefetch(space, keys, hashes_);
   for (size_t i = 0; i < keys.size(); ++i) {
@@ -156,7 +125,7 @@ void PageStore::lease(SessionIndex session, NamespaceIndex index, std::span<cons
                       bool read_now, uint64_t now_ms, std::vector<Location>& locations) {
   advance(now_ms);
   ++counts_.get_requests;
-  const SpaceIndex space = namespaces_[index].space;
+  const SpaceIndex space = use(index);
   locations.assign(keys.size(), Location{});
   found_pages_.clear();
   found_spares_.clear();
@@ -244,7 +213,7 @@ void PageStore::reserve(SessionIndex session, NamespaceIndex index, std::span<co
                         uint64_t now_ms, std::vector<Placement>& placements) {
   advance(now_ms);
   ++counts_.put_requests;
-  const SpaceIndex space = namespaces_[index].space;
+  const SpaceIndex space = use(index);
   placements.clear();
   if (options.space != kAnySpace && options.space != space) {  // Cleared since the put began.
     placements.assign(keys.size(), Placement{Code::kCancelled, {kNoPage, 0}, {}});
@@ -443,7 +412,7 @@ void PageStore::free_page(PageIndex page, bool backed) {
 }
 
 Code PageStore::remove(NamespaceIndex index, const Key& key) {
-  const SpaceIndex space = namespaces_[index].space;
+  const SpaceIndex space = use(index);
   const PageIndex page = find(space, key, page_hash(space, key));
   if (page == kNoPage) return Code::kNotFound;
   ++counts_.removed_pages;
@@ -452,7 +421,7 @@ Code PageStore::remove(NamespaceIndex index, const Key& key) {
 }
 
 Code PageStore::set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t now_ms) {
-  const SpaceIndex space = namespaces_[index].space;
+  const SpaceIndex space = use(index);
   const uint64_t hash = page_hash(space, key);
   const PageIndex page = find(space, key, hash);
   if (page == kNoPage) return Code::kNotFound;
@@ -472,35 +441,6 @@ Code PageStore::set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t 
   }
   update_held(page);
   return Code::kOk;
-}
-
-uint64_t PageStore::clear(NamespaceIndex index) {
-  Namespace& name_space = namespaces_[index];
-  const uint64_t count = spaces_.at(name_space.space).count;
-  cleared_spaces_.push_back(name_space.space);
-  name_space.space = next_space_;
-  namespaces_by_space_[next_space_] = index;
-  spaces_[next_space_++];
-  counts_.cleared_pages += count;
-  if (listener_ != nullptr) listener_->space_ended(cleared_spaces_.back(), name_space.digest);
-  drop_cleared(kDropPerStep);
-  return count;
-}
-
-bool PageStore::drop_cleared(uint64_t count_max) {
-  bool dropped = false;
-  while (!cleared_spaces_.empty() && count_max != 0) {
-    PageList& list = spaces_.at(cleared_spaces_.back());
-    while (list.first != kNoPage && count_max-- != 0) {
-      condemn(list.first, EraseReason::kRemoved);
-      dropped = true;
-    }
-    if (list.first != kNoPage) return dropped;
-    spaces_.erase(cleared_spaces_.back());
-    namespaces_by_space_.erase(cleared_spaces_.back());
-    cleared_spaces_.pop_back();
-  }
-  return dropped;
 }
 
 void PageStore::report_corrupt(PageRef ref) {

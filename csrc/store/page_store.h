@@ -102,13 +102,21 @@ class PageStore {
   /// Ends the session's leases and drops its reservations.
   void close_session(SessionIndex session, uint64_t now_ms);
 
-  /// The namespace with this digest, made if needed. kNoSpace beyond 65536 of them.
+  /// The namespace with this digest, made if needed. kNoSpace if is_full_of_namespaces().
   Result<NamespaceIndex> open_namespace(const NamespaceDigest& digest, std::string description);
   /// The same, if there is one already.
   std::optional<NamespaceIndex> find_namespace(const NamespaceDigest& digest) const;
   /// The namespace's present life; clear() begins another.
   SpaceIndex space_of(NamespaceIndex index) const { return namespaces_[index].space; }
-  bool has_namespace(NamespaceIndex index) const { return index < namespaces_.size(); }
+  bool has_namespace(NamespaceIndex index) const {
+    return index < namespaces_.size() && !namespaces_[index].has_ended;
+  }
+  /// There are 65536 of them: before another one opens, one has to end.
+  bool is_full_of_namespaces() const;
+  /// The one that has not been named for the longest time. Requires: there is one.
+  NamespaceIndex least_used_namespace();
+  /// Clears it, and forgets it: it has no number any more.
+  void end_namespace(NamespaceIndex index);
 
   void lookup(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
               LookupFlags flags, uint64_t now_ms, std::vector<Code>& codes);
@@ -225,10 +233,15 @@ class PageStore {
     uint64_t count = 0;
     uint64_t size_bytes = 0;
   };
+  static constexpr uint64_t kDropPerStep =
+      256;  // Cleared pages reclaimed per step: well below 1 ms.
+
   struct Namespace {
     NamespaceDigest digest;
     std::string description;
     SpaceIndex space;
+    uint64_t used;  // Of uses_, when it was last named.
+    bool has_ended = false;
   };
   struct Session {
     PageList reserved;
@@ -243,6 +256,8 @@ class PageStore {
   /// Fetches what the look-up of hashes_[i + a few] will touch. Inlined always: as a function that
   /// returns nothing and changes nothing, GCC drops calls of it.
   [[gnu::always_inline]] void prefetch_records(size_t i, bool with_leases) const;
+  /// Its present life, for a call that names it.
+  SpaceIndex use(NamespaceIndex index);
   PageList& list_of(const PageRecord& record);
   void link(PageList& list, PageIndex page);
   void unlink(PageList& list, PageIndex page);
@@ -280,7 +295,10 @@ class PageStore {
   LeaseTable leases_;
   std::unique_ptr<Eviction> eviction_;  // Of the present pages but the spare ones.
   SparePages spares_;
-  std::vector<Namespace> namespaces_;
+  std::vector<Namespace> namespaces_;  // Those that ended keep their place.
+  size_t namespace_count_ = 0;         // Of those that did not.
+  uint64_t uses_ = 0;
+  std::vector<std::pair<uint64_t, NamespaceIndex>> least_used_;  // Some; by `used`, last first.
   std::unordered_map<uint64_t, std::vector<NamespaceIndex>> namespaces_by_digest_;
   std::unordered_map<SpaceIndex, PageList> spaces_;
   std::unordered_map<SpaceIndex, NamespaceIndex> namespaces_by_space_;

@@ -82,6 +82,7 @@ void PageStore::set_kept(PageIndex page, bool is_kept) {
 std::vector<PageRef> PageStore::pages_to_keep() const {
   std::vector<PageRef> pages;
   for (const Namespace& name_space : namespaces_) {
+    if (name_space.has_ended) continue;
     for (PageIndex page = spaces_.at(name_space.space).first; page != kNoPage;
          page = records_[page].next) {
       if (!records_[page].has_expiry) pages.push_back({page, records_[page].generation});

@@ -16,7 +16,7 @@ NodeStats PageStore::stats() const {
   stats.pool_spare_bytes = spares_.size_bytes();
   stats.pinned_bytes = pinned_bytes_;
   stats.pages = table_.count();
-  stats.namespaces = namespaces_.size();
+  stats.namespaces = namespace_count_;
   stats.clients = sessions_.size() - free_sessions_.size() - 1;  // Without our own.
   stats.leases = leases_.count();
   stats.leased_bytes = lookup_leased_bytes_;
@@ -29,6 +29,7 @@ NodeStats PageStore::stats() const {
 std::vector<PageStore::NamespaceUse> PageStore::namespace_use(size_t count_max) const {
   std::vector<std::pair<uint64_t, NamespaceIndex>> order;  // Without the texts: there may be many.
   for (NamespaceIndex i = 0; i < namespaces_.size(); ++i) {
+    if (!has_namespace(i)) continue;
     order.emplace_back(UINT64_MAX - spaces_.at(namespaces_[i].space).size_bytes, i);
   }
   count_max = std::min(count_max, order.size());

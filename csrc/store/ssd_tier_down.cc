@@ -14,7 +14,7 @@ constexpr uint64_t kWritingShare = 4;         // One part in that many of the po
 constexpr int kPagesPerStep = 256;            // Then others have their turn.
 constexpr size_t kUnwrittenMax = 1 << 20;
 constexpr uint64_t kFlushPatienceMs = 10'000;  // While nothing is written.
-constexpr size_t kPartsMax = 512;  // A page in more extents is gathered first.
+constexpr size_t kPartsMax = 512;              // A page in more extents is gathered first.
 
 uint64_t whole_sectors(uint64_t size) {
   return sectors_of(size) * kSectorSize;

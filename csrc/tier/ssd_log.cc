@@ -197,7 +197,7 @@ uint64_t SsdLog::remove(SpaceIndex space, const NamespaceDigest& name_space, con
   }
   for (size_t volume = 0; volume < volumes_.size(); ++volume) {
     const VolumeState& state = volumes_[volume];
-    const bool may_hold_it = has_lost_clear_ || state.unreadable_count != 0;
+    const bool may_hold_it = has_lost_clear_ || state.has_unkept || state.unreadable_count != 0;
     if (may_hold_it || state.forgotten.contains(hash)) holders.push_back(volume);
   }
   const SsdEntry entry = removal(SsdEntryKind::kRemoved, name_space, key);

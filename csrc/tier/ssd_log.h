@@ -186,6 +186,7 @@ class SsdLog : private SsdVolume::Listener {
     std::unordered_multimap<uint64_t, RegionIndex> forgotten;
     uint32_t unrecovered_count = 0;
     uint32_t unreadable_count = 0;  // Regions of which this life knows nothing.
+    bool has_unkept = false;        // Pages that were left on the disk: kAnySpace.
     bool is_low = false;            // The file system has too little left.
     uint32_t dropped_count = 0;     // Regions forgotten since it failed.
     uint64_t readers_until_ms = 0;  // Of a region that must go; 0: none is waited for.

@@ -152,7 +152,10 @@ void SsdLog::take_pages(std::span<const SsdEntry> entries, uint64_t now_ms) {
   for (const SsdEntry& entry : entries) {
     if (entry.kind != SsdEntryKind::kPage || is_removed(entry)) continue;
     const SpaceIndex space = spaces.of(entry.name_space);
-    if (space == kAnySpace) continue;
+    if (space == kAnySpace) {
+      volumes_[volume].has_unkept = true;
+      continue;
+    }
     name_spaces_.try_emplace(space, entry.name_space);
     SsdPage page;
     page.key = entry.key;

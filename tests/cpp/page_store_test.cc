@@ -416,6 +416,52 @@ TEST(PageStore, RefusesNamespacesWithoutEnd) {
   EXPECT_EQ(bench.store.namespace_use(100).size(), 100U);
 }
 
+TEST(PageStore, EndsTheNamespaceThatWasNotNamedForTheLongestTime) {
+  HICACHE_TRACE_SEED();
+  Random random(21);
+  Bench bench(4 * kMiB);
+  const NamespaceIndex kept = bench.space;
+  std::vector<NamespaceIndex> order{kept};  // The least used first.
+  for (uint64_t i = 0; i < 40; ++i) {
+    bench.space = bench.store.open_namespace(key_of(i), "some").value();
+    order.push_back(bench.space);
+    if (random.one_in(2)) ASSERT_EQ(bench.put(key_of(i), 1000), Code::kOk);
+  }
+  uint64_t next = 40;
+  for (int i = 0; i < 3000; ++i) {
+    if (random.one_in(2)) {  // Named, in one of three ways.
+      const NamespaceIndex named = random.pick(order);
+      bench.space = named;
+      const uint64_t way = random.below(3);
+      if (way == 0) bench.lookup(key_of(1));
+      if (way == 1) bench.lease(key_of(1));
+      if (way == 2) bench.put(key_of(2), 10);
+      std::erase(order, named);
+      order.push_back(named);
+      continue;
+    }
+    const NamespaceIndex least = bench.store.least_used_namespace();
+    ASSERT_EQ(least, order.front());
+    const uint64_t count = bench.store.stats().namespaces;
+    bench.store.end_namespace(least);
+    EXPECT_FALSE(bench.store.has_namespace(least));
+    EXPECT_EQ(bench.store.stats().namespaces, count - 1);
+    order.erase(order.begin());
+    // The same name once more is a namespace without pages, with another number.
+    bench.space = bench.store.open_namespace(key_of(random.one_in(2) ? next++ : 7), "more").value();
+    if (std::find(order.begin(), order.end(), bench.space) == order.end()) {
+      EXPECT_EQ(bench.lookup(key_of(7)), Code::kNotFound);
+      std::erase(order, bench.space);
+    } else {
+      bench.lookup(key_of(0));
+      std::erase(order, bench.space);
+    }
+    order.push_back(bench.space);
+    if (order.size() < 3) break;
+    ASSERT_EQ(bench.store.check_invariants(), "");
+  }
+}
+
 TEST(PageStore, TheIndexIsSmall) {
   Bench bench(100'000 * kSlotSize);
   for (uint64_t i = 0; i < 100'000; ++i) {

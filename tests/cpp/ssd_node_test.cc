@@ -180,6 +180,64 @@ TEST_F(SsdNodeFaultsTest, AnAnswerWaitsForASlowDiskAndTheNodeForNobody) {
   node_.reset();
 }
 
+TEST_F(SsdNodeFaultsTest, AFileSystemWithRoomForTwoRegionsIsWrittenTo) {
+  SmallDisk disk(folder_.path(), 24 * kMiB);
+  if (!disk.valid()) GTEST_SKIP() << "no file system can be mounted here";
+  start_on({disk.path() + "/kv"},
+           {.size_limit = 256 * kMiB, .region_size = 8 * kMiB, .write_through = true});
+  const auto one = client();
+  put_pages(*one, 0, 50);
+  ASSERT_TRUE(settles("ssd_writing_bytes", 0));
+  EXPECT_GE(stat("ssd_written_pages"), 50U);
+  ASSERT_TRUE(node_->flush(kPatienceMs));
+  EXPECT_LE(stat("ssd_used_bytes"), 16 * kMiB);
+  start_on({disk.path() + "/kv"},
+           {.size_limit = 256 * kMiB, .region_size = 8 * kMiB, .write_through = true});
+  const auto two = client();
+  EXPECT_GT(found(*two, 0, 50), 0U);
+  node_.reset();
+}
+
+TEST_F(SsdNodeFaultsTest, AFlushThatFindsNoRoomEndsAndSaysSo) {
+  // The file system is to keep more than it has: the log may not have a single region.
+  start_on({kv()}, {.free_min = UINT64_MAX / 4});
+  const auto one = client();
+  ASSERT_TRUE(eventually(kPatienceMs, [&] { return notices_with("the log shrinks") != 0; }));
+  put_pages(*one, 0, 8);
+  EXPECT_FALSE(node_->flush(kPatienceMs));
+  EXPECT_EQ(stat("ssd_flush_left_bytes"), 8 * kPageSize);
+  EXPECT_EQ(notices_with("found no room"), 1U);
+}
+
+TEST_F(SsdNodeFaultsTest, ANewNamespaceIsPossibleBesideAsManyAsThereMayBe) {
+  start();
+  const auto one = client();
+  ASSERT_EQ(one->put(key_of(1), bytes_of(1, kPageSize)), Code::kOk);
+  ASSERT_TRUE(node_->flush(kPatienceMs));
+  start();
+  const auto two = client();
+  EXPECT_EQ(found(*two, 1, 1), 1U);
+  for (uint64_t n = 0; n < 66'000;) {
+    const auto other = client();
+    for (int i = 0; i < 1000; ++i, ++n) {
+      const size_t space = other->client.open_namespace(key_of(1000 + n), "");
+      std::vector<Code> codes;
+      const Key key = key_of(2);
+      other->client.lookup(space, {&key, 1}, {.lease = false, .prefix = false}, codes);
+      ASSERT_EQ(codes.at(0), Code::kNotFound) << n;
+    }
+  }
+  // The first has ended, with its pages; its name can be used anew.
+  const auto three = client();
+  EXPECT_EQ(found(*three, 1, 1), 0U);
+  EXPECT_EQ(three->put(key_of(1), bytes_of(1, kPageSize)), Code::kOk);
+  EXPECT_EQ(found(*three, 1, 1), 1U);
+  // A connection that names it by its old number ends; the next one asks again.
+  EXPECT_EQ(two->put(key_of(3), bytes_of(3, kPageSize)), Code::kUnavailable);
+  ASSERT_TRUE(two->client.connect(node_->socket_path(), kPatienceMs).ok());
+  EXPECT_EQ(two->put(key_of(3), bytes_of(3, kPageSize)), Code::kOk);
+}
+
 TEST_F(SsdNodeFaultsTest, ADiskThatHangsKeepsNeitherCallsNorTheEndWaiting) {
   SmallDisk disk(folder_.path(), 128 * kMiB);
   if (!disk.valid()) GTEST_SKIP() << "no file system can be mounted here";
