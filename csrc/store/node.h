@@ -139,6 +139,8 @@ class Node : private PeerPages {
   Code remove(NamespaceIndex index, const Key& key);
   Code set_pin(NamespaceIndex index, const Key& key, Pin pin);
   uint64_t clear(NamespaceIndex index, uint64_t* ticket);
+  /// Where there are as many as there may be, the least used one ends.
+  Result<NamespaceIndex> open_namespace(const NamespaceDigest& digest, std::string description);
   /// Likewise, because the cluster does: also what the SSDs may hold of a namespace that nobody
   /// opened here. Returns the ticket.
   uint64_t clear_ordered(const NamespaceDigest& digest);

@@ -187,17 +187,22 @@ bool Node::handle_hello(Connection& connection, uint64_t request_id, Payload pay
   return send_all(connection.socket, reply_, Deadline::after_ms(kHelloSendMs), passed).ok();
 }
 
+Result<NamespaceIndex> Node::open_namespace(const NamespaceDigest& digest,
+                                            std::string description) {
+  if (store_.is_full_of_namespaces() && !store_.find_namespace(digest)) {
+    const NamespaceIndex least_used = store_.least_used_namespace();
+    uint64_t ticket = 0;  // Not waited for: nobody asked for it to be removed, it may come back.
+    (void)clear(least_used, &ticket);
+    store_.end_namespace(least_used);
+  }
+  return store_.open_namespace(digest, std::move(description));
+}
+
 bool Node::handle_open_namespace(Payload payload) {
   OpenNamespaceRequest request;
   if (!decode(WireReader(payload), request)) return false;
-  if (store_.is_full_of_namespaces() && !store_.find_namespace(request.digest)) {
-    const NamespaceIndex least_used = store_.least_used_namespace();
-    clear(least_used);
-    store_.end_namespace(least_used);
-    ticket_ = 0;  // Nobody asked for it to be removed: it may come back.
-  }
   const Result<NamespaceIndex> index =
-      store_.open_namespace(request.digest, std::move(request.description));
+      open_namespace(request.digest, std::move(request.description));
   WireWriter writer(reply_);
   if (index.ok()) {
     encode(writer, OpenNamespaceReply{Code::kOk, index.value(), ""});
