@@ -11,8 +11,7 @@ namespace hicache {
 uint64_t Node::clear_ordered(const NamespaceDigest& digest) {
   uint64_t ticket = 0;
   if (!ssd_ && !store_.find_namespace(digest)) return ticket;
-  // Without room for one more namespace its pages cannot come from an SSD either.
-  const Result<NamespaceIndex> index = store_.open_namespace(digest, "");
+  const Result<NamespaceIndex> index = open_namespace(digest, "");
   if (index.ok()) (void)clear(index.value(), &ticket);
   return ticket;
 }

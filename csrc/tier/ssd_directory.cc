@@ -102,8 +102,9 @@ Result<Fd> open_locked(const Fd& folder, const std::string& path, struct stat& s
     if (!lock(fd)) {
       if (errno != EWOULDBLOCK) return failed("locking the SSD log", path, errno);
       return Status(Code::kBusy, "opening the SSD log " + path +
-                                     ": another node has it open; stop that one or give this one "
-                                     "another folder");
+                                     ": another node has it open, or this one by another "
+                                     "name of the same folder; stop that one or name another "
+                                     "folder");
     }
     if (fstat(fd.get(), &stat) == 0 && stat.st_nlink != 0) return fd;
   }
