@@ -320,12 +320,6 @@ void RemoteTier::ask_to_remove(RemoteWaitId id, Wait& wait) {
 /// Asks for a code for each of these pages.
 void RemoteTier::ask_codes(NodeOp op, RemoteWaitId id, const Wait& wait, PeerId peer,
                            const std::vector<uint32_t>& numbers) {
-  PeerKeysRequest request{store_.digest_of(wait.question.space), kLookupLease, {}};
-  for (const uint32_t i : numbers) request.keys.push_back(wait.question.keys[i]);
-  std::vector<uint8_t> message;
-  begin_frame(message);
-  WireWriter writer(message);
-  encode(writer, request);
   NodeLink* link = link_of(peers_.at(peer));
   const auto done = [inbox = inbox_, op, id, numbers](Result<NodeLink::Answer> answer) {
     Result<std::vector<Code>> codes = answer.status();
@@ -342,6 +336,15 @@ void RemoteTier::ask_codes(NodeOp op, RemoteWaitId id, const Wait& wait, PeerId 
     });
   };
   if (link == nullptr) return done(Status(Code::kUnavailable, "no link to the peer"));
+  if (!store_.is_current(wait.question.space)) {
+    return done(Status(Code::kCancelled, "the namespace was cleared meanwhile"));
+  }
+  PeerKeysRequest request{store_.digest_of(wait.question.space), kLookupLease, {}};
+  for (const uint32_t i : numbers) request.keys.push_back(wait.question.keys[i]);
+  std::vector<uint8_t> message;
+  begin_frame(message);
+  WireWriter writer(message);
+  encode(writer, request);
   link->ask(op, std::move(message), done);
 }
 
