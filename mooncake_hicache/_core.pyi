@@ -73,9 +73,11 @@ class Node:
     def incarnation(self) -> int:
         """Differs between any two lives of a node."""
 
-    @property
-    def notices(self) -> list[str]:
-        """What was asked for and could not be had, oldest first."""
+    def notices_since(self, known: int) -> tuple:
+        """
+        Return how many notices there ever were, and the newest of them without the first
+        `known`: what could not be had, and what has failed since.
+        """
 
     def stats(self) -> object:
         """Return counters and gauges. Waits up to 2 s for the node's thread."""

@@ -29,7 +29,7 @@ from mooncake_hicache.arguments import (
     uint64_array,
 )
 from mooncake_hicache.buffers import spans_of
-from mooncake_hicache.errors import InvalidArgumentError
+from mooncake_hicache.errors import InvalidArgumentError, class_for_code_name
 from mooncake_hicache.pages.key import KEY_SIZE
 
 if TYPE_CHECKING:
@@ -148,8 +148,19 @@ class Namespace:
         return int(self.lookup([key_of(key)], lease=False, prefix=False)[0]) == _OK
 
     def remove(self, key: Key) -> bool:
-        """Drop a page. Return whether it was there."""
-        return int(self.remove_batch([key_of(key)])[0]) == _OK
+        """Drop a page. Return whether it was there.
+
+        Raises:
+            Error: That is not known, or it may come back with a restart: no node answered, the
+                removal did not reach a disk, or not every node that has a copy.
+        """
+        code = _core.Code(int(self.remove_batch([key_of(key)])[0]))
+        if code not in (_core.Code.OK, _core.Code.NOT_FOUND):
+            raise class_for_code_name(code.name)(
+                f"the removal of the page was not confirmed ({code.name}): it may still be there, "
+                "or come back with a restart; remove it again"
+            )
+        return code == _core.Code.OK
 
     def clear(self) -> int:
         """Drop every page of this namespace and of no other; return how many there were here: in
@@ -232,7 +243,8 @@ class Namespace:
         return int(misses[0]) if len(misses) else len(codes)
 
     def remove_batch(self, keys: Keys) -> Codes:
-        """Drop many pages: `OK` for each that was there, `NOT_FOUND` for the others."""
+        """Drop many pages: `OK` for each that was there, `NOT_FOUND` for one that was not, and
+        another code where `remove` raises."""
         return self._with_keys(keys, lambda plain: self._store._client.remove(self._number, plain))
 
     def pin(self, keys: Keys, pin: Pin) -> Codes:

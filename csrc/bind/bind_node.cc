@@ -175,9 +175,15 @@ void bind_node(nb::module_& m) {
       .def_prop_ro(
           "incarnation", [](const PythonNode& self) { return self.node->incarnation(); },
           "Differs between any two lives of a node.")
-      .def_prop_ro(
-          "notices", [](const PythonNode& self) { return self.node->notices(); },
-          "What was asked for and could not be had, oldest first.")
+      .def(
+          "notices_since",
+          [](const PythonNode& self, uint64_t known) {
+            const std::vector<std::string> found = self.node->notices_since(known);
+            return nb::make_tuple(known, found);
+          },
+          nb::arg("known"),
+          "Return how many notices there ever were, and the newest of them without the first\n"
+          "`known`: what could not be had, and what has failed since.")
       .def("stats", &stats_of, "Return counters and gauges. Waits up to 2 s for the node's thread.")
       .def(
           "wait_stopped",

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "base/clock.h"
 #include "io/unix_socket.h"
@@ -25,7 +26,6 @@ constexpr uint64_t kStatsWaitMs = 2000;
 constexpr uint64_t kWaitStoppedMaxMs = 24ULL * 24 * 3600 * 1000;  // More does not fit a clock.
 constexpr uint64_t kHelloTimeoutMs = 5000;  // A connection that says nothing is closed.
 constexpr uint64_t kPoolSizeMin = 1 * kMiB;
-constexpr size_t kNoticesMax = 100;
 constexpr uint64_t kRecoveryPatienceMs = 200;  // That the first answer may be late.
 constexpr int kFramesPerTurn = 32;             // Of one client; then others have theirs.
 constexpr uint64_t kGrowthSize = 512 * kMiB;   // Backed ahead of the writers.
@@ -77,7 +77,7 @@ Result<std::unique_ptr<Node>> Node::start(Options options) {
   Result<Fd> listener = unix_listen(options.socket_path, kListenBacklog);
   if (!listener.ok()) return listener.status();
   std::unique_ptr<Node> node(new Node(std::move(options), std::move(memory.value()),
-                                      std::move(listener.value()), std::move(notices)));
+                                      std::move(listener.value()), notices));
   node->epoll_ = Fd(epoll_create1(EPOLL_CLOEXEC));
   node->wake_event_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!node->epoll_.valid() || !node->wake_event_.valid()) {
@@ -92,7 +92,7 @@ Result<std::unique_ptr<Node>> Node::start(Options options) {
 }
 
 Node::Node(Options options, std::unique_ptr<SharedMemory> memory, Fd listener,
-           std::vector<std::string> notices)
+           const std::vector<std::string>& notices)
     : options_(std::move(options)),
       incarnation_(random_token() % kIncarnationMax + 1),
       started_ms_(monotonic_ms()),
@@ -100,12 +100,13 @@ Node::Node(Options options, std::unique_ptr<SharedMemory> memory, Fd listener,
       listener_(std::move(listener)),
       spare_fd_(open_spare()),
       store_(store_options(options_, [this] { return grow_store(); })),
-      notices_(std::move(notices)),
       idle_since_ms_(started_ms_),
       backer_(*memory_, [this] {
         backing_failed_ = true;
         wake();
-      }) {}
+      }) {
+  for (const std::string& notice : notices) note(notice);
+}
 
 Node::~Node() {
   stop();
@@ -220,9 +221,10 @@ uint64_t Node::idle_ms() const {
   return since == 0 ? 0 : monotonic_ms() - since;
 }
 
-std::vector<std::string> Node::notices() const {
+std::vector<std::string> Node::notices_since(uint64_t& known) const {
   std::lock_guard lock(mutex_);
-  return notices_;
+  const uint64_t before = std::exchange(known, notices_.count());
+  return notices_.since(before);
 }
 
 Result<std::string> Node::stats_json() {
@@ -415,10 +417,7 @@ void Node::note_unbacked(const std::string& why) {
 
 void Node::note(const std::string& notice) {
   std::lock_guard lock(mutex_);
-  if (std::find(notices_.begin(), notices_.end(), notice) == notices_.end() &&
-      notices_.size() < kNoticesMax) {
-    notices_.push_back(notice);
-  }
+  notices_.add(notice, monotonic_ms());
 }
 
 // ---------------------------------------------------------------- connections

@@ -20,6 +20,7 @@
 #include "io/memory.h"
 #include "store/cluster.h"
 #include "store/messages.h"
+#include "store/notice_list.h"
 #include "store/page_store.h"
 #include "store/peer_network.h"
 #include "store/pool_backer.h"
@@ -75,15 +76,16 @@ class Node : private PeerPages {
     return network_ ? network_->addresses() : std::vector<std::string>();
   }
   uint64_t peer_incarnation() const { return network_ ? network_->incarnation() : 0; }
-  /// What was asked for and could not be had, oldest first.
-  std::vector<std::string> notices() const;
+  /// What could not be had, and what has failed since; the newest, oldest first. Without the first
+  /// `known` that there ever were; `known` becomes how many that is now.
+  std::vector<std::string> notices_since(uint64_t& known) const;
 
  private:
   struct Connection;
   using Payload = std::span<const uint8_t>;
 
   Node(Options options, std::unique_ptr<SharedMemory> memory, Fd listener,
-       std::vector<std::string> notices);
+       const std::vector<std::string>& notices);
 
   /// Opens the SSD directories, if there are any.
   Status open_ssd();
@@ -220,7 +222,7 @@ class Node : private PeerPages {
   std::mutex stop_mutex_;  // One stop() at a time.
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<std::string> notices_;
+  NoticeList notices_;
   std::string stats_json_;
   uint64_t stats_asked_ = 0;
   uint64_t stats_answered_ = 0;

@@ -1,8 +1,15 @@
 #include "store/ssd_watch.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
-#include <fstream>
+#include <sstream>
+
+#include "io/fd.h"
 
 namespace hicache {
 namespace {
@@ -11,10 +18,17 @@ constexpr auto kInterval = std::chrono::seconds(2);
 constexpr auto kEndPatience = std::chrono::seconds(1);  // Then a disk hangs.
 constexpr size_t kNamesMax = 65536;
 constexpr size_t kLineSizeMax = 8192;
+constexpr size_t kNamesSizeMax = 16 * kMiB;
 constexpr const char* kNamesFile = "namespaces.tsv";
 
-std::filesystem::path names_file(const SsdDirectory& directory) {
-  return std::filesystem::path(directory.path()).parent_path() / kNamesFile;
+/// Anybody may have put anything there: what is no file, such as a pipe that nobody writes to, must
+/// not be waited for.
+Fd open_names(const SsdDirectory& directory, int flags) {
+  const auto path = std::filesystem::path(directory.path()).parent_path() / kNamesFile;
+  Fd file(::open(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW, 0600));
+  struct stat status{};
+  if (file.valid() && (::fstat(file.get(), &status) != 0 || !S_ISREG(status.st_mode))) return Fd();
+  return file;
 }
 
 }  // namespace
@@ -91,16 +105,16 @@ void SsdWatch::look(Shared& shared) {
 }
 
 void SsdWatch::write_names(Shared& shared) {
-  std::vector<std::string> lines;
+  std::string lines;
   {
     std::lock_guard lock(shared.mutex);
-    lines = std::exchange(shared.unwritten, {});
+    for (const std::string& line : std::exchange(shared.unwritten, {})) lines += line;
   }
-  for (const std::string& line : lines) {
-    for (const auto& directory : shared.directories) {
-      // It only names what is there: a disk that does not take it changes nothing.
-      std::ofstream(names_file(*directory), std::ios::app) << line;
-    }
+  if (lines.empty()) return;
+  for (const auto& directory : shared.directories) {
+    // It only names what is there: a disk that does not take it changes nothing.
+    const Fd file = open_names(*directory, O_WRONLY | O_APPEND | O_CREAT);
+    if (file.valid()) (void)!::write(file.get(), lines.data(), lines.size());
   }
 }
 
@@ -116,9 +130,21 @@ std::string SsdWatch::hex(const NamespaceDigest& digest) {
 
 void SsdWatch::read_names(const SsdDirectory& directory,
                           std::map<std::string, std::string>& names) {
-  std::ifstream file(names_file(directory));
+  const Fd file = open_names(directory, O_RDONLY);
+  if (!file.valid()) return;
+  struct stat status {};
+  if (::fstat(file.get(), &status) != 0) return;
+  std::string text(std::min(static_cast<size_t>(status.st_size), kNamesSizeMax), '\0');
+  size_t filled = 0;
+  while (filled < text.size()) {
+    const ssize_t size = ::read(file.get(), text.data() + filled, text.size() - filled);
+    if (size <= 0) break;
+    filled += static_cast<size_t>(size);
+  }
+  text.resize(filled);
+  std::istringstream lines(text);
   std::string line;
-  for (size_t count = 0; count < kNamesMax && std::getline(file, line); ++count) {
+  for (size_t count = 0; count < kNamesMax && std::getline(lines, line); ++count) {
     const size_t tab = line.find('\t');
     if (tab != 2 * kKeySize || line.size() > kLineSizeMax) continue;
     names.try_emplace(line.substr(0, tab), line.substr(tab + 1));

@@ -115,7 +115,7 @@ class _Daemon:
         self._hurried = asyncio.Event()
         self._idle_timeout_ms = options.idle_timeout_s * 1000
         self._socket_inode: int | None = None
-        self._logged_notices = 0
+        self._known_notices = 0
 
     async def run(self, report: _Report | None) -> int:
         # Before anybody can know of this node.
@@ -208,7 +208,9 @@ class _Daemon:
 
     def _notices(self) -> list[str]:
         started = self._started
-        return [*started.ssd.notices, *started.engine.notices] if started is not None else []
+        if started is None:
+            return []
+        return [*started.ssd.notices, *started.engine.notices_since(0)[1]]
 
     def _log_start(self, started: StartedEngine) -> None:
         _log.info(
@@ -220,6 +222,8 @@ class _Daemon:
             self._options.eviction_policy,
             self._state.http_url or "off",
         )
+        for notice in started.ssd.notices:
+            _log.warning("%s", notice)
         for one in started.ssd.directories:
             _log.info(
                 "pages on SSD: %s (%s on %s), at most %s, %s free",
@@ -232,10 +236,12 @@ class _Daemon:
 
     def _log_notices(self) -> None:
         """Log what was found out since the last time, such as memory that could not be had."""
-        notices = self._notices()
-        for notice in notices[self._logged_notices :]:
+        started = self._started
+        if started is None:
+            return
+        self._known_notices, notices = started.engine.notices_since(self._known_notices)
+        for notice in notices:
             _log.warning("%s", notice)
-        self._logged_notices = len(notices)
 
     def _on_signal(self, number: signal.Signals) -> None:
         _log.info("got %s", number.name)

@@ -85,7 +85,8 @@ class SsdNodeFaultsTest : public testing::SsdNodeTest {
     return codes.at(0);
   }
   uint64_t notices_with(const std::string& part) const {
-    const std::vector<std::string> all = node_->notices();
+    uint64_t known = 0;
+    const std::vector<std::string> all = node_->notices_since(known);
     return static_cast<uint64_t>(std::count_if(all.begin(), all.end(), [&](const auto& notice) {
       return notice.find(part) != std::string::npos;
     }));

@@ -261,3 +261,11 @@ def test_the_command_line_names_the_option(folder: NodeFolder) -> None:
     )
     assert done.returncode == 1
     assert "/nvme0/kv=2TB" in done.stderr
+
+
+def test_a_pipe_in_the_place_of_the_names_is_not_waited_for(folder: NodeFolder, ssd: Path) -> None:
+    (ssd / "kv").mkdir(mode=0o700)
+    os.mkfifo(ssd / "kv" / "namespaces.tsv")
+    with Store.open(start_timeout_ms="20s") as store:
+        assert store.namespace("piped").put("page", b"x")
+        assert store.namespace("piped").get("page") == b"x"
