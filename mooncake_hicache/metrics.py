@@ -118,6 +118,12 @@ _SSD_METRICS = (
     NodeMetric(
         "ssd_overrun_pages", "counter", "pages", "Pages that left memory before they were on SSD"
     ),
+    NodeMetric(
+        "ssd_oversize_pages",
+        "counter",
+        "pages",
+        "Pages stored that are larger than a region on SSD",
+    ),
     NodeMetric("ssd_dropped_pages", "counter", "pages", "Pages dropped when space was reused"),
     NodeMetric("ssd_staged_pages", "counter", "pages", "Pages brought into memory by look-ups"),
     NodeMetric("ssd_staged_bytes", "counter", "bytes", "Bytes of pages brought into memory"),

@@ -177,7 +177,8 @@ bool SsdTier::is_below(const PageRecord& record, uint64_t hash) const {
 void SsdTier::leaving(const PageRecord& record) {
   const uint64_t hash = page_hash(record.space, record.key);
   // Of a spare one that was decided before.
-  if (!record.has_expiry && !record.is_spare && !is_below(record, hash)) ++overrun_pages_;
+  const bool was_wanted = !record.has_expiry && record.size <= log_->page_size_max();
+  if (was_wanted && !record.is_spare && !is_below(record, hash)) ++overrun_pages_;
   note_reuse(record, hash);
 }
 
@@ -204,6 +205,15 @@ uint64_t SsdTier::note_stored(PageRef ref, bool replaced, uint64_t now_ms) {
   is_due_ = true;
   const PageRecord& record = store_->record(ref.page);
   const uint64_t ticket = replaced ? remove(record.space, record.key) : 0;
+  if (record.size > log_->page_size_max()) {
+    ++oversize_pages_;
+    surroundings_.on_notice(
+        "pages larger than " + std::to_string(log_->page_size_max()) +
+        " bytes, of which a region of each SSD directory has room, are kept in memory alone: for " +
+        "larger ones start anew with a larger ssd_region_size and at least eight of it per " +
+        "directory");
+    return ticket;
+  }
   if (options_.write_through && !record.has_expiry) unwritten_.push_back(ref);
   return ticket;
 }
@@ -320,8 +330,9 @@ void SsdTier::add_stats(NodeStats& stats, uint64_t now_ms) {
   for (size_t i = 0; i < log_->volume_count(); ++i) {
     const SsdVolume& volume = log_->volume(i);
     const uint64_t region_size = volume.file().region_size_bytes;
-    ++stats.ssd_directories;
-    stats.ssd_failed_directories += volume.health() != SsdVolume::Health::kGood;
+    const bool is_used = volume.health() == SsdVolume::Health::kGood;
+    stats.ssd_directories += is_used ? 1 : 0;
+    stats.ssd_failed_directories += is_used ? 0 : 1;
     stats.ssd_size_bytes += volume.file().region_count_max * region_size;
     stats.ssd_used_bytes += volume.used_region_count() * region_size;
     stats.ssd_device_written_bytes += volume.device_written_bytes();
@@ -347,6 +358,7 @@ void SsdTier::add_stats(NodeStats& stats, uint64_t now_ms) {
   stats.ssd_rewritten_bytes = counts.rewritten_bytes;
   stats.ssd_refused_pages = refused_pages_;
   stats.ssd_overrun_pages = overrun_pages_;
+  stats.ssd_oversize_pages = oversize_pages_;
   stats.ssd_dropped_pages = counts.dropped_pages;
   stats.ssd_staged_pages = staged_pages_;
   stats.ssd_staged_bytes = staged_bytes_;

@@ -245,6 +245,7 @@ class SsdTier : public LowerTier {
   uint64_t staged_bytes_ = 0;
   uint64_t refused_pages_ = 0;
   uint64_t overrun_pages_ = 0;
+  uint64_t oversize_pages_ = 0;
   uint64_t spent_bytes_ = 0;  // Of what the log has written, taken from the budget.
 
   std::unique_ptr<SsdLog> log_;

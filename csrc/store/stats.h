@@ -68,6 +68,7 @@ namespace hicache {
   COUNTER(ssd_rewritten_bytes)             \
   COUNTER(ssd_refused_pages)               \
   COUNTER(ssd_overrun_pages)               \
+  COUNTER(ssd_oversize_pages)              \
   COUNTER(ssd_dropped_pages)               \
   COUNTER(ssd_staged_pages)                \
   COUNTER(ssd_staged_bytes)                \

@@ -58,6 +58,7 @@ def ssd_trouble(stats: dict[str, Any]) -> dict[str, int]:
         "ssd_read_errors",
         "ssd_write_errors",
         "ssd_overrun_pages",
+        "ssd_oversize_pages",
     )
     return {name: stats[name] for name in names}
 

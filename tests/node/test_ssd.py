@@ -269,3 +269,17 @@ def test_a_pipe_in_the_place_of_the_names_is_not_waited_for(folder: NodeFolder, 
     with Store.open(start_timeout_ms="20s") as store:
         assert store.namespace("piped").put("page", b"x")
         assert store.namespace("piped").get("page") == b"x"
+
+
+def test_pages_larger_than_a_region_are_counted_and_told(folder: NodeFolder, ssd: Path) -> None:
+    with Store.open() as store:
+        pages = store.namespace("large")
+        assert pages.put("page", bytes(9 << 20))
+        assert pages.put("small", bytes(1 << 20))
+        assert pages.get("page") == bytes(9 << 20)
+        stats = store.stats()["node"]
+        assert stats is not None
+        assert stats["ssd_oversize_pages"] == 1
+        assert stats["ssd_directories"] == 1
+    wait_for("it is told", lambda: "ssd_region_size" in folder.log)
+    assert folder.run("stop").returncode == 0
