@@ -132,7 +132,7 @@ void SsdWatch::read_names(const SsdDirectory& directory,
                           std::map<std::string, std::string>& names) {
   const Fd file = open_names(directory, O_RDONLY);
   if (!file.valid()) return;
-  struct stat status {};
+  struct stat status{};
   if (::fstat(file.get(), &status) != 0) return;
   std::string text(std::min(static_cast<size_t>(status.st_size), kNamesSizeMax), '\0');
   size_t filled = 0;
