@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -52,6 +53,16 @@ def machine() -> dict[str, object]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def median_of(cells: Sequence[object], field: str, **wanted: object) -> float | None:
+    """The median over the rounds of one field of one shape; None if it was not measured."""
+    found = [
+        float(getattr(cell, field))
+        for cell in cells
+        if all(getattr(cell, name) == value for name, value in wanted.items())
+    ]
+    return statistics.median(found) if found else None
 
 
 def show_bounds(bounds: Sequence[Bound]) -> bool:

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from bench import limits
 from bench.node import private_node
-from bench.report import Bound, console, machine, show_bounds, write_json
+from bench.report import Bound, console, machine, median_of, show_bounds, write_json
 
 END = Path(__file__).with_name("store_end.py")
 DROPIN = Path(__file__).resolve().parents[1] / "dropin"
@@ -204,16 +204,6 @@ def run(options: argparse.Namespace) -> tuple[list[Cell], dict[int, list[float]]
                 for op, batch in calls[len(puts) :]:
                     cells += [side.measure(op, size, batch, options.seconds) for side in sides]
     return cells, copies
-
-
-def median_of(cells: list[Cell], field: str, **wanted: object) -> float | None:
-    """The median over the rounds of one field of one shape; None if it was not measured."""
-    found = [
-        float(getattr(cell, field))
-        for cell in cells
-        if all(getattr(cell, name) == value for name, value in wanted.items())
-    ]
-    return statistics.median(found) if found else None
 
 
 def bounds_of(cells: list[Cell]) -> list[Bound]:

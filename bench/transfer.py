@@ -22,7 +22,7 @@ from typing import Any
 from rich.table import Table
 
 from bench import limits
-from bench.report import Bound, console, machine, show_bounds, write_json
+from bench.report import Bound, console, machine, median_of, show_bounds, write_json
 
 END = Path(__file__).with_name("transfer_end.py")
 LOOPBACK = Path(__file__).with_name("loopback.c")
@@ -190,16 +190,6 @@ def run(options: argparse.Namespace) -> tuple[list[Cell], dict[str, Any]]:
             for shape in shapes(options.quick):
                 cells += [pair.measure(*shape, options.seconds) for pair in pairs]
     return cells, seen
-
-
-def median_of(cells: list[Cell], field: str, **wanted: object) -> float | None:
-    """The median over the rounds of one field of one shape; None if it was not measured."""
-    found = [
-        float(getattr(cell, field))
-        for cell in cells
-        if all(getattr(cell, name) == value for name, value in wanted.items())
-    ]
-    return statistics.median(found) if found else None
 
 
 def bounds_of(cells: list[Cell], seen: dict[str, Any]) -> list[Bound]:

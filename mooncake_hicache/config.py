@@ -49,6 +49,7 @@ from mooncake_hicache.options_types import (
     Transports,
     absolute_path,
     lower_case,
+    port_range,
     size_bytes,
 )
 from mooncake_hicache.units import format_size, parse_percent
@@ -415,8 +416,7 @@ class TransferOptions(OptionsBase):
 
     def port_range(self) -> tuple[int, int]:
         """Return the first and the last port to listen on; (0, 0) for any."""
-        first, _, last = self.ports.partition("-")
-        return int(first), int(last or first)
+        return port_range(self.ports)
 
     def slice_size_bytes(self) -> int:
         """Return the size of slices in bytes; 0: as each path likes best."""

@@ -36,6 +36,7 @@ __all__ = [
     "Transports",
     "absolute_path",
     "lower_case",
+    "port_range",
     "size_bytes",
     "ssd_places",
 ]
@@ -182,6 +183,12 @@ def _ports(value: object) -> str:
             f'{value!r} is no port: write one ("15000"), a range ("12000-13000"), or 0 for any'
         )
     return "-".join(ends)
+
+
+def port_range(ports: str) -> tuple[int, int]:
+    """Return the first and the last port of an option of type `Ports`; (0, 0) for any."""
+    first, _, last = ports.partition("-")
+    return int(first), int(last or first)
 
 
 def _transports(value: object) -> str:

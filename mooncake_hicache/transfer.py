@@ -91,7 +91,8 @@ class TransferEngine:
         self._core: _core.TransferEngine | Gone = _core.TransferEngine(core_options(self._options))
         self._name = self._core.name
         self._port, self._epoch = self._core.port, self._core.epoch
-        self._address = host_port(public_host(self._options), self._port)
+        host = public_host(self._options.host, self._options.public_host)
+        self._address = host_port(host, self._port)
         self._notices = list(self._core.notices)
         for notice in self._notices:
             _log.info("%s", notice)

@@ -47,7 +47,7 @@ def core_options(options: TransferOptions) -> dict[str, Any]:
     return {
         "name": options.name,
         "bind_host": options.host,
-        "public_host": public_host(options),
+        "public_host": public_host(options.host, options.public_host),
         "port_min": port_min,
         "port_max": port_max,
         "secret": resolve_secret(options.secret),
@@ -90,21 +90,26 @@ def topology_text(option: str) -> str:
         raise InvalidArgumentError(f"cannot read the topology {option}: {error}") from None
 
 
-def public_host(options: TransferOptions) -> str:
-    """Return the host that peers are told to connect to."""
-    if options.public_host:
-        return options.public_host
-    if options.host not in ("0.0.0.0", "::", ""):
-        return options.host
+def public_host(host: str, public: str) -> str:
+    """Return the host that peers are told to connect to.
+
+    Args:
+        host: Where it listens.
+        public: What was asked for; empty: `host`, or this machine's address if that means all.
+    """
+    if public:
+        return public
+    if host not in ("0.0.0.0", "::", ""):
+        return host
     # No packet is sent: this only asks which address one would come from.
-    family = socket.AF_INET6 if options.host == "::" else socket.AF_INET
-    target = "2001:db8::1" if options.host == "::" else "192.0.2.1"
+    family = socket.AF_INET6 if host == "::" else socket.AF_INET
+    target = "2001:db8::1" if host == "::" else "192.0.2.1"
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((target, 9))
             return str(probe.getsockname()[0])
         except OSError:  # No route anywhere: alone on this machine.
-            return "::1" if options.host == "::" else "127.0.0.1"
+            return "::1" if host == "::" else "127.0.0.1"
 
 
 def host_port(host: str, port: int) -> str:

@@ -10,8 +10,7 @@ from mooncake_hicache.cli.finding import Check
 from mooncake_hicache.config import NodeOptions, StoreOptions, TransferOptions, environment_name
 from mooncake_hicache.errors import InvalidArgumentError, TransientError
 from mooncake_hicache.master.ask import directory_client, parse_masters
-from mooncake_hicache.master.master import is_loopback
-from mooncake_hicache.metadata.names import parse_address
+from mooncake_hicache.metadata.names import is_loopback, parse_address
 from mooncake_hicache.node.cluster import node_name
 from mooncake_hicache.node.paths import node_paths
 from mooncake_hicache.secret import SECRET_FILE

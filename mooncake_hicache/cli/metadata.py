@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 import threading
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mooncake_hicache.errors import InvalidArgumentError
+from mooncake_hicache.metadata.names import is_loopback
 from mooncake_hicache.units import parse_size
 
 __all__ = ["metadata_command"]
@@ -53,15 +51,16 @@ def metadata_command(
     # Imported here: the other commands have no use for it.
     from mooncake_hicache.metadata.server import MetadataServer, listen
     from mooncake_hicache.metadata.table import Limits
+    from mooncake_hicache.metadata.token import read_token
 
     limits = Limits(parse_size(value_size_max), parse_size(memory_max), count_max)
-    token = _token(token_file)
+    token = read_token(token_file) if token_file else os.environ.get(TOKEN_ENVIRONMENT, "")
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     with MetadataServer(listen(host, port), limits=limits, token=token) as server:
         typer.echo(f"metadata server answers at {server.url}")
-        if not token and not _is_loopback(server.address.host):
+        if not token and not is_loopback(server.address.host):
             typer.echo(
                 "without --token-file anybody who reaches this address can change where engines "
                 "look for each other",
@@ -69,23 +68,3 @@ def metadata_command(
             )
         stopped.wait()
     typer.echo("metadata server stopped")
-
-
-def _token(path: str) -> str:
-    if not path:
-        return os.environ.get(TOKEN_ENVIRONMENT, "")
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(f"cannot read the token file {path}: {error}") from None
-    token = lines[0].strip() if lines else ""
-    if not token:
-        raise InvalidArgumentError(f"the token file {path} has no token in its first line")
-    return token
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

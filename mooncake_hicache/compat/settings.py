@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from mooncake_hicache.config import environment_name
 from mooncake_hicache.errors import InvalidArgumentError
+from mooncake_hicache.metadata.names import is_loopback
 
 __all__ = ["EngineSettings", "engine_settings", "split_host", "transfer_timeout_ms"]
 
@@ -133,7 +134,7 @@ def _where_to_listen(host: str) -> str:
     is_name = host != "localhost" and not _is_address(host)
     for family, kind, protocol, _, place in found:
         # Many machines look their own name up as 127.0.1.1, which others do not.
-        if is_name and _is_loopback(str(place[0])):
+        if is_name and is_loopback(str(place[0])):
             continue
         with socket.socket(family, kind, protocol) as probe:
             try:
@@ -150,7 +151,3 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(address: str) -> bool:
-    return _is_address(address) and ipaddress.ip_address(address).is_loopback

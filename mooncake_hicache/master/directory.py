@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from mooncake_hicache import _core
 
-__all__ = ["PAGES_MAX", "start_directory"]
+__all__ = ["start_directory"]
 
-PAGES_MAX = 200_000_000
-"""About 12.5 GB when all are known; what is more is told to nobody, and so missed elsewhere."""
 NODES_MAX = 4096
 HOLDINGS_MAX = 1_000_000
 """Different sets of nodes that have a page."""
@@ -26,7 +24,7 @@ def start_directory(
     secret: str,
     port: int = 0,
     tls: tuple[str, str, str] = ("", "", ""),
-    pages_max: int = PAGES_MAX,
+    pages_max: int,
     is_elected: bool = False,
 ) -> _core.Directory:
     """Return a directory that listens and leads nobody yet.

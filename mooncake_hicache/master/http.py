@@ -26,10 +26,10 @@ from aiohttp import web
 from mooncake_hicache.errors import Error
 from mooncake_hicache.master.metrics import master_metrics_text
 from mooncake_hicache.master.pages import CLUSTER_PAGE
+from mooncake_hicache.web import CONTENT_TYPE_METRICS, serving
 
 __all__ = ["Leadership", "serve"]
 
-SHUTDOWN_TIMEOUT_S = 1.0
 _WITHOUT_NAMES = (
     "/get_all_keys",
     "/query_key",
@@ -73,19 +73,8 @@ async def serve(master: Leadership, listener: socket.socket, token: str) -> Asyn
         listener: A TCP socket that listens already.
         token: Comes with whatever changes something; empty: nothing can be changed.
     """
-    pages = _Pages(master, token)
-    runner = web.AppRunner(
-        pages.application(),
-        access_log=None,
-        handle_signals=False,
-        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
-    )
-    await runner.setup()
-    try:
-        await web.SockSite(runner, listener).start()
+    async with serving(_Pages(master, token).application(), listener):
         yield
-    finally:
-        await runner.cleanup()
 
 
 class _Pages:
@@ -142,7 +131,7 @@ class _Pages:
         stats, members = await self._ask(self._master.stats), await self._members()
         return web.Response(
             body=master_metrics_text(stats, members),
-            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+            headers={"Content-Type": CONTENT_TYPE_METRICS},
         )
 
     def _who_leads(self) -> dict[str, Any]:

@@ -11,22 +11,21 @@ import contextlib
 import logging
 import signal
 import socket
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from mooncake_hicache import _core
 from mooncake_hicache.config import MasterOptions, TransferOptions, environment_name
-from mooncake_hicache.errors import InvalidArgumentError
+from mooncake_hicache.master.ask import directory_client
 from mooncake_hicache.master.directory import start_directory
-from mooncake_hicache.master.election import Election
+from mooncake_hicache.master.election import Election, epoch_by_clock
 from mooncake_hicache.master.http import serve
+from mooncake_hicache.metadata.names import is_loopback
 from mooncake_hicache.metadata.server import listen
+from mooncake_hicache.metadata.token import read_token
 from mooncake_hicache.secret import resolve_secret
 from mooncake_hicache.transfer_core import host_port, public_host
 
-__all__ = ["Master", "is_loopback", "run_master"]
+__all__ = ["Master", "run_master"]
 
 _log = logging.getLogger("mooncake_hicache.master")
 
@@ -42,18 +41,17 @@ class Master:
 
     def __init__(self, options: MasterOptions) -> None:
         transfer = TransferOptions(config=options.config)
-        self._secret = resolve_secret(transfer.secret)
-        self._tls = (transfer.tls_certificate, transfer.tls_key, transfer.tls_authority)
+        self._config = options.config
         self._directory = start_directory(
             host=options.host,
             port=options.port,
-            secret=self._secret,
-            tls=self._tls,
+            secret=resolve_secret(transfer.secret),
+            tls=(transfer.tls_certificate, transfer.tls_key, transfer.tls_authority),
             pages_max=options.pages_max,
             is_elected=bool(options.etcd),
         )
-        reached = TransferOptions(host=options.host, public_host=options.public_host)
-        self.address = host_port(public_host(reached), self._directory.port)
+        host = public_host(options.host, options.public_host)
+        self.address = host_port(host, self._directory.port)
         """What nodes are given."""
         self._election: Election | None = None
         if options.etcd:
@@ -67,7 +65,7 @@ class Master:
             )
         else:
             # Later than those of an earlier life; the directory goes above what it hears.
-            self._directory.lead(int(time.time()))
+            self._directory.lead(epoch_by_clock())
 
     def stats(self) -> dict[str, int]:
         """Return what the directory counts."""
@@ -94,15 +92,7 @@ class Master:
             NotFoundError: No node is called so.
             UnavailableError: This master does not lead.
         """
-        certificate, key, authority = self._tls
-        host = self._directory_host()
-        client = _core.DirectoryClient(
-            addresses=[(host, self._directory.port)],
-            secret=self._secret,
-            tls_certificate=certificate,
-            tls_key=key,
-            tls_authority=authority,
-        )
+        client = directory_client(self.address, self._config)
         try:
             client.drain(node, is_on, timeout_ms=DRAIN_TIMEOUT_MS)
         finally:
@@ -115,15 +105,6 @@ class Master:
             self._election = None
         self._directory.stop()
 
-    def _directory_host(self) -> str:
-        host = self.address.rpartition(":")[0].strip("[]")
-        return host or "127.0.0.1"
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether an address reaches this machine alone."""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
 
 def run_master(options: MasterOptions, say: Callable[[str], None]) -> int:
     """Run a master until SIGTERM or SIGINT; for the main thread. Returns the exit status.
@@ -135,7 +116,7 @@ def run_master(options: MasterOptions, say: Callable[[str], None]) -> int:
     Raises:
         InvalidArgumentError, IoError: The options cannot be met here.
     """
-    token = _token_of(options.token_file)
+    token = read_token(options.token_file) if options.token_file else ""
     with contextlib.ExitStack() as stack:
         listener: socket.socket | None = None
         if options.http_port >= 0:
@@ -184,16 +165,3 @@ def _warn(options: MasterOptions, say: Callable[[str], None]) -> None:
             f"nodes of other users and machines are refused: give all of them and this master the "
             f"same {name}"
         )
-
-
-def _token_of(path: str) -> str:
-    if not path:
-        return ""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(f"cannot read the token file {path}: {error}") from None
-    token = lines[0].strip() if lines else ""
-    if not token:
-        raise InvalidArgumentError(f"the token file {path} has no token in its first line")
-    return token

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mooncake_hicache.errors import InvalidArgumentError
 
-__all__ = ["NAME_SIZE_MAX", "Address", "check_name", "parse_address"]
+__all__ = ["NAME_SIZE_MAX", "Address", "check_name", "is_loopback", "parse_address"]
 
 NAME_SIZE_MAX = 255
 
@@ -25,6 +25,14 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a name or an address, without brackets, reaches this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def parse_address(text: str, *, what: str = "address", port: int | None = None) -> Address:

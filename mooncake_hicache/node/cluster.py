@@ -7,6 +7,7 @@ from typing import Any
 
 from mooncake_hicache.config import NodeOptions, TransferOptions
 from mooncake_hicache.node.paths import node_paths
+from mooncake_hicache.options_types import port_range
 
 __all__ = ["cluster_options", "node_name"]
 
@@ -48,16 +49,13 @@ def cluster_options(options: NodeOptions) -> dict[str, Any] | None:
     from mooncake_hicache.transfer_core import public_host
 
     transfer = TransferOptions(config=options.config)
-    reached = TransferOptions(
-        host=options.node_host, public_host=options.node_public_host, ports=options.node_ports
-    )
-    port_min, port_max = reached.port_range()
+    port_min, port_max = port_range(options.node_ports)
     host_name = socket.gethostname()
     return {
         "masters": [(one.host, one.port) for one in parse_masters(options.master)],
         "name": node_name(options),
         "bind_host": options.node_host,
-        "public_host": public_host(reached),
+        "public_host": public_host(options.node_host, options.node_public_host),
         "port_min": port_min,
         "port_max": port_max,
         "failure_domain": options.failure_domain or host_name,

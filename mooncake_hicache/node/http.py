@@ -17,11 +17,9 @@ from aiohttp import web
 from mooncake_hicache.errors import TransientError
 from mooncake_hicache.metrics import node_metrics_text
 from mooncake_hicache.version import __version__
+from mooncake_hicache.web import CONTENT_TYPE_METRICS, serving
 
 __all__ = ["serve"]
-
-SHUTDOWN_TIMEOUT_S = 1.0
-CONTENT_TYPE_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @contextlib.asynccontextmanager
@@ -44,18 +42,8 @@ async def serve(
     application.router.add_get("/health", pages.health)
     application.router.add_get("/status", pages.status)
     application.router.add_get("/", pages.index)
-    runner = web.AppRunner(
-        application,
-        access_log=None,
-        handle_signals=False,
-        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
-    )
-    await runner.setup()
-    try:
-        await web.SockSite(runner, listener).start()
+    async with serving(application, listener):
         yield
-    finally:
-        await runner.cleanup()
 
 
 class _Pages:

@@ -12,11 +12,12 @@ from mooncake_hicache.errors import Error, InvalidArgumentError, TimeoutError_
 from mooncake_hicache.master.directory import start_directory
 
 SECRET = "of the cluster"
+PAGES_MAX = 1000
 
 
 @pytest.fixture
 def directory():
-    started = start_directory(host="127.0.0.1", secret=SECRET)
+    started = start_directory(host="127.0.0.1", secret=SECRET, pages_max=PAGES_MAX)
     yield started
     started.stop()
 
@@ -45,7 +46,7 @@ def test_a_stranger_learns_nothing(directory) -> None:
 
 
 def test_the_one_that_leads_is_found_among_several(directory) -> None:
-    other = start_directory(host="127.0.0.1", secret=SECRET)
+    other = start_directory(host="127.0.0.1", secret=SECRET, pages_max=PAGES_MAX)
     try:
         other.lead(3)
         client = client_of(directory.port, other.port)
@@ -74,6 +75,6 @@ def test_what_makes_no_sense_is_refused(directory) -> None:
     with pytest.raises(InvalidArgumentError, match="replicas"):
         client.locate(b"n" * 32, b"k" * 32, replicas_max=0)
     with pytest.raises(Error, match="127.0.0.1"):
-        start_directory(host="127.0.0.1", port=directory.port, secret=SECRET)
+        start_directory(host="127.0.0.1", port=directory.port, secret=SECRET, pages_max=PAGES_MAX)
     with pytest.raises(Error):
         client.drain("nobody")

@@ -80,12 +80,13 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "buffers": BOTTOM,
     "pages": BOTTOM | {"_core"},
     "ssd": BOTTOM,
+    "web": BOTTOM,
     "topology": BOTTOM,
     "metadata": BOTTOM,
     "arguments": BOTTOM | {"pages"},
     "metrics": CORE,
     # Of a node in a cluster, what it tells the core: imported then alone.
-    "node": CORE | {"metrics", "ssd", "master", "secret", "transfer_core"},
+    "node": CORE | {"metrics", "ssd", "web", "master", "secret", "transfer_core"},
     "namespace": CORE | {"arguments", "pages", "buffers"},
     "supervisor": CORE | {"node"},
     "store": CORE | {"arguments", "pages", "buffers", "namespace", "metrics", "node", "supervisor"},
@@ -93,7 +94,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "transfer_core": CORE | {"buffers", "secret", "topology"},
     "segment": CORE | {"arguments", "buffers", "transfer_core"},
     "transfer": CORE | {"arguments", "buffers", "transfer_core", "segment"},
-    "master": CORE | {"metadata", "metrics", "options_master", "secret", "transfer_core"},
+    "master": CORE | {"metadata", "metrics", "options_master", "secret", "transfer_core", "web"},
     "p2p": CORE | {"arguments", "buffers", "metadata", "secret", "segment", "transfer"},
     "compat": CORE
     | {"metadata", "topology", "segment", "transfer", "transfer_core", "p2p"}

@@ -8,7 +8,6 @@ engines without a master.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import re
 import socket
 import time
@@ -20,13 +19,14 @@ from mooncake_hicache.compat.store.settings import Setup
 from mooncake_hicache.config import StoreOptions
 from mooncake_hicache.errors import InvalidArgumentError, UnavailableError
 from mooncake_hicache.metadata import parse_address
+from mooncake_hicache.metadata.names import is_loopback
 from mooncake_hicache.node.paths import default_runtime_dir
+from mooncake_hicache.options_master import MASTER_PORT
 from mooncake_hicache.options_types import POOL_SIZE_MIN_BYTES
 from mooncake_hicache.store import Store
 
-__all__ = ["MASTER_PORT", "REACH_TIMEOUT_S", "SETUP_TIMEOUT_S", "check_master", "open_store"]
+__all__ = ["REACH_TIMEOUT_S", "SETUP_TIMEOUT_S", "check_master", "open_store"]
 
-MASTER_PORT = 50051
 SETUP_TIMEOUT_S = 4.5
 """Seconds that finding out may take that there is no master; a caller is told within 5."""
 REACH_TIMEOUT_S = 1.0
@@ -123,13 +123,6 @@ def open_store(setup: Setup, *, timeout_s: float) -> Store:
 def _folder_name(master: str) -> str:
     """Return the same name for all addresses of a master that runs on this machine."""
     host, colon, port = master.rpartition(":")
-    if host == "localhost" or _is_loopback(host.strip("[]")):
+    if is_loopback(host.strip("[]")):
         host = "127.0.0.1"
     return re.sub("[^A-Za-z0-9.]+", "-", f"{host}{colon}{port}")
-
-
-def _is_loopback(text: str) -> bool:
-    try:
-        return ipaddress.ip_address(text).is_loopback
-    except ValueError:
-        return False
