@@ -121,6 +121,7 @@ class _Daemon:
         # Before anybody can know of this node.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+        _log.info("node starts: version %s, pid %d", __version__, os.getpid())
         _lose_the_race_for_memory()
         _clear_stale_socket(self._paths)
         self._started = engine_from_options(self._options, self._paths.socket, automatic_ssd=True)
@@ -214,8 +215,7 @@ class _Daemon:
 
     def _log_start(self, started: StartedEngine) -> None:
         _log.info(
-            "node ready: version %s, pid %d, socket %s, pool %s, policy %s, http %s",
-            __version__,
+            "node ready: pid %d, socket %s, pool %s, policy %s, http %s",
             os.getpid(),
             self._paths.socket,
             format_size(self._state.pool_size_bytes),

@@ -63,8 +63,8 @@ class NodeFolder:
 
     @property
     def start_count(self) -> int:
-        """How many nodes have become ready here."""
-        return self.log.count("node ready:")
+        """How many nodes have started here: each has told so before anybody can reach it."""
+        return self.log.count("node starts:")
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
