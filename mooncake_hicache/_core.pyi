@@ -113,7 +113,7 @@ class Client:
     outcome, nothing touches the given memory any more.
     """
 
-    def __init__(self, *, copy_threads: int, call_timeout_ms: int, verify: bool, name: str) -> None: ...
+    def __init__(self, *, copy_threads: int, put_copy_threads: int, call_timeout_ms: int, verify: bool, name: str) -> None: ...
 
     def connect(self, socket_path: str, timeout_ms: int) -> None:
         """

@@ -287,6 +287,10 @@ class StoreOptions(NodeOptions):
     """Threads that copy and verify inside one call. 0: one per CPU, at most 16, beyond which memory
     and not the CPU is the limit."""
 
+    put_copy_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Of these, the threads that copy for a put. 0: all; under SGLang, where nobody waits for a
+    put and the engine computes beside it, a quarter."""
+
     verify: bool = True
     """Check every byte that is read against its checksum while it is copied. Off is for measuring
     only."""
@@ -307,6 +311,10 @@ class StoreOptions(NodeOptions):
     def copy_thread_count(self) -> int:
         """Return how many threads copy inside one call, with 0 resolved for this machine."""
         return self.copy_threads or min(cpu_count(), COPY_THREADS_AUTO_MAX)
+
+    def put_copy_thread_count(self) -> int:
+        """Return how many of them copy for a put."""
+        return min(self.put_copy_threads or 256, self.copy_thread_count())
 
 
 class TransferOptions(OptionsBase):

@@ -52,6 +52,7 @@ class Store:
         self._options = options
         client = _core.Client(
             copy_threads=options.copy_thread_count(),
+            put_copy_threads=options.put_copy_thread_count(),
             call_timeout_ms=options.call_timeout_ms,
             verify=options.verify,
             name=f"pid {os.getpid()}",

@@ -68,14 +68,17 @@ class PageMemory {
   size_t size_stride_;
 };
 
-std::unique_ptr<Client> make_client(unsigned copy_threads, uint64_t call_timeout_ms, bool verify,
-                                    std::string name) {
-  if (copy_threads == 0 || copy_threads > 256) {
+std::unique_ptr<Client> make_client(unsigned copy_threads, unsigned put_copy_threads,
+                                    uint64_t call_timeout_ms, bool verify, std::string name) {
+  const auto check = [](const char* option, unsigned threads) {
+    if (threads >= 1 && threads <= 256) return;
     raise(Status(Code::kInvalidArgument,
-                 "copy_threads = " + std::to_string(copy_threads) + ": give 1 to 256"));
-  }
+                 std::string(option) + " = " + std::to_string(threads) + ": give 1 to 256"));
+  };
+  check("copy_threads", copy_threads);
+  check("put_copy_threads", put_copy_threads);
   return std::make_unique<Client>(
-      Client::Options{copy_threads, call_timeout_ms, verify, std::move(name)});
+      Client::Options{copy_threads, call_timeout_ms, verify, std::move(name), put_copy_threads});
 }
 
 size_t open_namespace(Client& self, const nb::bytes& digest, std::string description) {
@@ -248,8 +251,8 @@ void bind_client(nb::module_& m) {
       "waits for the node longer than `call_timeout_ms`, and after it returned, whatever the\n"
       "outcome, nothing touches the given memory any more.");
   client
-      .def(nb::new_(&make_client), nb::kw_only(), "copy_threads"_a, "call_timeout_ms"_a, "verify"_a,
-           "name"_a)
+      .def(nb::new_(&make_client), nb::kw_only(), "copy_threads"_a, "put_copy_threads"_a,
+           "call_timeout_ms"_a, "verify"_a, "name"_a)
       .def("connect", &connect, "socket_path"_a, "timeout_ms"_a,
            "Connect to the node that listens there, in place of any earlier connection.")
       .def("is_connected", &Client::is_connected)

@@ -342,7 +342,7 @@ Status Client::put_range(const PutRange& range, PutOptions* options, Deadline* u
   }
   if (written.empty()) return Status();
   const uint64_t begun_ns = monotonic_ns();
-  plan.run(threads_);
+  plan.run(threads_, options_.put_threads_max);
   *until = until->later_by_ns(monotonic_ns() - begun_ns);  // The deadline is for waiting.
 
   CommitRequest request{options->ttl_ms, options->replace, {}};

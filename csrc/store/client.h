@@ -69,6 +69,8 @@ class Client {
     uint64_t call_timeout_ms;
     bool verify;  // Check the checksum of what is read. Off only to measure what it costs.
     std::string name;
+    /// Of the threads, those that copy for a put, the caller included; at least 1.
+    unsigned put_threads_max = std::numeric_limits<unsigned>::max();
   };
 
   struct PutOptions {

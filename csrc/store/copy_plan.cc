@@ -60,11 +60,11 @@ Store CopyPlan::store() const {
   return total_size_ < kParallelSizeMin ? Store::kCached : Store::kStreaming;
 }
 
-void CopyPlan::run(CopyThreads& threads) {
+void CopyPlan::run(CopyThreads& threads, unsigned threads_max) {
   if (total_size_ < kParallelSizeMin) {
     for (Stripe& stripe : stripes_) copy(stripe);
   } else {
-    threads.run(stripes_.size(), [this](size_t i) { copy(stripes_[i]); });
+    threads.run(stripes_.size(), [this](size_t i) { copy(stripes_[i]); }, threads_max);
   }
 }
 

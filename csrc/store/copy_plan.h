@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -35,8 +36,8 @@ class CopyPlan {
            std::span<const MemorySegment> segments);
 
   /// Copies everything; there must be no page of a file. Returns when no thread touches the memory
-  /// any more.
-  void run(CopyThreads& threads);
+  /// any more. `threads_max`: see CopyThreads::run().
+  void run(CopyThreads& threads, unsigned threads_max = std::numeric_limits<unsigned>::max());
 
   /// The same, with pages of files. `deadline` is for waiting: a file that gives nothing for as
   /// long as is left of it is given up; bytes that keep coming may take longer, up to

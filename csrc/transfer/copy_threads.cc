@@ -14,10 +14,12 @@ constexpr int kNiceBy = 5;  // About a quarter of the share of an ordinary threa
 }  // namespace
 
 struct CopyThreads::Batch {
-  Batch(const std::function<void(size_t)>& work, size_t tasks) : task(work), count(tasks) {}
+  Batch(const std::function<void(size_t)>& work, size_t tasks, unsigned most)
+      : task(work), count(tasks), helpers_max(most) {}
 
   const std::function<void(size_t)>& task;
   const size_t count;
+  const unsigned helpers_max;
   std::atomic<size_t> next{0};
   unsigned helpers = 0;  // Threads inside drain(), the caller aside; guarded by mutex_.
   std::condition_variable left;
@@ -52,19 +54,23 @@ void CopyThreads::drain(Batch& batch) {
   }
 }
 
-void CopyThreads::run(size_t task_count, const std::function<void(size_t)>& task) {
-  Batch batch(task, task_count);
-  if (task_count > 1 && !threads_.empty()) {
+void CopyThreads::run(size_t task_count, const std::function<void(size_t)>& task,
+                      unsigned threads_max) {
+  const size_t sharing =
+      std::min({task_count, threads_.size() + 1, static_cast<size_t>(threads_max)});
+  const size_t helpers = sharing > 1 ? sharing - 1 : 0;
+  Batch batch(task, task_count, static_cast<unsigned>(helpers));
+  if (helpers > 0) {
     std::lock_guard lock(mutex_);
     batches_.push_back(&batch);
-    if (task_count > threads_.size()) {
+    if (helpers == threads_.size()) {
       wake_.notify_all();
     } else {
-      for (size_t i = 1; i < task_count; ++i) wake_.notify_one();
+      for (size_t i = 0; i < helpers; ++i) wake_.notify_one();
     }
   }
   drain(batch);
-  if (task_count > 1 && !threads_.empty()) {
+  if (helpers > 0) {
     std::unique_lock lock(mutex_);
     std::erase(batches_, &batch);
     batch.left.wait(lock, [&] { return batch.helpers == 0; });
@@ -78,7 +84,8 @@ void CopyThreads::work() {
   setpriority(PRIO_PROCESS, self, getpriority(PRIO_PROCESS, self) + kNiceBy);
   std::unique_lock lock(mutex_);
   const auto has_work = [](const Batch* batch) {
-    return batch->next.load(std::memory_order_relaxed) < batch->count;
+    return batch->helpers < batch->helpers_max &&
+           batch->next.load(std::memory_order_relaxed) < batch->count;
   };
   for (;;) {
     auto found = std::find_if(batches_.begin(), batches_.end(), has_work);

@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <functional>
+#include <limits>
 #include <mutex>
 #include <vector>
 
@@ -25,8 +26,10 @@ class CopyThreads {
 
   /// Calls task(0) … task(task_count - 1), each exactly once, on the caller and idle threads.
   /// Blocks until all have returned. Tasks must not throw.
+  /// `threads_max` counts the caller; at least 1.
   /// Threads: any number of callers at the same time; they share the threads.
-  void run(size_t task_count, const std::function<void(size_t)>& task);
+  void run(size_t task_count, const std::function<void(size_t)>& task,
+           unsigned threads_max = std::numeric_limits<unsigned>::max());
 
   unsigned count() const { return static_cast<unsigned>(threads_.size()) + 1; }
 

@@ -47,6 +47,7 @@ def look(options: StoreOptions, *, keep_client: bool = False) -> NodeView:
     check_visible(paths)
     client = _core.Client(
         copy_threads=1,
+        put_copy_threads=1,
         call_timeout_ms=options.call_timeout_ms,
         verify=True,
         name="mooncake-hicache",

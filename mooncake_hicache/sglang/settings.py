@@ -35,6 +35,9 @@ __all__ = [
 STORE_CALL_MAX_MS = 2000
 """Milliseconds that one call into the store may take in an engine; see `transfer.Budget`."""
 
+PUT_THREADS_DIVISOR = 4
+"""Of the threads that copy for a get, one in so many copies for a put."""
+
 CONFIG_PATH_VARIABLE = "SGLANG_HICACHE_MOONCAKE_CONFIG_PATH"
 
 ORIGINAL_OPTIONS: dict[str, str | None] = {
@@ -143,6 +146,11 @@ def read_settings(
             f"most {STORE_CALL_MAX_MS} ms, taken as that",
         ]
         options = options.replaced(call_timeout_ms=STORE_CALL_MAX_MS)
+    if not options.put_copy_threads:
+        # Nobody waits for a put, and the engine computes beside it: it needs CPUs and the memory's
+        # bandwidth more.
+        few = max(1, options.copy_thread_count() // PUT_THREADS_DIVISOR)
+        options = options.replaced(put_copy_threads=few)
     return Settings(
         options=options,
         weight_version=weight_version,

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "support.h"
@@ -52,6 +53,28 @@ TEST(CopyThreads, ManyCallersShareTheThreads) {
   }
   for (std::thread& caller : callers) caller.join();
   EXPECT_EQ(wrong, 0U);
+}
+
+TEST(CopyThreads, ABatchTakesNoMoreThreadsThanItMay) {
+  CopyThreads threads(4);
+  for (const unsigned most : {1U, 2U, 3U, 9U}) {
+    const unsigned expected = std::min(most, threads.count());
+    std::atomic<unsigned> inside{0};
+    std::atomic<unsigned> greatest{0};
+    threads.run(
+        64,
+        [&](size_t i) {
+          const unsigned now = ++inside;
+          unsigned seen = greatest;
+          while (now > seen && !greatest.compare_exchange_weak(seen, now)) {
+          }
+          // The first ones wait for each other: all that may come do come.
+          while (i < expected && greatest < expected) std::this_thread::yield();
+          --inside;
+        },
+        most);
+    EXPECT_EQ(greatest, expected) << "of at most " << most;
+  }
 }
 
 TEST(CopyThreads, ASlowBatchDoesNotHoldUpAnother) {

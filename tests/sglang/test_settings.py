@@ -66,6 +66,16 @@ def test_environment_of_the_original_is_read():
     assert (int(settings.options.pool_size), settings.tenant) == (2 * GIB, "team")
 
 
+def test_puts_leave_most_threads_to_the_engine():
+    own = {"copy_threads": 12}
+    assert read_settings({"mooncake_hicache": own}, {}).options.put_copy_thread_count() == 3
+    assert (
+        read_settings({"mooncake_hicache": {"copy_threads": 2}}, {}).options.put_copy_threads == 1
+    )
+    own = {**own, "put_copy_threads": 12}
+    assert read_settings({"mooncake_hicache": own}, {}).options.put_copy_thread_count() == 12
+
+
 def test_file_of_the_original_hides_the_environment(tmp_path):
     file = tmp_path / "mooncake.json"
     file.write_text(json.dumps({"global_segment_size": "3gb", "mode": "x", "tenant_id": None}))

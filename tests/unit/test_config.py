@@ -283,6 +283,9 @@ def test_replaced_keeps_arguments_and_checks_the_new_ones() -> None:
 
 def test_copy_threads_are_resolved_for_this_machine() -> None:
     assert StoreOptions(copy_threads=5).copy_thread_count() == 5
+    assert StoreOptions(copy_threads=5).put_copy_thread_count() == 5
+    assert StoreOptions(copy_threads=5, put_copy_threads=2).put_copy_thread_count() == 2
+    assert StoreOptions(copy_threads=5, put_copy_threads=9).put_copy_thread_count() == 5
     assert 1 <= StoreOptions().copy_thread_count() <= 16
 
 

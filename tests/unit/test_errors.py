@@ -39,6 +39,8 @@ def test_an_unknown_code_is_a_bug_and_not_a_crash() -> None:
 
 def test_the_core_raises_these_classes() -> None:
     with pytest.raises(errors.UnavailableError) as caught:
-        client = _core.Client(copy_threads=1, call_timeout_ms=100, verify=True, name="test")
+        client = _core.Client(
+            copy_threads=1, put_copy_threads=1, call_timeout_ms=100, verify=True, name="test"
+        )
         client.connect("/nonexistent/node.sock", 100)
     assert "/nonexistent/node.sock" in str(caught.value)
