@@ -77,19 +77,6 @@ void DirectoryClient::submit(DirectoryOp op, std::vector<uint8_t> frame, Deadlin
   done(refused);
 }
 
-Status DirectoryClient::believe(const ReplyHead& head, uint64_t connection) {
-  uint64_t known = epoch_;
-  while (head.epoch > known && !epoch_.compare_exchange_weak(known, head.epoch)) {
-  }
-  if (head.code != Code::kNotLeader && head.epoch >= known) return Status();
-  cut(connection);
-  return Status(Code::kNotLeader,
-                head.code == Code::kNotLeader
-                    ? "who was asked does not lead the cluster; another address is tried"
-                    : "a leader of epoch " + std::to_string(head.epoch) + " answered, but epoch " +
-                          std::to_string(known) + " has begun");
-}
-
 void DirectoryClient::cut(uint64_t connection) {
   uint64_t cut = cut_;
   while (connection > cut && !cut_.compare_exchange_weak(cut, connection)) {
@@ -146,10 +133,10 @@ void DirectoryClient::run() {
       Result<Stream> stream = connect(address);
       Status ended = stream.status();
       if (stream.ok()) {
-        const uint64_t epoch = epoch_;
+        const uint64_t known = epoch();
         ended = serve(FramePipe(std::move(stream.value()), kDirectoryReplySizeMax));
         // It led, so the next one is worth a quick try.
-        if (epoch_ > epoch || ended.code() != Code::kNotLeader) {
+        if (epoch() > known || ended.code() != Code::kNotLeader) {
           back_off_ms = options_.back_off_min_ms;
         }
       }

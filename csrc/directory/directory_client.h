@@ -15,7 +15,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
-#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -26,8 +25,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/clock.h"
-#include "directory/directory_messages.h"
+#include "directory/directory_line.h"
 #include "directory/frame_pipe.h"
 #include "io/event_fd.h"
 #include "io/tcp_socket.h"
@@ -36,7 +34,7 @@
 
 namespace hicache {
 
-class DirectoryClient {
+class DirectoryClient : public DirectoryLine {
  public:
   struct Options {
     std::vector<HostPort> addresses;  // Of all that may lead.
@@ -51,53 +49,17 @@ class DirectoryClient {
     /// connection_number() has changed. May be empty.
     std::function<void()> on_connection{};
   };
-  template <typename Reply>
-  using Done = std::function<void(Result<Reply>)>;
-
   static Result<std::unique_ptr<DirectoryClient>> start(Options options);
-  ~DirectoryClient();
+  ~DirectoryClient() override;
   /// Ends all calls with kClosed, and the thread. May be called again.
   void stop();
 
-  /// 1 for the first connection, and so on; 0: there is none now.
-  uint64_t connection_number() const { return connection_number_; }
+  uint64_t connection_number() const override { return connection_number_; }
   /// Blocks. kTimeout, with what the last attempt came to.
   /// `but`: the number of a connection that does not count.
   Status wait_connected(Deadline deadline, uint64_t but = 0);
-  /// The newest epoch heard of.
-  uint64_t epoch() const { return epoch_; }
-
-  /// `done` is called once: with the reply, whose code is kOk or what the directory said; or with
-  /// kTimeout, kUnavailable, kNotLeader, kBusy, kCorrupt or kClosed.
-  template <typename Reply, typename Request>
-  void ask(Request request, Deadline deadline, Done<Reply> done) {
-    request.epoch = epoch_;
-    std::vector<uint8_t> frame;
-    begin_frame(frame);
-    WireWriter writer(frame);
-    encode(writer, request);
-    submit(op_of(request), std::move(frame), deadline,
-           [this, done = std::move(done)](Result<Answer> answer) {
-             done(decode_answer<Reply>(std::move(answer)));
-           });
-  }
-
-  /// The same, waiting for it.
-  template <typename Reply, typename Request>
-  Result<Reply> call(Request request, Deadline deadline) {
-    auto promise = std::make_shared<std::promise<Result<Reply>>>();
-    std::future<Result<Reply>> reply = promise->get_future();
-    ask<Reply>(std::move(request), deadline,
-               [promise](Result<Reply> result) { promise->set_value(std::move(result)); });
-    return reply.get();
-  }
 
  private:
-  struct Answer {
-    std::span<const uint8_t> payload;
-    uint64_t connection;
-  };
-  using AnswerDone = std::function<void(Result<Answer>)>;
   struct Call {
     DirectoryOp op;
     uint64_t deadline_ns;
@@ -106,24 +68,9 @@ class DirectoryClient {
 
   DirectoryClient(Options options, EventFd wake);
 
-  template <typename Reply>
-  Result<Reply> decode_answer(Result<Answer> answer) {
-    if (!answer.ok()) return answer.status();
-    Reply reply;
-    if (!decode(WireReader(answer.value().payload), reply)) {
-      cut(answer.value().connection);
-      return Status(Code::kCorrupt,
-                    "the directory's reply is malformed; run the same release of "
-                    "mooncake-hicache on all machines");
-    }
-    HICACHE_RETURN_IF_ERROR(believe(reply.head, answer.value().connection));
-    return reply;
-  }
-  void submit(DirectoryOp op, std::vector<uint8_t> frame, Deadline deadline, AnswerDone done);
-  /// Notes the epoch; kNotLeader: who answered does not lead, or not any more.
-  Status believe(const ReplyHead& head, uint64_t connection);
-  /// Ends a connection, if it is still the present one.
-  void cut(uint64_t connection);
+  void submit(DirectoryOp op, std::vector<uint8_t> frame, Deadline deadline,
+              AnswerDone done) override;
+  void cut(uint64_t connection) override;
 
   void run();
   Result<Stream> connect(const HostPort& address) const;
@@ -139,7 +86,6 @@ class DirectoryClient {
   EventFd wake_;
   std::atomic<uint64_t> connection_number_{0};
   std::atomic<uint64_t> cut_{0};  // The newest connection that is to end.
-  std::atomic<uint64_t> epoch_{0};
   std::atomic<bool> stopping_{false};
   std::mutex mutex_;
   std::condition_variable connected_;

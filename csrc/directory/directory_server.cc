@@ -307,60 +307,17 @@ void DirectoryServer::forget(int fd) {
   reception_.guest_left();
 }
 
-template <typename Request, typename Apply>
-bool DirectoryServer::reply_to(Payload payload, Apply apply) {
-  Request request;
-  if (!decode(WireReader(payload), request)) return false;
-  WireWriter writer(frame_);
-  encode(writer, apply(request));
-  return true;
-}
-
 bool DirectoryServer::answer(Connection& connection, const FrameHeader& header, Payload payload) {
   ++request_count_;
   begin_frame(frame_);
-  const auto plain = [this](const auto& request) { return directory_.apply(request); };
-  const auto timed = [this](const auto& request) { return directory_.apply(request, round_ms_); };
-  const auto of_session = [&](const auto& request) {
-    return directory_.apply(request, connection.session, round_ms_);
-  };
-  bool is_sound = false;
-  switch (static_cast<DirectoryOp>(header.op)) {
-    case DirectoryOp::kLocate: {
-      is_sound = decode(WireReader(payload), locate_request_);
-      if (!is_sound) return false;
-      directory_.apply(locate_request_, locate_reply_);
-      WireWriter writer(frame_);
-      encode(writer, locate_reply_);
-      break;
-    }
-    case DirectoryOp::kJoin:
-      is_sound = reply_to<JoinRequest>(payload, of_session);
-      core_due_ms_ = 0;  // It is to be listened to from now on.
-      break;
-    case DirectoryOp::kHeartbeat:
-      is_sound = reply_to<HeartbeatRequest>(payload, of_session);
-      break;
-    case DirectoryOp::kBatch:
-      is_sound = reply_to<BatchRequest>(payload, plain);
-      break;
-    case DirectoryOp::kLeave:
-      is_sound = reply_to<LeaveRequest>(payload, timed);
-      core_due_ms_ = 0;
-      break;
-    case DirectoryOp::kMembers:
-      is_sound = reply_to<MembersRequest>(payload, plain);
-      break;
-    case DirectoryOp::kClearSpace:
-      is_sound = reply_to<ClearSpaceRequest>(payload, plain);
-      core_due_ms_ = 0;
-      break;
-    case DirectoryOp::kDrain:
-      is_sound = reply_to<DrainRequest>(payload, plain);
-      break;
-  }
-  if (is_sound) seal_frame(frame_, header.op | kDirectoryReplyBit, header.request_id);
-  return is_sound;
+  const auto op = static_cast<DirectoryOp>(header.op);
+  if (!desk_.answer(op, payload, connection.session, round_ms_, frame_)) return false;
+  // Who joined is to be listened to from now on; the others leave something to be swept.
+  const bool is_change =
+      op == DirectoryOp::kJoin || op == DirectoryOp::kLeave || op == DirectoryOp::kClearSpace;
+  if (is_change) core_due_ms_ = 0;
+  seal_frame(frame_, header.op | kDirectoryReplyBit, header.request_id);
+  return true;
 }
 
 }  // namespace hicache

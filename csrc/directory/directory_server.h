@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "directory/directory.h"
+#include "directory/directory_desk.h"
 #include "directory/directory_messages.h"
 #include "directory/frame_pipe.h"
 #include "directory/prober.h"
@@ -80,8 +80,6 @@ class DirectoryServer {
   bool answer_some(Connection& connection);
   /// Fills in frame_; false: the request is malformed.
   bool answer(Connection& connection, const FrameHeader& header, Payload payload);
-  template <typename Request, typename Apply>
-  bool reply_to(Payload payload, Apply apply);
   bool send(Connection& connection);
   void forget(int fd);
   /// Calls what others posted, lets the core do what is due, carries out its effects.
@@ -107,6 +105,7 @@ class DirectoryServer {
   bool is_deaf_ = false;  // No task will be called any more; guarded by tasks_mutex_.
   // Of the thread alone.
   Directory directory_;
+  DirectoryDesk desk_{directory_};
   Reception reception_;
   std::unordered_map<int, Connection> connections_;
   std::unordered_map<SessionId, int> by_session_;
@@ -116,8 +115,6 @@ class DirectoryServer {
   uint64_t core_due_ms_ = 0;
   uint64_t stalls_due_ms_ = 0;
   std::vector<uint8_t> frame_;  // Scratch of a reply.
-  LocateRequest locate_request_;
-  LocateReply locate_reply_;
   uint64_t unwelcome_count_ = 0;
   uint64_t malformed_count_ = 0;
   uint64_t stalled_count_ = 0;

@@ -104,7 +104,7 @@ class Cluster {
   void add_stats(NodeStats& stats, uint64_t now_ms) const;
 
   /// For look-ups. Its answers come on its own thread: post() what to do with them.
-  DirectoryClient& directory() { return *bulk_; }
+  DirectoryLine& directory() { return *bulk_; }
 
  private:
   Cluster(ClusterOptions options, Surroundings surroundings);

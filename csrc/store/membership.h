@@ -13,7 +13,7 @@
 #include <functional>
 #include <string>
 
-#include "directory/directory_client.h"
+#include "directory/directory_line.h"
 #include "store/announcer.h"
 
 namespace hicache {
@@ -28,8 +28,8 @@ class Membership {
   };
   /// What it works on; all outlive it, and the clients are stopped before it ends.
   struct Surroundings {
-    DirectoryClient& life;
-    DirectoryClient& bulk;
+    DirectoryLine& life;
+    DirectoryLine& bulk;
     Announcer& announcer;
     std::function<void(Task)> post;        // To the node's thread, from any.
     std::function<uint64_t()> free_bytes;  // That pages could take.

@@ -133,6 +133,7 @@ Status Node::open_ssd() {
   reader_fds_ = std::move(readers.value());
   ssd_ = std::move(tier.value());
   ssd_->attach(store_);
+  pages_.set_ssd(*ssd_);
   store_.set_lower(*ssd_);
   for (const int fd : ssd_->event_fds()) HICACHE_RETURN_IF_ERROR(watch(epoll_, fd, EPOLLIN));
   return Status();
@@ -166,6 +167,7 @@ Status Node::join_cluster() {
   if (!cluster.ok()) return cluster.status();
   cluster_ = std::move(cluster.value());
   network_->attach(cluster_->directory());
+  pages_.set_remote(network_->remote());
   return Status();
 }
 

@@ -20,6 +20,7 @@
 #include "io/memory.h"
 #include "store/cluster.h"
 #include "store/messages.h"
+#include "store/node_pages.h"
 #include "store/notice_list.h"
 #include "store/page_store.h"
 #include "store/peer_network.h"
@@ -137,10 +138,8 @@ class Node : private PeerPages {
   bool handle_commit(Connection& connection, Payload payload);
   bool handle_keys(Connection& connection, NodeOp op, Payload payload);
   bool handle_list(Payload payload);
-  /// Each handles one key of a request; a ticket of the SSD tier delays the reply.
-  Code remove(NamespaceIndex index, const Key& key);
+  /// Handles one key of a request.
   Code set_pin(NamespaceIndex index, const Key& key, Pin pin);
-  uint64_t clear(NamespaceIndex index, uint64_t* ticket);
   /// Where there are as many as there may be, the least used one ends.
   Result<NamespaceIndex> open_namespace(const NamespaceDigest& digest, std::string description);
   /// Likewise, because the cluster does: also what the SSDs may hold of a namespace that nobody
@@ -160,8 +159,10 @@ class Node : private PeerPages {
   void lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
                       WireWriter& writer) override;
   void remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) override;
-  void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) override;
-  void report_corrupt(std::span<const PageRef> refs) override;
+  void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) override {
+    pages_.release(session, refs, now_ms);
+  }
+  void report_corrupt(std::span<const PageRef> refs) override { pages_.report_corrupt(refs); }
   /// Sends reply_, or keeps it until what it says will outlive a restart.
   bool answer(Connection& connection, NodeOp op, uint64_t request_id);
   bool answer_deferred(Connection& connection, uint64_t now_ms, uint64_t* next_ms);
@@ -187,6 +188,7 @@ class Node : private PeerPages {
 
   // Of the node's thread.
   PageStore store_;
+  NodePages pages_{store_};
   std::unique_ptr<SsdTier> ssd_;          // Null: none.
   uint64_t ssd_due_ms_ = 0;               // Its advance() at the latest.
   std::unique_ptr<Cluster> cluster_;      // Null: none.
@@ -196,9 +198,7 @@ class Node : private PeerPages {
   std::vector<int> remote_waiters_;       // Connections whose reply waits for pages of peers.
   std::vector<std::pair<uint32_t, PageRef>> replaced_;  // Of the commit in hand, by number.
   uint32_t peer_count_ = 0;  // Who reads here keeps the node from being idle.
-  uint64_t peer_leased_pages_ = 0;
-  uint64_t peer_leased_bytes_ = 0;
-  uint64_t busy_ns_ = 0;  // That the thread did not wait, in a cluster.
+  uint64_t busy_ns_ = 0;     // That the thread did not wait, in a cluster.
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;
   std::vector<uint8_t> reply_;
   uint64_t ticket_ = 0;        // Of the request in hand: its reply waits for it.

@@ -12,7 +12,7 @@ uint64_t Node::clear_ordered(const NamespaceDigest& digest) {
   uint64_t ticket = 0;
   if (!ssd_ && !store_.find_namespace(digest)) return ticket;
   const Result<NamespaceIndex> index = open_namespace(digest, "");
-  if (index.ok()) (void)clear(index.value(), &ticket);
+  if (index.ok()) (void)pages_.clear(index.value(), ticket);
   return ticket;
 }
 

@@ -27,11 +27,11 @@
 #include "io/event_fd.h"
 #include "io/tcp_socket.h"
 #include "net/greeting.h"
-#include "store/peer_messages.h"
+#include "store/peer_roads.h"
 
 namespace hicache {
 
-class NodeLink {
+class NodeLink : public PeerLink {
  public:
   struct Options {
     std::string own_name;
@@ -45,28 +45,18 @@ class NodeLink {
     uint64_t back_off_max_ms;
     size_t calls_max;  // Under way at the same time. More are kBusy.
   };
-  struct Answer {
-    std::span<const uint8_t> payload;            // Valid during the call.
-    std::shared_ptr<const PeerHelloReply> peer;  // Whose it is.
-  };
-  using Done = std::function<void(Result<Answer>)>;
 
   static Result<std::unique_ptr<NodeLink>> start(Options options);
-  ~NodeLink();
+  ~NodeLink() override;
 
-  /// `message` has begun with begin_frame(). kTimeout, kUnavailable, kBusy, kClosed.
-  void ask(NodeOp op, std::vector<uint8_t> message, Done done);
-  /// Without a reply, and lost where there is no connection: leases ended with it.
-  void tell(NodeOp op, std::vector<uint8_t> message);
+  void ask(NodeOp op, std::vector<uint8_t> message, Done done) override;
+  void tell(NodeOp op, std::vector<uint8_t> message) override;
 
-  /// The breaker is open: calls would fail.
-  bool is_failing() const { return monotonic_ns() < closed_until_ns_; }
-  /// How often the breaker has opened.
-  uint64_t breaks_count() const { return breaks_count_; }
+  bool is_failing() const override { return monotonic_ns() < closed_until_ns_; }
+  uint64_t breaks_count() const override { return breaks_count_; }
 
-  /// Has the thread end; does not wait for it.
-  void stop_soon();
-  bool has_ended() const { return has_ended_; }
+  void stop_soon() override;
+  bool has_ended() const override { return has_ended_; }
 
  private:
   struct Call {

@@ -5,7 +5,6 @@
 #include "base/clock.h"
 #include "store/node.h"
 #include "store/node_connection.h"
-#include "store/reply_cut.h"
 
 namespace hicache {
 
@@ -20,19 +19,11 @@ bool Node::ask_peers(Connection& connection, NodeOp op, uint64_t request_id, Pay
   const bool is_get = op == NodeOp::kLease;
   if (is_get && request.patience_ms == 0) return false;
   const uint64_t now_ms = monotonic_ms();
-  std::vector<uint32_t> missing = store_.missing(request.index, request.keys, now_ms);
+  std::vector<uint32_t> missing;
+  RemoteTier::Question question =
+      pages_.question_of(connection.session, request.index, request.keys,
+                         is_get ? uint8_t{0} : request.flags, now_ms, missing);
   if (missing.empty()) return false;
-  RemoteTier::Question question{.session = connection.session,
-                                .space = store_.space_of(request.index),
-                                .is_prefix = !is_get && (request.flags & kLookupPrefix) != 0,
-                                .leases = !is_get && (request.flags & kLookupLease) != 0,
-                                .keys = {},
-                                .parents = {}};
-  for (const uint32_t i : missing) {
-    question.keys.push_back(request.keys[i]);
-    const bool has_parent = question.is_prefix && i != 0;
-    question.parents.push_back(has_parent ? page_hash(question.space, request.keys[i - 1]) : 0);
-  }
   RemoteTier& remote = network_->remote();
   connection.remote_wait = is_get
                                ? remote.begin_get(std::move(question), request.patience_ms, now_ms)
@@ -77,7 +68,7 @@ bool Node::answer_remote(Connection& connection) {
   begin_frame(reply_);
   if (connection.remote_op == NodeOp::kLease) {
     if (!handle_lease(connection, payload)) return false;
-    release(connection.session, answer.held, monotonic_ms());
+    pages_.release(connection.session, answer.held, monotonic_ms());
   } else if (!answer_lookup(connection, payload, answer.found)) {
     return false;
   }
@@ -92,25 +83,8 @@ bool Node::answer_remote(Connection& connection) {
 bool Node::answer_lookup(Connection& connection, Payload payload, std::span<const uint8_t> found) {
   KeysRequest& request = keys_request_;
   if (!decode(WireReader(payload), request)) return false;
-  const bool is_prefix = (request.flags & kLookupPrefix) != 0;
-  std::vector<uint8_t> is_remote(request.keys.size());
-  size_t reach = request.keys.size();
-  for (size_t n = 0; n < connection.remote_missing.size(); ++n) {
-    const uint32_t i = connection.remote_missing[n];
-    is_remote[i] = n < found.size() && found[n] != 0;
-    if (is_remote[i] || !is_prefix) continue;
-    reach = i + size_t{1};
-    break;
-  }
-  store_.lookup(connection.session, request.index, std::span(request.keys).first(reach),
-                {(request.flags & kLookupLease) != 0, false}, monotonic_ms(), codes_);
-  bool is_chained = true;
-  for (size_t i = 0; i < reach; ++i) {
-    if (codes_[i] == Code::kNotFound && is_remote[i]) codes_[i] = Code::kOk;
-    if (is_prefix && !is_chained) codes_[i] = Code::kNotFound;
-    is_chained = is_chained && codes_[i] == Code::kOk;
-  }
-  codes_.resize(request.keys.size(), Code::kNotFound);
+  pages_.lookup(connection.session, request.index, request.keys, request.flags,
+                connection.remote_missing, found, monotonic_ms(), codes_);
   WireWriter(reply_).put_array(std::span<const Code>(codes_));
   return true;
 }
@@ -160,7 +134,8 @@ bool Node::answer_removal(Connection& connection, std::span<const uint8_t> found
     if (!decode(WireReader(payload), keys_request_)) return false;
     patience_ms_ = keys_request_.patience_ms;
     // Also what came from a peer just before that had removed it.
-    for (const Key& key : keys_request_.keys) (void)remove(keys_request_.index, key);
+    for (const Key& key : keys_request_.keys)
+      (void)pages_.remove(keys_request_.index, key, ticket_);
   } else {
     CommitRequest request;
     if (!decode(WireReader(payload), request)) return false;
@@ -183,8 +158,8 @@ void Node::add_network_stats(NodeStats& stats) const {
   if (!network_) return;
   stats.peers = network_->service().peer_count();
   stats.rejected_peers = network_->service().refused_count();
-  stats.peer_leased_pages = peer_leased_pages_;
-  stats.peer_leased_bytes = peer_leased_bytes_;
+  stats.peer_leased_pages = pages_.counts().peer_leased_pages;
+  stats.peer_leased_bytes = pages_.counts().peer_leased_bytes;
   if (network_->has_directory()) network_->remote().add_stats(stats);
 }
 
@@ -209,73 +184,16 @@ void Node::note_left() {
 
 void Node::lookup_for_peer(SessionIndex session, const PeerKeysRequest& request,
                            std::vector<Code>& codes) {
-  const std::optional<NamespaceIndex> index = store_.find_namespace(request.digest);
-  if (!index) {
-    codes.assign(request.keys.size(), Code::kNotFound);
-    return;
-  }
-  const PageStore::LookupFlags flags{(request.flags & kLookupLease) != 0,
-                                     (request.flags & kLookupPrefix) != 0};
-  store_.lookup(session, *index, request.keys, flags, monotonic_ms(), codes);
-}
-
-void Node::remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) {
-  const std::optional<NamespaceIndex> index = store_.find_namespace(request.digest);
-  codes.assign(request.keys.size(), Code::kNotFound);
-  for (size_t i = 0; index && i < codes.size(); ++i) codes[i] = remove(*index, request.keys[i]);
+  pages_.lookup_for_peer(session, request, monotonic_ms(), codes);
 }
 
 void Node::lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
                           WireWriter& writer) {
-  std::vector<PageStore::Location> locations(request.keys.size());
-  const std::optional<NamespaceIndex> index = store_.find_namespace(request.digest);
-  if (!index) return encode_locations(writer, locations);
-  const SpaceIndex space = store_.space_of(*index);
-  const uint64_t now_ms = monotonic_ms();
-  // A peer cannot read files: what lies in one comes up, and is asked for again.
-  std::vector<Key> in_pool;
-  std::vector<size_t> numbers;
-  for (size_t i = 0; i < request.keys.size(); ++i) {
-    const Key& key = request.keys[i];
-    const bool is_below =
-        ssd_ && !store_.has_hash(page_hash(space, key)) && ssd_->fetch(space, key);
-    if (is_below) {
-      locations[i].code = Code::kBusy;
-      continue;
-    }
-    in_pool.push_back(key);
-    numbers.push_back(i);
-  }
-  store_.lease(session, *index, in_pool, true, now_ms, locations_);
-  std::vector<PageRef> unreadable;
-  for (size_t n = 0; n < numbers.size(); ++n) {
-    PageStore::Location& location = locations[numbers[n]];
-    location = locations_[n];
-    if (location.code != Code::kOk) continue;
-    if (location.device != 0) {
-      unreadable.push_back(location.ref);
-      location = PageStore::Location();
-      location.code = Code::kBusy;
-      continue;
-    }
-    ++peer_leased_pages_;
-    peer_leased_bytes_ += location.size;
-  }
-  const std::vector<PageRef> cut = cut_to_frame(locations, kPeerReplySizeMax);
-  encode_locations(writer, locations);
-  release(session, cut, now_ms);
-  release(session, unreadable, now_ms);
+  pages_.lease_for_peer(session, request, monotonic_ms(), writer);
 }
 
-void Node::report_corrupt(std::span<const PageRef> refs) {
-  for (const PageRef& ref : refs) {
-    if (!SsdTier::is_ours(ref)) {
-      if (ssd_ && store_.is_present(ref)) ssd_->report_corrupt(store_.record(ref.page));
-      store_.report_corrupt(ref);
-    } else if (ssd_) {
-      ssd_->report_corrupt(ref);
-    }
-  }
+void Node::remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) {
+  pages_.remove_for_peer(request, codes);
 }
 
 }  // namespace hicache

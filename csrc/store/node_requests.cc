@@ -192,7 +192,7 @@ Result<NamespaceIndex> Node::open_namespace(const NamespaceDigest& digest,
   if (store_.is_full_of_namespaces() && !store_.find_namespace(digest)) {
     const NamespaceIndex least_used = store_.least_used_namespace();
     uint64_t ticket = 0;  // Not waited for: nobody asked for it to be removed, it may come back.
-    (void)clear(least_used, &ticket);
+    (void)pages_.clear(least_used, ticket);
     store_.end_namespace(least_used);
   }
   return store_.open_namespace(digest, std::move(description));
@@ -231,7 +231,7 @@ bool Node::handle_lease(Connection& connection, Payload payload) {
   const std::vector<PageRef> cut = cut_to_frame(locations_, kPayloadSizeMax);
   WireWriter writer(reply_);
   encode_locations(writer, locations_);
-  release(connection.session, cut, now_ms);
+  pages_.release(connection.session, cut, now_ms);
   return true;
 }
 
@@ -239,19 +239,11 @@ bool Node::handle_refs(Connection& connection, NodeOp op, Payload payload) {
   RefsRequest request;
   if (!decode(WireReader(payload), request)) return false;
   if (op == NodeOp::kRelease) {
-    release(connection.session, request.refs, monotonic_ms());
+    pages_.release(connection.session, request.refs, monotonic_ms());
     return true;
   }
-  report_corrupt(request.refs);
+  pages_.report_corrupt(request.refs);
   return true;
-}
-
-void Node::release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) {
-  store_.release(session, refs, now_ms);  // It ignores those that are not its own.
-  if (!ssd_) return;
-  for (const PageRef& ref : refs) {
-    if (SsdTier::is_ours(ref)) ssd_->release(session, ref);
-  }
 }
 
 bool Node::handle_reserve(Connection& connection, Payload payload) {
@@ -312,32 +304,11 @@ Code Node::commit(SessionIndex session, const CommitItem& item,
   return code;
 }
 
-Code Node::remove(NamespaceIndex index, const Key& key) {
-  const Code code = store_.remove(index, key);
-  if (network_ && network_->has_directory()) {
-    network_->remote().remove(store_.space_of(index), key);
-  }
-  if (!ssd_) return code;
-  const SpaceIndex space = store_.space_of(index);
-  const bool was_below = ssd_->contains({space, key, page_hash(space, key)});
-  ticket_ = std::max(ticket_, ssd_->remove(space, key));
-  return was_below ? Code::kOk : code;
-}
-
 Code Node::set_pin(NamespaceIndex index, const Key& key, Pin pin) {
   const Code code = store_.set_pin(index, key, pin, monotonic_ms());
   if (code != Code::kNotFound || !ssd_) return code;
   // Only what is in the pool can be pinned there.
   return ssd_->fetch(store_.space_of(index), key) ? Code::kBusy : code;
-}
-
-uint64_t Node::clear(NamespaceIndex index, uint64_t* ticket) {
-  const SpaceIndex ended = store_.space_of(index);
-  if (!ssd_) return store_.clear(index);
-  // Most pages of one tier are in the other as well.
-  const uint64_t below = ssd_->log().index().page_count_of(ended);
-  *ticket = ssd_->clear(ended, store_.digest_of(ended));
-  return std::max(store_.clear(index), below);
 }
 
 bool Node::handle_keys(Connection& connection, NodeOp op, Payload payload) {
@@ -346,7 +317,7 @@ bool Node::handle_keys(Connection& connection, NodeOp op, Payload payload) {
   patience_ms_ = request.patience_ms;
   if (op == NodeOp::kClear) {
     WireWriter writer(reply_);
-    encode(writer, ClearReply{Code::kOk, clear(request.index, &ticket_)});
+    encode(writer, ClearReply{Code::kOk, pages_.clear(request.index, ticket_)});
     if (cluster_) clear_elsewhere(connection, store_.digest_of(store_.space_of(request.index)));
     return true;
   }
@@ -354,7 +325,7 @@ bool Node::handle_keys(Connection& connection, NodeOp op, Payload payload) {
   codes_.clear();
   for (const Key& key : request.keys) {
     codes_.push_back(op == NodeOp::kRemove
-                         ? remove(request.index, key)
+                         ? pages_.remove(request.index, key, ticket_)
                          : set_pin(request.index, key, static_cast<Pin>(request.flags)));
   }
   WireWriter(reply_).put_array(std::span<const Code>(codes_));

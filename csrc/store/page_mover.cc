@@ -43,6 +43,11 @@ uint64_t scattered_checksum(const uint8_t* pool, std::span<const Extent> extents
   return fold_stripes(stripes, size);
 }
 
+Code outcome_of(const uint8_t* pool, const PeerReader::Page& page, Code failed) {
+  if (scattered_checksum(pool, page.local) == page.checksum) return Code::kOk;
+  return failed == Code::kOk ? Code::kCorrupt : failed;
+}
+
 PageMover::PageMover(TransferEngine& engine, Options options, Done done)
     : engine_(engine), options_(std::move(options)), done_(std::move(done)) {
   thread_ = std::thread([this] { run(); });
@@ -194,10 +199,7 @@ void PageMover::finish(Group& group) {
   if (!released.ok() && failed == Code::kOk) failed = released.code();
   std::vector<Outcome> outcomes;
   for (const Page& page : group.pages) {
-    // Of a batch that failed some pages may be whole.
-    const bool is_whole = scattered_checksum(options_.pool, page.local) == page.checksum;
-    const Code why = failed == Code::kOk ? Code::kCorrupt : failed;
-    outcomes.push_back({page.tag, is_whole ? Code::kOk : why});
+    outcomes.push_back({page.tag, outcome_of(options_.pool, page, failed)});
   }
   done_(std::move(outcomes));
 }

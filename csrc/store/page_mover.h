@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "store/peer_roads.h"
 #include "tier/extent.h"
 #include "transfer/engine.h"
 
@@ -27,7 +28,10 @@ namespace hicache {
 /// The checksum (transfer/checksum_copy.h) of a page that lies in pieces of `pool`.
 uint64_t scattered_checksum(const uint8_t* pool, std::span<const Extent> extents);
 
-class PageMover {
+/// Of a page whose transfer came to `failed`: of one that failed it may be whole all the same.
+Code outcome_of(const uint8_t* pool, const PeerReader::Page& page, Code failed);
+
+class PageMover : public PeerReader {
  public:
   struct Options {
     std::string address;  // Of the peer's engine.
@@ -37,29 +41,14 @@ class PageMover {
     uint64_t window_bytes;  // In flight at a time, but for one batch.
     uint64_t batch_bytes;   // More becomes several batches.
   };
-  struct Page {
-    uint64_t tag;
-    uint64_t size;
-    uint64_t checksum;
-    std::vector<Extent> local;   // In our pool.
-    std::vector<Extent> remote;  // In the peer's. Both add up to `size`.
-  };
-  /// kOk; kCorrupt: arrived, but other bytes; kTimeout, kUnavailable …: did not arrive.
-  struct Outcome {
-    uint64_t tag;
-    Code code;
-  };
-  using Done = std::function<void(std::vector<Outcome>)>;
-
   /// `engine` outlives it, and is stopped before it where a transfer must not be waited for.
   PageMover(TransferEngine& engine, Options options, Done done);
-  ~PageMover();
+  ~PageMover() override;
 
-  void read(std::vector<Page> pages, Priority priority, uint64_t deadline_ns);
+  void read(std::vector<Page> pages, Priority priority, uint64_t deadline_ns) override;
 
-  /// Has the thread end; what was not begun is kClosed. Does not wait for it.
-  void stop_soon();
-  bool has_ended() const { return has_ended_; }
+  void stop_soon() override;
+  bool has_ended() const override { return has_ended_; }
 
  private:
   struct Group {

@@ -80,12 +80,17 @@ Status PeerNetwork::open(std::vector<std::string>& notices) {
   return service_->start();
 }
 
-void PeerNetwork::attach(DirectoryClient& directory) {
+void PeerNetwork::attach(DirectoryLine& directory) {
+  roads_ = std::make_unique<NetworkRoads>(
+      NetworkRoads::Options{.own_name = options_.name,
+                            .secret = options_.secret,
+                            .tls = tls_,
+                            .call_timeout_ms = options_.peers.call_timeout_ms,
+                            .pool = surroundings_.pool},
+      *engine_);
   remote_ = std::make_unique<RemoteTier>(
       RemoteTier::Options{.own_name = options_.name,
                           .own_incarnation = incarnation(),
-                          .secret = options_.secret,
-                          .tls = tls_,
                           .lookup_timeout_ms = options_.peers.lookup_timeout_ms,
                           .stall_timeout_ms = options_.peers.stall_timeout_ms,
                           .fetch_timeout_ms = options_.peers.fetch_timeout_ms,
@@ -94,8 +99,7 @@ void PeerNetwork::attach(DirectoryClient& directory) {
                           .routes_max = kRoutesMax,
                           .peers_max = options_.peers.peers_max},
       RemoteTier::Surroundings{.store = surroundings_.store,
-                               .pool = surroundings_.pool,
-                               .engine = *engine_,
+                               .roads = *roads_,
                                .directory = directory,
                                .wake = surroundings_.wake});
 }

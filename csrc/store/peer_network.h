@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "store/cluster.h"
+#include "store/network_roads.h"
 #include "store/peer_service.h"
 #include "store/remote_tier.h"
 #include "transfer/engine.h"
@@ -39,7 +40,7 @@ class PeerNetwork {
   std::vector<std::string> addresses() const { return addresses_; }
 
   /// Where pages are asked for. Before any question; `directory` outlives it.
-  void attach(DirectoryClient& directory);
+  void attach(DirectoryLine& directory);
   bool has_directory() const { return remote_ != nullptr; }
   RemoteTier& remote() { return *remote_; }
   const RemoteTier& remote() const { return *remote_; }
@@ -66,6 +67,7 @@ class PeerNetwork {
   std::unique_ptr<TransferEngine> engine_;
   std::vector<std::string> addresses_;  // Of the service, and of the engine.
   std::unique_ptr<PeerService> service_;
+  std::unique_ptr<NetworkRoads> roads_;
   std::unique_ptr<RemoteTier> remote_;
 };
 

@@ -14,16 +14,12 @@ constexpr size_t kUnsentMax = 1 * kMiB;
 constexpr int kFramesPerTurn = 32;
 constexpr uint64_t kStallCheckMs = 250;
 
-bool has_reply(NodeOp op) {
-  return op != NodeOp::kRelease && op != NodeOp::kReportCorrupt;
-}
-
 }  // namespace
 
 PeerService::PeerService(Options options, Listening listening, int epoll, PeerPages& pages)
     : options_(std::move(options)),
       epoll_(epoll),
-      pages_(pages),
+      desk_(options_.hello, pages),
       reception_({options_.secret, options_.hello.incarnation, options_.tls, options_.peers_max},
                  std::move(listening), epoll) {}
 
@@ -52,7 +48,7 @@ uint64_t PeerService::advance(uint64_t now_ms) {
   if (now_ms >= stalls_due_ms_) {
     std::vector<int> stalled;
     for (const auto& [fd, peer] : peers_) {
-      const uint64_t since_ms = peer.has_session ? peer.blocked_ms : peer.since_ms;
+      const uint64_t since_ms = peer.guest.has_session ? peer.blocked_ms : peer.since_ms;
       if (since_ms != 0 && now_ms >= since_ms + options_.stall_timeout_ms) stalled.push_back(fd);
     }
     refused_count_ += stalled.size();
@@ -60,7 +56,7 @@ uint64_t PeerService::advance(uint64_t now_ms) {
     stalls_due_ms_ = now_ms + kStallCheckMs;
   }
   const bool is_watched = std::any_of(peers_.begin(), peers_.end(), [](const auto& entry) {
-    return !entry.second.has_session || entry.second.blocked_ms != 0;
+    return !entry.second.guest.has_session || entry.second.blocked_ms != 0;
   });
   return is_watched ? std::min(next_ms, stalls_due_ms_) : next_ms;
 }
@@ -129,57 +125,8 @@ bool PeerService::answer_some(Peer& peer, uint64_t now_ms) {
 
 bool PeerService::answer(Peer& peer, const FrameHeader& header, Payload payload, uint64_t now_ms) {
   const auto op = static_cast<NodeOp>(header.op);
-  frame_.clear();
-  if ((op == NodeOp::kHello) == peer.has_session) return false;
-  if (has_reply(op)) begin_frame(frame_);
-  bool is_sound = false;
-  switch (op) {
-    case NodeOp::kHello:
-      is_sound = answer_hello(peer, payload);
-      break;
-    case NodeOp::kLookup:
-    case NodeOp::kLease:
-    case NodeOp::kRemove:
-      is_sound = answer_keys(peer, op, payload);
-      break;
-    case NodeOp::kRelease:
-      is_sound = decode(WireReader(payload), refs_);
-      if (is_sound) pages_.release(peer.session, refs_.refs, now_ms);
-      break;
-    case NodeOp::kReportCorrupt:
-      is_sound = decode(WireReader(payload), refs_);
-      if (is_sound) pages_.report_corrupt(refs_.refs);
-      break;
-    default:
-      break;
-  }
-  if (is_sound && has_reply(op)) seal_frame(frame_, header.op | kReplyBit, header.request_id);
-  return is_sound;
-}
-
-bool PeerService::answer_hello(Peer& peer, Payload payload) {
-  PeerHello request;
-  if (!decode(WireReader(payload), request)) return false;
-  peer.session = pages_.open_peer();
-  peer.has_session = true;
-  WireWriter writer(frame_);
-  encode(writer, options_.hello);
-  return true;
-}
-
-bool PeerService::answer_keys(Peer& peer, NodeOp op, Payload payload) {
-  if (!decode(WireReader(payload), keys_)) return false;
-  WireWriter writer(frame_);
-  if (op == NodeOp::kLease) {
-    pages_.lease_for_peer(peer.session, keys_, writer);
-    return true;
-  }
-  if (op == NodeOp::kRemove) {
-    pages_.remove_for_peer(keys_, codes_);
-  } else {
-    pages_.lookup_for_peer(peer.session, keys_, codes_);
-  }
-  writer.put_array(std::span<const Code>(codes_));
+  if (!desk_.answer(peer.guest, op, payload, now_ms, frame_)) return false;
+  if (!frame_.empty()) seal_frame(frame_, header.op | kReplyBit, header.request_id);
   return true;
 }
 
@@ -203,7 +150,7 @@ bool PeerService::send(Peer& peer, uint64_t now_ms) {
 
 void PeerService::forget(int fd) {
   const auto found = peers_.find(fd);
-  if (found->second.has_session) pages_.close_peer(found->second.session);
+  desk_.leave(found->second.guest);
   peers_.erase(found);  // Closing the descriptor also ends the watch.
   reception_.guest_left();
 }

@@ -2,8 +2,7 @@
 // through the transfer engine.
 //
 // A part of the node's epoll loop. Peers prove that they know the secret (net/reception.h), in TLS
-// where it is configured; a stranger learns nothing. A peer can put nothing and
-// make no namespace; what it holds are leases, which end with its connection or by their time. The
+// where it is configured; a stranger learns nothing. What they ask is answered by peer_desk.h. The
 // number of peers is bounded, and so is what is kept for one: who does not read its replies is not
 // read from, and is closed after a while.
 //
@@ -17,25 +16,9 @@
 
 #include "directory/frame_pipe.h"
 #include "net/reception.h"
-#include "store/peer_messages.h"
+#include "store/peer_desk.h"
 
 namespace hicache {
-
-/// What the service asks of its node.
-class PeerPages {
- public:
-  virtual ~PeerPages() = default;
-  virtual SessionIndex open_peer() = 0;
-  virtual void close_peer(SessionIndex session) = 0;
-  virtual void lookup_for_peer(SessionIndex session, const PeerKeysRequest& request,
-                               std::vector<Code>& codes) = 0;
-  /// Writes a reply that lists places in the pool, one for each key. kBusy: on its way there.
-  virtual void lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
-                              WireWriter& writer) = 0;
-  virtual void remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) = 0;
-  virtual void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) = 0;
-  virtual void report_corrupt(std::span<const PageRef> refs) = 0;
-};
 
 class PeerService {
  public:
@@ -69,9 +52,8 @@ class PeerService {
   struct Peer {
     FramePipe pipe;
     uint64_t since_ms;
-    SessionIndex session = 0;
-    bool has_session = false;  // After a valid Hello.
-    bool has_more = false;     // Frames that one turn did not allow for.
+    PeerDesk::Guest guest{};
+    bool has_more = false;  // Frames that one turn did not allow for.
     uint32_t events = 0;
     uint64_t blocked_ms = 0;  // Since when the socket takes nothing; 0: it does.
   };
@@ -84,21 +66,16 @@ class PeerService {
   bool answer_some(Peer& peer, uint64_t now_ms);
   /// Fills in frame_, where there is a reply; false: the request is hostile.
   bool answer(Peer& peer, const FrameHeader& header, Payload payload, uint64_t now_ms);
-  bool answer_hello(Peer& peer, Payload payload);
-  bool answer_keys(Peer& peer, NodeOp op, Payload payload);
   bool send(Peer& peer, uint64_t now_ms);
   void forget(int fd);
 
   const Options options_;
   const int epoll_;
-  PeerPages& pages_;
+  PeerDesk desk_;
   Reception reception_;
   std::unordered_map<int, Peer> peers_;
   std::vector<int> with_more_;
   std::vector<uint8_t> frame_;
-  PeerKeysRequest keys_;
-  RefsRequest refs_;
-  std::vector<Code> codes_;
   uint64_t refused_count_ = 0;
   uint64_t stalls_due_ms_ = 0;
 };

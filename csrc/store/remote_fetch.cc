@@ -14,8 +14,6 @@ constexpr size_t kLeaseCallsMax = 2;           // Under way to one peer.
 constexpr uint64_t kLeaseBytes = 16 * kMiB;    // That one call asks for, as far as known.
 constexpr size_t kLeaseKeysMax = 256;
 constexpr uint64_t kMovingMax = 64 * kMiB;  // Leased at one peer and not here yet.
-constexpr uint64_t kWindow = 32 * kMiB;
-constexpr uint64_t kBatch = 8 * kMiB;
 // A page on its way from the owner's SSD is asked for again after that, and then ever later.
 constexpr uint64_t kBusyMinMs = 2;
 constexpr uint64_t kBusyMaxMs = 64;
@@ -123,7 +121,7 @@ void RemoteTier::end(uint64_t hash) {
 
 void RemoteTier::pump(PeerId id, Peer& peer) {
   if (peer.urgent.empty() && peer.background.empty()) return;
-  NodeLink* link = usable(id) == nullptr ? nullptr : link_of(peer);
+  PeerLink* link = usable(id) == nullptr ? nullptr : link_of(peer);
   if (link == nullptr) {
     for (auto* queue : {&peer.urgent, &peer.background}) {
       for (const uint64_t hash : std::exchange(*queue, {})) {
@@ -179,7 +177,7 @@ void RemoteTier::lease(PeerId id, Peer& peer, std::vector<uint64_t> hashes) {
   encode(writer, request);
   ++peer.leasing_count;
   peer.link->ask(NodeOp::kLease, std::move(message),
-                 [inbox = inbox_, id, hashes = std::move(hashes)](Result<NodeLink::Answer> answer) {
+                 [inbox = inbox_, id, hashes = std::move(hashes)](Result<PeerLink::Answer> answer) {
                    Result<Leased> leased = answer.status();
                    if (answer.ok()) {
                      Leased decoded{{}, answer.value().peer};
@@ -206,7 +204,7 @@ void RemoteTier::on_leased(PeerId id, const std::vector<uint64_t>& hashes,
     return;
   }
   std::vector<PageRef> refused;
-  std::vector<PageMover::Page> pages;
+  std::vector<PeerReader::Page> pages;
   Priority priority = Priority::kBackground;
   for (size_t n = 0; n < hashes.size(); ++n) {
     const uint64_t hash = hashes[n];
@@ -264,31 +262,24 @@ void RemoteTier::busy(uint64_t hash, Wanted& wanted) {
 // ---------------------------------------------------------------- bytes
 
 void RemoteTier::move(PeerId id, Peer& peer, const std::shared_ptr<const PeerHelloReply>& hello,
-                      std::vector<PageMover::Page> pages, Priority priority) {
-  if (!peer.mover) {
-    peer.mover = std::make_unique<PageMover>(
-        surroundings_.engine,
-        PageMover::Options{.address = hello->engine_address,
-                           .remote_pool_address = hello->pool_address,
-                           .pool = surroundings_.pool,
-                           .open_timeout_ms = options_.call_timeout_ms,
-                           .window_bytes = kWindow,
-                           .batch_bytes = kBatch},
-        [inbox = inbox_, id](std::vector<PageMover::Outcome> outcomes) {
+                      std::vector<PeerReader::Page> pages, Priority priority) {
+  if (!peer.reader) {
+    peer.reader = surroundings_.roads.reader_of(
+        *hello, [inbox = inbox_, id](std::vector<PeerReader::Outcome> outcomes) {
           inbox->post([id, outcomes = std::move(outcomes)](RemoteTier& tier) {
             tier.on_moved(id, outcomes);
           });
         });
   }
-  for (const PageMover::Page& page : pages) peer.moving_bytes += page.size;
-  peer.mover->read(std::move(pages), priority, monotonic_ns() + options_.fetch_timeout_ms * kMs);
+  for (const PeerReader::Page& page : pages) peer.moving_bytes += page.size;
+  peer.reader->read(std::move(pages), priority, monotonic_ns() + options_.fetch_timeout_ms * kMs);
 }
 
-void RemoteTier::on_moved(PeerId id, const std::vector<PageMover::Outcome>& outcomes) {
+void RemoteTier::on_moved(PeerId id, const std::vector<PeerReader::Outcome>& outcomes) {
   Peer& peer = peers_.at(id);
   std::vector<PageRef> leased;
   std::vector<PageRef> corrupt;
-  for (const PageMover::Outcome& outcome : outcomes) {
+  for (const PeerReader::Outcome& outcome : outcomes) {
     Wanted& wanted = wanted_.at(outcome.tag);  // Nothing ends it while it moves.
     leased.push_back(wanted.remote);
     peer.moving_bytes -= wanted.size;

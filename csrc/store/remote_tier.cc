@@ -11,9 +11,6 @@ namespace {
 constexpr size_t kWaitsMax = 65536;
 constexpr size_t kUnresolvedMax = 1024;
 constexpr uint64_t kFirstMeanSize = 1 * kMiB;  // Before any page was leased.
-constexpr uint64_t kBackOffMinMs = 250;
-constexpr uint64_t kBackOffMaxMs = 5000;
-constexpr size_t kCallsMax = 4096;  // To one peer.
 constexpr uint64_t kMembersTimeoutMs = 1000;
 constexpr uint64_t kReapIntervalMs = 100;  // While there is something to reap.
 // A new leader hears from all nodes within that: until then what it does not know may be there.
@@ -320,8 +317,8 @@ void RemoteTier::ask_to_remove(RemoteWaitId id, Wait& wait) {
 /// Asks for a code for each of these pages.
 void RemoteTier::ask_codes(NodeOp op, RemoteWaitId id, const Wait& wait, PeerId peer,
                            const std::vector<uint32_t>& numbers) {
-  NodeLink* link = link_of(peers_.at(peer));
-  const auto done = [inbox = inbox_, op, id, numbers](Result<NodeLink::Answer> answer) {
+  PeerLink* link = link_of(peers_.at(peer));
+  const auto done = [inbox = inbox_, op, id, numbers](Result<PeerLink::Answer> answer) {
     Result<std::vector<Code>> codes = answer.status();
     std::vector<Code> decoded;
     if (answer.ok()) {
@@ -385,24 +382,15 @@ void RemoteTier::on_looked_up(RemoteWaitId id, const std::vector<uint32_t>& numb
 RemoteTier::Peer* RemoteTier::usable(PeerId id) {
   const auto found = peers_.find(id);
   if (found == peers_.end()) return nullptr;
-  const NodeLink* link = found->second.link.get();
+  const PeerLink* link = found->second.link.get();
   return link != nullptr && link->is_failing() ? nullptr : &found->second;
 }
 
-NodeLink* RemoteTier::link_of(Peer& peer) {
+PeerLink* RemoteTier::link_of(Peer& peer) {
   if (peer.link) return peer.link.get();
   if (link_count_ >= options_.peers_max) return nullptr;
-  Result<std::unique_ptr<NodeLink>> link =
-      NodeLink::start({.own_name = options_.own_name,
-                       .address = peer.address,
-                       .incarnation = peer.incarnation,
-                       .secret = options_.secret,
-                       .tls = options_.tls,
-                       .connect_timeout_ms = options_.call_timeout_ms,
-                       .call_timeout_ms = options_.call_timeout_ms,
-                       .back_off_min_ms = kBackOffMinMs,
-                       .back_off_max_ms = kBackOffMaxMs,
-                       .calls_max = kCallsMax});
+  Result<std::unique_ptr<PeerLink>> link =
+      surroundings_.roads.link_to(peer.address, peer.incarnation);
   if (!link.ok()) return nullptr;
   peer.link = std::move(link.value());
   ++link_count_;
@@ -413,8 +401,8 @@ void RemoteTier::retire(Peer& peer) {
   if (!peer.link) return;
   past_breaks_ += peer.link->breaks_count();
   peer.link->stop_soon();
-  if (peer.mover) peer.mover->stop_soon();
-  retired_.push_back({std::move(peer.link), std::move(peer.mover)});
+  if (peer.reader) peer.reader->stop_soon();
+  retired_.push_back({std::move(peer.link), std::move(peer.reader)});
 }
 
 /// Forgets peers that were gone for long, and joins threads that have ended.
@@ -434,7 +422,7 @@ void RemoteTier::reap() {
   }
   std::erase_if(retired_, [this](const Retired& retired) {
     const bool has_ended =
-        retired.link->has_ended() && (!retired.mover || retired.mover->has_ended());
+        retired.link->has_ended() && (!retired.reader || retired.reader->has_ended());
     if (has_ended) --link_count_;
     return has_ended;
   });

@@ -7,8 +7,8 @@
 // here in the order of the chain, for the session that asked. A get asks for what is not on its way
 // yet and waits. What fails at one peer is tried at the next one that has it.
 //
-// Nothing here waits: questions go to the directory's client, to a link (node_link.h) and a mover
-// (page_mover.h) of each peer, and their answers come back as tasks that advance() runs. Whoever
+// Nothing here waits: questions go to the directory, and to a link and a reader of each peer
+// (peer_roads.h), and their answers come back as tasks that advance() runs. Whoever
 // waits for an outcome polls is_settled() after each advance(); it has a budget, and what is not
 // here when that is over is missed. A get's budget is what its client will wait, but it ends
 // earlier when nothing has come for stall_timeout_ms.
@@ -29,12 +29,10 @@
 #include <vector>
 
 #include "base/histogram.h"
-#include "directory/directory_client.h"
-#include "store/node_link.h"
-#include "store/page_mover.h"
+#include "directory/directory_line.h"
 #include "store/page_store.h"
+#include "store/peer_roads.h"
 #include "store/route_cache.h"
-#include "transfer/engine.h"
 
 namespace hicache {
 
@@ -44,14 +42,12 @@ using RemoteWaitId = uint64_t;
 class RemoteTier {
  public:
   struct Options {
-    std::string own_name;      // Pages that this member has are none of others: whatever life
-    uint64_t own_incarnation;  // of it, and by whatever name.
-    Secret secret;
-    std::shared_ptr<TlsContext> tls;
+    std::string own_name;        // Pages that this member has are none of others: whatever life
+    uint64_t own_incarnation;    // of it, and by whatever name.
     uint64_t lookup_timeout_ms;  // Budget of a look-up.
     uint64_t stall_timeout_ms;   // A get that nothing came for is answered.
     uint64_t fetch_timeout_ms;   // Of one page, from its lease to its last byte.
-    uint64_t call_timeout_ms;    // Of one question to a peer, and of connecting to it.
+    uint64_t call_timeout_ms;    // Of one question to the directory.
     double staging_share;        // Of the pool that pages on their way may take.
     size_t routes_max;
     size_t peers_max;  // That are spoken to at the same time.
@@ -59,9 +55,8 @@ class RemoteTier {
   /// What it works on; all outlive it.
   struct Surroundings {
     PageStore& store;
-    uint8_t* pool;
-    TransferEngine& engine;      // Has the pool registered.
-    DirectoryClient& directory;  // Its calls may overtake this object's end.
+    PeerRoads& roads;            // What comes of them may overtake this object's end.
+    DirectoryLine& directory;    // Likewise.
     std::function<void()> wake;  // Of the node's thread, from any thread.
   };
 
@@ -127,18 +122,18 @@ class RemoteTier {
     std::string name;
     uint64_t incarnation = 0;
     HostPort address{};
-    uint64_t seen_ms = 0;              // Among the members.
-    std::unique_ptr<NodeLink> link;    // Once something was asked.
-    std::unique_ptr<PageMover> mover;  // Once something was leased.
-    std::deque<uint64_t> urgent;       // Hashes of pages to be leased.
+    uint64_t seen_ms = 0;                // Among the members.
+    std::unique_ptr<PeerLink> link;      // Once something was asked.
+    std::unique_ptr<PeerReader> reader;  // Once something was leased.
+    std::deque<uint64_t> urgent;         // Hashes of pages to be leased.
     std::deque<uint64_t> background;
     size_t leasing_count = 0;  // Calls.
     uint64_t moving_bytes = 0;
   };
   /// What waits for its threads to end.
   struct Retired {
-    std::unique_ptr<NodeLink> link;
-    std::unique_ptr<PageMover> mover;
+    std::unique_ptr<PeerLink> link;
+    std::unique_ptr<PeerReader> reader;
   };
   enum class WaitKind : uint8_t { kLookup, kGet, kRemove };
   struct Wait {
@@ -206,7 +201,7 @@ class RemoteTier {
   void settle(Wait& wait);
   // Peers
   Peer* usable(PeerId id);
-  NodeLink* link_of(Peer& peer);
+  PeerLink* link_of(Peer& peer);
   void retire(Peer& peer);
   void reap();
   // Pages (remote_fetch.cc)
@@ -218,8 +213,8 @@ class RemoteTier {
   void on_leased(PeerId id, const std::vector<uint64_t>& hashes, const Result<Leased>& leased);
   bool place(Wanted& wanted, uint64_t hash, const Place& place);
   void move(PeerId id, Peer& peer, const std::shared_ptr<const PeerHelloReply>& hello,
-            std::vector<PageMover::Page> pages, Priority priority);
-  void on_moved(PeerId id, const std::vector<PageMover::Outcome>& outcomes);
+            std::vector<PeerReader::Page> pages, Priority priority);
+  void on_moved(PeerId id, const std::vector<PeerReader::Outcome>& outcomes);
   void arrived(uint64_t hash, Wanted& wanted);
   void busy(uint64_t hash, Wanted& wanted);
   void fail_over(uint64_t hash);

@@ -5,6 +5,7 @@
 
 #include "cluster_rig.h"
 #include "raw_client.h"
+#include "store/node_link.h"
 
 namespace hicache {
 namespace {
