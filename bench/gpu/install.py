@@ -90,6 +90,8 @@ def _install_wheels(carry: Path, site: Path) -> None:
 def build(carry: Path, site: Path) -> None:
     """Build and install the project. Warnings of a compiler that we do not develop with are shown
     and tolerated: this is no place to fail for them."""
+    libraries = site.parent / f"{site.name}-libraries"
+    _unpack(carry / "libraries.tar.xz", libraries)
     compiler = site / "c++"
     real = os.environ.get("CXX", "g++")
     compiler.write_text(f'#!/bin/sh\nexec {shutil.which(real) or real} "$@" -Wno-error\n')
@@ -100,9 +102,9 @@ def build(carry: Path, site: Path) -> None:
         "--upgrade",
         str(REPOSITORY),
         CXX=str(compiler),
-        CMAKE_ARGS=f"-DXXHASH_INCLUDE_DIR={carry.resolve() / 'include'} "
-        f"-DVERBS_INCLUDE_DIR={carry.resolve() / 'include'} "
-        f"-DLIBURING_ROOT={carry.resolve()} -DOPENSSL_ROOT_DIR={carry.resolve()}",
+        CMAKE_ARGS=f"-DXXHASH_INCLUDE_DIR={libraries / 'include'} "
+        f"-DVERBS_INCLUDE_DIR={libraries / 'include'} "
+        f"-DLIBURING_ROOT={libraries} -DOPENSSL_ROOT_DIR={libraries}",
         CMAKE_BUILD_PARALLEL_LEVEL=str(os.cpu_count() or 1),
     )
 

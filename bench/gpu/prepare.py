@@ -6,13 +6,14 @@ The machine has torch and CUDA but no network, and at most 64 MiB travel to it. 
     whl/*.whl       what SGLang and we import and the machine does not have (wheels.txt)
     sglang.tar.xz   SGLang without its image and video part, with stand-ins for two packages
     kernel.tar.xz   its CUDA kernels, for Hopper only (18 MB of 383)
-    include/, lib/  xxhash.h, liburing, verbs.h and OpenSSL, for the build of our core
+    libraries.tar.xz  xxhash.h, liburing, verbs.h and OpenSSL, for the build of our core
 
 Takes about 2 minutes and 1 GB of disk. Raises CalledProcessError when a download fails.
 """
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def extract(wheel: Path, target: Path, wanted: Callable[[str], bool]) -> None:
 
 def pack(archive: Path, folder: Path) -> None:
     """Write a folder's content as tar.xz."""
-    with tarfile.open(archive, "w:xz", preset=6) as tar:
+    with tarfile.open(archive, "w:xz", preset=9 | lzma.PRESET_EXTREME) as tar:
         for path in sorted(folder.iterdir()):
             tar.add(path, path.name)
 
@@ -110,7 +111,7 @@ def is_hopper_kernel(name: str) -> bool:
 def copy_libraries(out: Path) -> None:
     """Copy headers and archives of the libraries that our core is built with."""
     for folder in (out / "include", out / "lib"):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
     for name in HEADER_NAMES:
         source = HEADERS / name
         if source.is_dir():  # Debian keeps some of OpenSSL's headers apart, by architecture.
@@ -125,9 +126,10 @@ def copy_libraries(out: Path) -> None:
 def prepare(out: Path) -> None:
     """Fill the folder `out`."""
     (out / "whl").mkdir(parents=True, exist_ok=True)
-    copy_libraries(out)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
+        copy_libraries(work / "libraries")
+        pack(out / "libraries.tar.xz", work / "libraries")
         print("wheels …", flush=True)
         download(out / "whl", "-r", str(WHEELS))
         print(f"{SGLANG} …", flush=True)
