@@ -189,13 +189,13 @@ class NodeOptions(OptionsBase):
     node_name: str = ""
     """This node's own name in the cluster. Empty: the host's name and runtime_dir."""
 
-    node_host: str = "127.0.0.1"
-    """The address at which other nodes reach this one. Loopback by default: a cluster says on which
-    network ("0.0.0.0" or "::" for all)."""
+    node_host: str = ""
+    """The address at which other nodes reach this one ("0.0.0.0" or "::" for all). Empty: loopback
+    if all masters are on this machine, otherwise this machine's address towards the first one."""
 
     node_public_host: str = ""
     """What other nodes are told to connect to. Empty: `node_host`, or this machine's address
-    towards its default route if that means all addresses."""
+    towards its default route if that is all addresses."""
 
     node_ports: Ports = "0"
     """The ports at which it listens for other nodes, two of them, or a range of which free ones are

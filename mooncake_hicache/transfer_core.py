@@ -101,15 +101,23 @@ def public_host(host: str, public: str) -> str:
         return public
     if host not in ("0.0.0.0", "::", ""):
         return host
-    # No packet is sent: this only asks which address one would come from.
-    family = socket.AF_INET6 if host == "::" else socket.AF_INET
-    target = "2001:db8::1" if host == "::" else "192.0.2.1"
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((target, 9))
+    # Alone on this machine if there is no route anywhere.
+    if host == "::":
+        return own_address_towards("2001:db8::1") or "::1"
+    return own_address_towards("192.0.2.1") or "127.0.0.1"
+
+
+def own_address_towards(host: str) -> str:
+    """Return the address by which this machine reaches a host; empty: it does not. May block for as
+    long as looking up a name takes."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        # No packet is sent: this only asks which address one would come from.
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(place)
             return str(probe.getsockname()[0])
-        except OSError:  # No route anywhere: alone on this machine.
-            return "::1" if host == "::" else "127.0.0.1"
+    except (OSError, UnicodeError):
+        return ""
 
 
 def host_port(host: str, port: int) -> str:

@@ -96,7 +96,10 @@ def extract(wheel: Path, target: Path, wanted: Callable[[str], bool]) -> None:
 
 def pack(archive: Path, folder: Path) -> None:
     """Write a folder's content as tar.xz."""
-    with tarfile.open(archive, "w:xz", preset=9 | lzma.PRESET_EXTREME) as tar:
+    with (
+        lzma.open(archive, "w", preset=9 | lzma.PRESET_EXTREME) as xz,
+        tarfile.open(fileobj=xz, mode="w") as tar,
+    ):
         for path in sorted(folder.iterdir()):
             tar.add(path, path.name)
 

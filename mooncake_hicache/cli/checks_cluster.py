@@ -11,7 +11,7 @@ from mooncake_hicache.config import NodeOptions, StoreOptions, TransferOptions, 
 from mooncake_hicache.errors import InvalidArgumentError, TransientError
 from mooncake_hicache.master.ask import directory_client, parse_masters
 from mooncake_hicache.metadata.names import is_loopback, parse_address
-from mooncake_hicache.node.cluster import node_name
+from mooncake_hicache.node.cluster import listening_host, node_name
 from mooncake_hicache.node.paths import node_paths
 from mooncake_hicache.secret import SECRET_FILE
 
@@ -34,12 +34,13 @@ def cluster_checks(options: StoreOptions) -> Iterator[Check]:
         return
     masters = parse_masters(options.master)
     is_far = not all(is_loopback(one.host) for one in masters)
-    if is_far and is_loopback(options.node_host):
+    host = listening_host(options)
+    if is_far and is_loopback(host):
         yield Check(
             "cluster",
             "error",
             f"the master is at {options.master}, and other machines cannot reach this node: "
-            f"node_host is {options.node_host}",
+            f"it listens at {host}",
             f"set node_host ({environment_name('node_host')}) to this machine's address, or to "
             "0.0.0.0",
         )

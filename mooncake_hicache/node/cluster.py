@@ -9,7 +9,7 @@ from mooncake_hicache.config import NodeOptions, TransferOptions
 from mooncake_hicache.node.paths import node_paths
 from mooncake_hicache.options_types import port_range
 
-__all__ = ["cluster_options", "node_name"]
+__all__ = ["cluster_options", "listening_host", "node_name"]
 
 CONNECT_TIMEOUT_MS = 2000
 BACK_OFF_MIN_MS = 50
@@ -32,6 +32,25 @@ def node_name(options: NodeOptions) -> str:
     return options.node_name or f"{socket.gethostname()}:{node_paths(options).folder}"
 
 
+def listening_host(options: NodeOptions) -> str:
+    """Return the address at which a node of a cluster listens for others. May block for as long as
+    looking up the first master's name takes.
+
+    Raises:
+        InvalidArgumentError: A master is no address.
+    """
+    from mooncake_hicache.master.ask import parse_masters
+    from mooncake_hicache.metadata.names import is_loopback
+    from mooncake_hicache.transfer_core import own_address_towards, public_host
+
+    if options.node_host:
+        return options.node_host
+    far = [one.host for one in parse_masters(options.master) if not is_loopback(one.host)]
+    if not far:
+        return "127.0.0.1"
+    return own_address_towards(far[0]) or public_host("0.0.0.0", "")
+
+
 def cluster_options(options: NodeOptions) -> dict[str, Any] | None:
     """Return what `_core.Node` takes as `cluster`: None for a node that is alone.
 
@@ -50,12 +69,13 @@ def cluster_options(options: NodeOptions) -> dict[str, Any] | None:
 
     transfer = TransferOptions(config=options.config)
     port_min, port_max = port_range(options.node_ports)
+    host = listening_host(options)
     host_name = socket.gethostname()
     return {
         "masters": [(one.host, one.port) for one in parse_masters(options.master)],
         "name": node_name(options),
-        "bind_host": options.node_host,
-        "public_host": public_host(options.node_host, options.node_public_host),
+        "bind_host": host,
+        "public_host": public_host(host, options.node_public_host),
         "port_min": port_min,
         "port_max": port_max,
         "failure_domain": options.failure_domain or host_name,

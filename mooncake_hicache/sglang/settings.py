@@ -7,8 +7,9 @@ Options reach us on the ways that the original Mooncake store is configured:
 2. the JSON file named by `SGLANG_HICACHE_MOONCAKE_CONFIG_PATH`;
 3. the environment (`MOONCAKE_GLOBAL_SEGMENT_SIZE` and so on).
 
-As in the original, extra config that names a server hides 2, and 2 hides 3. What describes a
-distributed store is accepted, and one warning says that it has no effect yet.
+As in the original, extra config that names a server hides 2, and 2 hides 3. Of its options, those
+that name the master, this machine and a folder for pages on SSD are taken as ours, where ours say
+nothing; one warning names those that have no counterpart.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 from mooncake_hicache.config import StoreOptions, environment_name
 from mooncake_hicache.errors import InvalidArgumentError
+from mooncake_hicache.metadata.names import is_loopback
 
 __all__ = [
     "CONFIG_PATH_VARIABLE",
@@ -62,18 +64,15 @@ ORIGINAL_OPTIONS: dict[str, str | None] = {
 }
 """The original's options and the environment variable of each."""
 
-_CLUSTER_OPTIONS = (
-    "master_server_address",
-    "client_server_address",
-    "standalone_storage",
-    "metadata_server",
-    "check_server",
-    "master_metrics_port",
-    "local_hostname",
-    "protocol",
-    "device_name",
-)
-_SSD_OPTIONS = ("enable_ssd_offload", "ssd_offload_path")
+_WITHOUT_EFFECT = {
+    "client_server_address": "an engine speaks to the node of its machine",
+    "standalone_storage": "pages are always kept by a process of their own, the node",
+    "metadata_server": "nodes find each other through the master",
+    "check_server": "an engine serves without the master too",
+    "master_metrics_port": "`mooncake-hicache status` knows where",
+    "device_name": f"{environment_name('transfer_rdma_devices')} names devices",
+}
+"""The original's options that are not needed here, and why."""
 
 # SGLang takes most of these out before a backend sees them; a backend that is loaded by
 # module path keeps them.
@@ -134,11 +133,12 @@ def read_settings(
             raise InvalidArgumentError(f"extra config: {key} is {value!r}; write a string")
     own = _table(extra.get(_OWN_TABLE))
     weight_version = _text(own.pop(_WEIGHT_VERSION, extra.get(_WEIGHT_VERSION)))
-    pool_size_bytes = _segment_size_bytes(original.get("global_segment_size"))
-    own_pool_size = "pool_size" in own or environ.get(environment_name("pool_size"))
-    if pool_size_bytes and not own_pool_size:
-        own["pool_size"] = str(pool_size_bytes)
     options = StoreOptions(**own)
+    taken, notices = _as_ours(original)
+    warnings = [*warnings, *notices]
+    options = options.replaced(
+        **{name: value for name, value in taken.items() if options.source_of(name) == "default"}
+    )
     if options.call_timeout_ms > STORE_CALL_MAX_MS:
         warnings = [
             *warnings,
@@ -246,15 +246,49 @@ def _segment_size_bytes(value: object) -> int:
     )
 
 
-def _without_effect(original: Mapping[str, object]) -> list[str]:
+def _as_ours(original: Mapping[str, object]) -> tuple[dict[str, str], list[str]]:
+    """Return those of the original's options that are options of ours, and what to warn of."""
+    taken: dict[str, str] = {}
     warnings = []
-    cluster = [name for name in _CLUSTER_OPTIONS if original.get(name) not in _SAYS_NOTHING]
-    if cluster:
+    pool_size_bytes = _segment_size_bytes(original.get("global_segment_size"))
+    if pool_size_bytes:
+        taken["pool_size"] = str(pool_size_bytes)
+    master = _said(original, "master_server_address")
+    if "://" in master:
         warnings.append(
-            f"{', '.join(cluster)}: no effect, a cluster is not supported yet; pages are kept by "
-            "the node of this machine, which is started when there is none"
+            f"master_server_address is {master}: no effect, pages are kept on this machine alone; "
+            "give the masters themselves, host:port, several with commas"
         )
-    ssd = [name for name in _SSD_OPTIONS if original.get(name) not in _SAYS_NOTHING]
-    if ssd:
-        warnings.append(f"{', '.join(ssd)}: no effect, pages are kept in memory only for now")
-    return warnings
+    elif master:
+        taken["master"] = master.replace(";", ",")
+        host = _host_of(_said(original, "local_hostname"))
+        if host and not is_loopback(host):
+            taken["node_public_host"] = host
+            taken["node_host"] = "::" if ":" in host else "0.0.0.0"
+    path = _said(original, "ssd_offload_path")
+    if path and _said(original, "enable_ssd_offload"):
+        taken["ssd"] = path
+    elif path:
+        warnings.append("ssd_offload_path: no effect without enable_ssd_offload")
+    return taken, warnings
+
+
+def _said(original: Mapping[str, object], name: str) -> str:
+    """Return an option as text; empty if it says nothing."""
+    value = original.get(name)
+    return "" if value in _SAYS_NOTHING else str(value).strip()
+
+
+def _host_of(text: str) -> str:
+    """Return the host of "host", "host:port", "[v6]:port" or "v6", without brackets."""
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
+def _without_effect(original: Mapping[str, object]) -> list[str]:
+    without = {name: why for name, why in _WITHOUT_EFFECT.items() if _said(original, name)}
+    if not without:
+        return []
+    reasons = "; ".join(f"{name} ({why})" for name, why in without.items())
+    return [f"without effect here: {reasons}"]

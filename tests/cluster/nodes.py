@@ -51,7 +51,6 @@ class Cluster:
         given = {
             "master": f"{self.machines.address('master')}:{PORT}",
             "node_name": name,
-            "node_host": self.machines.address(name),
             "pool_size": pool_size,
             "ssd": "off",
             "remote_lookup_timeout_ms": "900",

@@ -82,8 +82,9 @@ def test_without_a_master_it_says_where_none_leads_and_why() -> None:
 
 def test_what_keeps_machines_apart_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOONCAKE_HICACHE_TRANSFER_SECRET", "")
-    checks = found(master="192.0.2.1:50051")
-    assert "node_host" in checks["cluster"].finding
+    checks = found(master="192.0.2.1:50051", node_host="127.0.0.1")
+    assert "127.0.0.1" in checks["cluster"].finding
+    assert "node_host" in checks["cluster"].remedy
     assert "TRANSFER_SECRET" in checks["cluster secret"].remedy
     assert {check.verdict for check in checks.values()} == {"error"}
     monkeypatch.setenv("MOONCAKE_HICACHE_TRANSFER_SECRET", "none")

@@ -94,8 +94,42 @@ def test_extra_config_with_a_server_hides_file_and_environment(tmp_path):
     }
     settings = read_settings({"master_server_address": "host:50051", "protocol": "rdma"}, environ)
     assert settings.tenant == "default"
+    assert settings.options.master == "host:50051"
+    assert settings.warnings == ()
+
+
+def test_a_server_of_the_original_becomes_the_master_of_a_cluster():
+    environ = {"MOONCAKE_MASTER": "10.0.0.1:50051;10.0.0.2:50051"}
+    options = read_settings({}, {**environ, "MOONCAKE_LOCAL_HOSTNAME": "localhost"}).options
+    assert options.master == "10.0.0.1:50051,10.0.0.2:50051"
+    assert (options.node_host, options.node_public_host) == ("", "")
+    options = read_settings({}, {**environ, "MOONCAKE_LOCAL_HOSTNAME": "10.0.0.7:1234"}).options
+    assert (options.node_host, options.node_public_host) == ("0.0.0.0", "10.0.0.7")
+    options = read_settings({}, {**environ, "MOONCAKE_LOCAL_HOSTNAME": "[fd00::7]:1234"}).options
+    assert (options.node_host, options.node_public_host) == ("::", "fd00::7")
+
+
+def test_own_options_come_before_those_of_the_original(monkeypatch):
+    environ = {"MOONCAKE_MASTER": "10.0.0.1:50051"}
+    own = {"mooncake_hicache": {"master": "10.0.0.9:50051"}}
+    assert read_settings(own, environ).options.master == "10.0.0.9:50051"
+    monkeypatch.setenv("MOONCAKE_HICACHE_MASTER", "10.0.0.8:50051")
+    assert read_settings({}, environ).options.master == "10.0.0.8:50051"
+
+
+def test_a_master_that_etcd_should_name_is_told_to_be_named():
+    settings = read_settings({"master_server_address": "etcd://10.0.0.5:2379"}, {})
+    assert settings.options.master == ""
     (warning,) = settings.warnings
-    assert warning.startswith("master_server_address, protocol: no effect")
+    assert "etcd://10.0.0.5:2379" in warning
+    assert "host:port" in warning
+
+
+def test_what_has_no_counterpart_is_named_once():
+    extra = {"master_server_address": "h:1", "metadata_server": "http://h:8080/metadata"}
+    (warning,) = read_settings({**extra, "device_name": "mlx5_0"}, {}).warnings
+    assert "metadata_server" in warning
+    assert "MOONCAKE_HICACHE_TRANSFER_RDMA_DEVICES" in warning
 
 
 def test_values_that_ask_for_nothing_give_no_warning():
@@ -109,9 +143,14 @@ def test_values_that_ask_for_nothing_give_no_warning():
     assert read_settings(extra, {}).warnings == ()
 
 
-def test_ssd_options_are_named():
-    (warning,) = read_settings({"ssd_offload_path": "/ssd"}, {}).warnings
-    assert "ssd_offload_path" in warning
+def test_a_folder_for_ssd_offload_is_where_pages_go(monkeypatch):
+    monkeypatch.delenv("MOONCAKE_HICACHE_SSD", raising=False)
+    settings = read_settings({"ssd_offload_path": "/ssd", "enable_ssd_offload": True}, {})
+    assert (settings.options.ssd, settings.warnings) == ("/ssd", ())
+    settings = read_settings({"ssd_offload_path": "/ssd"}, {})
+    assert settings.options.ssd == "auto"
+    (warning,) = settings.warnings
+    assert "enable_ssd_offload" in warning
 
 
 @pytest.mark.parametrize("name", [*ORIGINAL_OPTIONS, "weight_version"])

@@ -86,7 +86,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "arguments": BOTTOM | {"pages"},
     "metrics": CORE,
     # Of a node in a cluster, what it tells the core: imported then alone.
-    "node": CORE | {"metrics", "ssd", "web", "master", "secret", "transfer_core"},
+    "node": CORE | {"metrics", "ssd", "web", "master", "metadata", "secret", "transfer_core"},
     "namespace": CORE | {"arguments", "pages", "buffers"},
     "supervisor": CORE | {"node"},
     "store": CORE | {"arguments", "pages", "buffers", "namespace", "metrics", "node", "supervisor"},
@@ -99,7 +99,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "compat": CORE
     | {"metadata", "topology", "segment", "transfer", "transfer_core", "p2p"}
     | {"node", "store", "master", "options_master"},
-    "sglang": CORE | {"pages", "buffers", "namespace", "metrics", "node", "store"},
+    "sglang": CORE | {"pages", "buffers", "namespace", "metadata", "metrics", "node", "store"},
     "cli": CORE
     | {"pages", "ssd", "topology", "metadata", "metrics", "node", "namespace", "store", "sglang"}
     | {"p2p", "master", "secret"},
