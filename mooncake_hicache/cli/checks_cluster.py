@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+from mooncake_hicache.cli.checks_network import network_checks
 from mooncake_hicache.cli.finding import Check
 from mooncake_hicache.config import NodeOptions, StoreOptions, TransferOptions, environment_name
 from mooncake_hicache.errors import InvalidArgumentError, TransientError
@@ -44,6 +45,7 @@ def cluster_checks(options: StoreOptions) -> Iterator[Check]:
             f"set node_host ({environment_name('node_host')}) to this machine's address, or to "
             "0.0.0.0",
         )
+    yield from network_checks(options, host)
     secret = _secret(TransferOptions(config=options.config).secret, is_far=is_far)
     yield secret
     if secret.verdict == "error":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,10 +87,36 @@ def test_what_keeps_machines_apart_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert "127.0.0.1" in checks["cluster"].finding
     assert "node_host" in checks["cluster"].remedy
     assert "TRANSFER_SECRET" in checks["cluster secret"].remedy
-    assert {check.verdict for check in checks.values()} == {"error"}
+    assert checks["cluster"].verdict == checks["cluster secret"].verdict == "error"
     monkeypatch.setenv("MOONCAKE_HICACHE_TRANSFER_SECRET", "none")
     checks = found(master=f"127.0.0.1:{free_port()}")
     assert checks["cluster secret"].verdict == "warning"
+
+
+def test_ports_that_are_taken_are_counted() -> None:
+    at = f"127.0.0.1:{free_port()}"
+    assert "node ports" not in found(master=at)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        port = other.getsockname()[1]
+        check = found(master=at, node_ports=f"{port}-{port}")["node ports"]
+        assert check.verdict == "error"
+        assert "0 of" in check.finding
+    check = found(master=at, node_ports="20000-20001", node_host="192.0.2.1")["node ports"]
+    assert check.verdict == "error"
+    assert "192.0.2.1" in check.finding
+    assert "NODE_HOST" in check.remedy
+
+
+def test_without_an_rdma_device_it_says_what_pages_go_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at = f"127.0.0.1:{free_port()}"
+    check = found(master=at)["RDMA"]
+    assert check.verdict in {"note", "ok", "warning"}
+    monkeypatch.setenv("MOONCAKE_HICACHE_TRANSFER_TRANSPORTS", "local,tcp")
+    assert "RDMA" not in found(master=at)
 
 
 def test_no_secret_is_made_for_a_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
