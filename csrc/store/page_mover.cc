@@ -1,42 +1,38 @@
 #include "store/page_mover.h"
 
 #include <pthread.h>
-#include <xxhash.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "base/clock.h"
 #include "transfer/checksum_copy.h"
+#include "transfer/tcp/slice_checksum.h"
 
 namespace hicache {
 namespace {
 
 constexpr uint64_t kMs = 1'000'000;
 constexpr size_t kRequestsPerBatchMax = 1024;
-
-struct HashStateFree {
-  void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
-};
+static_assert(kStripeSize <= kArrivalSizeMax);
 
 }  // namespace
 
 uint64_t scattered_checksum(const uint8_t* pool, std::span<const Extent> extents) {
   uint64_t size = 0;
   for (const Extent& extent : extents) size += extent.size;
-  if (extents.size() == 1) return page_checksum(pool + extents[0].offset, size);
-  const std::unique_ptr<XXH3_state_t, HashStateFree> state(XXH3_createState());
+  SliceChecksum stripe;
   std::vector<uint64_t> stripes;
-  XXH3_64bits_reset(state.get());
   uint64_t left = std::min(size, kStripeSize);  // Of the stripe.
   for (const Extent& extent : extents) {
     for (uint64_t at = 0; at < extent.size;) {
       const uint64_t piece = std::min(left, extent.size - at);
-      XXH3_64bits_update(state.get(), pool + extent.offset + at, piece);
+      stripe.add(pool + extent.offset + at, piece);
       at += piece;
       left -= piece;
       if (left != 0) continue;
-      stripes.push_back(XXH3_64bits_digest(state.get()));
-      XXH3_64bits_reset(state.get());
+      stripes.push_back(stripe.finish());
+      stripe.start();
       left = std::min(size - std::min(size, stripes.size() * kStripeSize), kStripeSize);
     }
   }
@@ -71,7 +67,8 @@ void PageMover::read(std::vector<Page> pages, Priority priority, uint64_t deadli
   std::deque<Group> groups;
   size_t request_count = 0;
   for (Page& page : pages) {
-    const size_t requests = page.local.size() + page.remote.size();
+    const size_t requests =
+        page.local.size() + page.remote.size() + static_cast<size_t>(stripe_count(page.size));
     if (groups.empty() || groups.back().size + page.size > options_.batch_bytes ||
         request_count + requests > kRequestsPerBatchMax) {
       groups.emplace_back();
@@ -154,33 +151,58 @@ Status PageMover::submit(Group& group) {
   return Status();
 }
 
-std::vector<TransferRequest> PageMover::requests_of(const Group& group) const {
+/// In the order of the pages' bytes, none longer than a stripe.
+std::vector<TransferRequest> PageMover::requests_of(Group& group) const {
   std::vector<TransferRequest> requests;
+  group.first_sums.clear();
   for (const Page& page : group.pages) {
-    size_t l = 0;
-    size_t r = 0;
-    uint64_t local_at = 0;
-    uint64_t remote_at = 0;
-    while (l < page.local.size() && r < page.remote.size()) {
-      const Extent& local = page.local[l];
-      const Extent& remote = page.remote[r];
-      const uint64_t size = std::min(local.size - local_at, remote.size - remote_at);
-      requests.push_back({Direction::kRead,
-                          reinterpret_cast<uint64_t>(options_.pool + local.offset) + local_at,
-                          options_.remote_pool_address + remote.offset + remote_at, size});
-      local_at += size;
-      remote_at += size;
-      if (local_at == local.size) {
-        ++l;
-        local_at = 0;
-      }
-      if (remote_at == remote.size) {
-        ++r;
-        remote_at = 0;
-      }
+    group.first_sums.push_back(requests.size());
+    add_requests(page, requests);
+  }
+  group.sums.assign(requests.size(), ArrivalSum());
+  if (group.is_second) return requests;
+  for (size_t i = 0; i < requests.size(); ++i) requests[i].arrival = &group.sums[i];
+  return requests;
+}
+
+void PageMover::add_requests(const Page& page, std::vector<TransferRequest>& requests) const {
+  size_t l = 0;
+  size_t r = 0;
+  uint64_t local_at = 0;
+  uint64_t remote_at = 0;
+  uint64_t left = kStripeSize;  // Of the stripe.
+  while (l < page.local.size() && r < page.remote.size()) {
+    const Extent& local = page.local[l];
+    const Extent& remote = page.remote[r];
+    const uint64_t size = std::min({left, local.size - local_at, remote.size - remote_at});
+    requests.push_back({Direction::kRead,
+                        reinterpret_cast<uint64_t>(options_.pool + local.offset) + local_at,
+                        options_.remote_pool_address + remote.offset + remote_at, size});
+    left = left == size ? kStripeSize : left - size;
+    local_at += size;
+    remote_at += size;
+    if (local_at == local.size) {
+      ++l;
+      local_at = 0;
+    }
+    if (remote_at == remote.size) {
+      ++r;
+      remote_at = 0;
     }
   }
-  return requests;
+}
+
+Code PageMover::outcome(const Group& group, size_t n, Code failed) const {
+  const Page& page = group.pages[n];
+  const size_t end = n + 1 < group.pages.size() ? group.first_sums[n + 1] : group.sums.size();
+  const auto sums = std::span(group.sums).subspan(group.first_sums[n], end - group.first_sums[n]);
+  // As many as there are stripes: each is a stripe.
+  const bool is_summed = sums.size() == stripe_count(page.size) &&
+                         std::ranges::all_of(sums, &ArrivalSum::is_known);
+  if (!is_summed) return outcome_of(options_.pool, page, failed);
+  std::vector<uint64_t> stripes;
+  std::ranges::transform(sums, std::back_inserter(stripes), &ArrivalSum::value);
+  return fold_stripes(stripes, page.size) == page.checksum ? Code::kOk : Code::kCorrupt;
 }
 
 void PageMover::finish(Group& group) {
@@ -198,10 +220,26 @@ void PageMover::finish(Group& group) {
   }
   if (!released.ok() && failed == Code::kOk) failed = released.code();
   std::vector<Outcome> outcomes;
-  for (const Page& page : group.pages) {
-    outcomes.push_back({page.tag, outcome_of(options_.pool, page, failed)});
+  Group again;
+  for (size_t n = 0; n < group.pages.size(); ++n) {
+    const Code code = outcome(group, n, failed);
+    if (code == Code::kCorrupt && !group.is_second) {
+      again.size += group.pages[n].size;
+      again.pages.push_back(std::move(group.pages[n]));
+    } else {
+      outcomes.push_back({group.pages[n].tag, code});
+    }
   }
-  done_(std::move(outcomes));
+  again.priority = group.priority;
+  again.deadline_ns = group.deadline_ns;
+  if (!again.pages.empty()) read_again(std::move(again));
+  if (!outcomes.empty()) done_(std::move(outcomes));
+}
+
+void PageMover::read_again(Group group) {
+  group.is_second = true;
+  const std::lock_guard lock(mutex_);
+  (group.priority == Priority::kUrgent ? urgent_ : background_).push_front(std::move(group));
 }
 
 void PageMover::report(const Group& group, Code code) {

@@ -1,8 +1,15 @@
 // Reads pages out of one peer's pool into our own, and verifies them.
 //
 // One-sided, through the transfer engine, a few batches at a time; what a reader waits for goes
-// before what is only expected. The checksum is computed over the bytes that have arrived, where
-// they have arrived: a page that does not match is not what was asked for, whatever the reason.
+// before what is only expected. The checksum is of the bytes that have arrived, where they have
+// arrived: a page that does not match is not what was asked for, whatever the reason.
+//
+// Each byte is hashed once. A page is asked for stripe by stripe, and a transport through whose
+// hands the bytes pass says what each stripe hashed to as it came (ArrivalSum): folded, that is the
+// page's checksum. It covers the wire as well as the owner's memory, so that the transport's own
+// checksums are left out. What they add is whose fault it was: a page that came wrong is read once
+// more with them, and counts as corrupt if it is wrong again. Where a transport has no sums (RDMA,
+// shared memory, pages in odd pieces) the page is hashed in the pool.
 // When a page's outcome is told, nothing of it is in flight into our pool any more.
 //
 // Threads: any may call. `done` is called from the mover's own thread, which alone waits for the
@@ -57,6 +64,9 @@ class PageMover : public PeerReader {
     Priority priority = Priority::kUrgent;
     uint64_t deadline_ns = 0;
     BatchId batch = 0;
+    bool is_second = false;           // Its pages came wrong.
+    std::vector<ArrivalSum> sums;     // Of each request.
+    std::vector<size_t> first_sums;  // Of each page.
   };
 
   void run();
@@ -67,7 +77,11 @@ class PageMover : public PeerReader {
   Status open(uint64_t deadline_ns);
   void finish(Group& group);
   void report(const Group& group, Code code);
-  std::vector<TransferRequest> requests_of(const Group& group) const;
+  void read_again(Group group);
+  std::vector<TransferRequest> requests_of(Group& group) const;
+  void add_requests(const Page& page, std::vector<TransferRequest>& requests) const;
+  /// Of the n-th page, when its transfer came to `failed`.
+  Code outcome(const Group& group, size_t n, Code failed) const;
 
   TransferEngine& engine_;
   const Options options_;

@@ -160,7 +160,8 @@ void BatchTable::fill(uint32_t slot, Op& op) const {
         request.remote_buffer,
         slice.size,
         batch.deadline_ns,
-        token_of(slot, slice)};
+        token_of(slot, slice),
+        slice.size == request.size ? request.arrival : nullptr};
 }
 
 const BatchTable::Slice* BatchTable::find(uint64_t token) const {

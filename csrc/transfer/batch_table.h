@@ -61,6 +61,7 @@ class BatchTable {
     uint64_t local_address;
     uint64_t remote_address;
     uint64_t size;
+    ArrivalSum* arrival = nullptr;
   };
 
   /// What take() would take.

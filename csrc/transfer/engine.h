@@ -39,6 +39,8 @@ struct TransferRequest {
   uint64_t local_address;
   uint64_t remote_address;
   uint64_t size;
+  /// Of a read: see Op::arrival. Has to stay until the batch is released.
+  ArrivalSum* arrival = nullptr;
 };
 
 struct Notice {

@@ -68,7 +68,8 @@ Status Peer::resolve_with(const SegmentDescriptor& descriptor,
     }
     resolved.push_back({request.direction,
                         context_.memory->find(request.local_address, request.size), buffer->id,
-                        request.local_address, request.remote_address, request.size});
+                        request.local_address, request.remote_address, request.size,
+                        request.arrival});
   }
   return Status();
 }

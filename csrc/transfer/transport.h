@@ -12,7 +12,7 @@
 //   * Once an op is completed, the transport touches its local memory no more; not after success,
 //     not after a failure, not after its deadline.
 //   * A READ that completes kOk has put exactly the peer's bytes in place, verified where the
-//     transport verifies. A WRITE that completes kOk has been applied: whoever is told about it can
+//     transport verifies and no `arrival` sum was written. A WRITE that completes kOk has been applied: whoever is told about it can
 //     read it. After any other code the target range holds anything.
 //   * An op is completed at its deadline (kTimeout), give or take kDeadlineGraceMs, whatever the
 //     peer, the link or the device does.
@@ -50,6 +50,14 @@ enum class Direction : uint8_t { kRead, kWrite };
 /// What waits on the caller's critical path goes before what does not.
 enum class Priority : uint8_t { kUrgent, kBackground };
 
+/// The XXH3-64 of what a read brought, taken while it was put in place.
+struct ArrivalSum {
+  uint64_t value = 0;
+  bool is_known = false;
+};
+/// Up to this size a read is not cut by a path that takes such sums.
+inline constexpr uint64_t kArrivalSizeMax = 512 * 1024;
+
 /// A piece of a transfer on one path. Plain values; the transport copies it.
 struct Op {
   Direction direction;
@@ -63,6 +71,10 @@ struct Op {
   uint64_t size;
   uint64_t deadline_ns;  // monotonic_ns()
   uint64_t token;        // The engine's, below 2^63; comes back with the completion.
+  /// Of a read whose caller knows the checksum of what it asks for, and compares. A path through
+  /// whose hands the bytes pass may write their sum there before it completes the op kOk, and then
+  /// need not have verified them: the caller's checksum covers the wire, and more than that.
+  ArrivalSum* arrival = nullptr;
 };
 
 /// Who hears of completions. Must be quick and must not block.

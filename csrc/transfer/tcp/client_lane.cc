@@ -111,7 +111,7 @@ bool ClientLane::commit_next(Request& request) {
   const OpPart& part = request.part = parts.front();
   parts.pop_front();
   frame.kind = part.direction == Direction::kRead ? FrameKind::kRead : FrameKind::kWrite;
-  frame.flags = static_cast<uint8_t>((is_checked_ ? kFlagChecksum : 0) |
+  frame.flags = static_cast<uint8_t>((is_checked(part) ? kFlagChecksum : 0) |
                                      (part.priority == Priority::kUrgent ? kFlagUrgent : 0));
   frame.buffer = part.remote_buffer;
   frame.address = part.remote_address;
@@ -273,7 +273,7 @@ bool ClientLane::on_header(const TcpFrame& frame) {
   if (frame.kind == FrameKind::kWriteReply) return request.part.direction == Direction::kWrite;
   return request.part.direction == Direction::kRead &&
          (frame.code != Code::kOk || (frame.size == request.part.size &&
-                                      (frame.flags & kFlagChecksum) == (is_checked_ ? 1 : 0)));
+                                      frame.has_checksum() == is_checked(request.part)));
 }
 
 /// Reads without the lock what only this thread changes while the request is used.
@@ -288,6 +288,10 @@ bool ClientLane::on_frame(bool is_intact) {
   if (!is_intact) {
     path_->counters.corrupt.fetch_add(1, std::memory_order_relaxed);
     code = Code::kCorrupt;
+  }
+  ArrivalSum* arrival = answered_->part.arrival;
+  if (arrival != nullptr && code == Code::kOk && !answered_->is_given_up) {
+    *arrival = {receiver_.sum(), true};
   }
   if (reply_.sequence <= sent_sequence_ || reply_.kind != FrameKind::kWriteReply) {
     end_request(*answered_, code);

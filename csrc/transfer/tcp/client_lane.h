@@ -108,9 +108,13 @@ class ClientLane : public IoLoop::Source,
     Code code;
   };
 
+  /// Whether its payload has a checksum of its own. Where the caller is told what arrived, and
+  /// compares, one would say nothing that this does not.
+  bool is_checked(const OpPart& part) const { return is_checked_ && part.arrival == nullptr; }
   Request& request_of(uint64_t sequence) { return requests_[sequence % kTcpUnansweredMax]; }
 
   bool on_header(const TcpFrame& frame) override;
+  bool wants_sum() const override { return answered_->part.arrival != nullptr; }
   uint8_t* begin_piece(uint64_t offset, uint64_t size) override;
   void end_piece() override {}
   bool on_frame(bool is_intact) override;

@@ -70,7 +70,7 @@ int64_t FrameReceiver::receive_piece(int socket, std::span<uint8_t> scrap, uint6
 }
 
 void FrameReceiver::count_payload(const uint8_t* bytes, uint64_t size) {
-  if (bytes != nullptr && is_verified_ && frame_.has_trailer()) {
+  if (bytes != nullptr && is_verified_ && is_summed_) {
     if (payload_done_ == 0 && size == frame_.payload_size()) {
       sum_ = SliceChecksum::of(bytes, size);
     } else {
@@ -116,7 +116,9 @@ bool FrameReceiver::parse_header() {
   payload_done_ = 0;
   is_verified_ = true;
   stage_ = Stage::kPayload;
-  return taker_.on_header(frame_);
+  if (!taker_.on_header(frame_)) return false;
+  is_summed_ = frame_.has_trailer() || taker_.wants_sum();
+  return true;
 }
 
 void FrameReceiver::take_ahead() {

@@ -25,6 +25,8 @@ class FrameReceiver {
     virtual ~Taker() = default;
     /// A header came. False: it breaks the rules; nothing more is taken.
     virtual bool on_header(const TcpFrame& frame) = 0;
+    /// Of the frame whose header came: whether sum() is asked for, though it has no checksum.
+    virtual bool wants_sum() const { return false; }
     /// Whether its payload can be taken now. If not, receive() says kHeld, and goes on when it is
     /// called again. Once it can, it can to the end of the frame.
     virtual bool is_ready() { return true; }
@@ -50,6 +52,9 @@ class FrameReceiver {
   /// Receives about `budget` bytes at most. `scrap` takes what nobody wants.
   Outcome receive(int socket, uint64_t budget, std::span<uint8_t> scrap);
   uint64_t received_total() const { return received_total_; }
+  /// In on_frame(), of a payload that has a checksum or of which wants_sum(): XXH3-64 of it, if no
+  /// piece of it was left alone.
+  uint64_t sum() const { return sum_; }
 
  private:
   static constexpr size_t kAheadSize = 8 * kKiB;
@@ -71,6 +76,7 @@ class FrameReceiver {
   TcpFrame frame_{};
   uint64_t payload_done_ = 0;
   bool is_verified_ = true;  // No piece of the payload was left alone.
+  bool is_summed_ = false;
   bool is_held_ = false;
   uint64_t received_total_ = 0;
   uint64_t sum_ = 0;

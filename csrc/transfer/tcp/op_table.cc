@@ -32,7 +32,10 @@ OpPart OpTable::peek(Priority priority) const {
                 .remote_buffer = op.remote_buffer,
                 .remote_address = op.remote_address + entry.cut,
                 .size = std::min(part_size_, op.size - entry.cut),
-                .deadline_ns = op.deadline_ns};
+                .deadline_ns = op.deadline_ns,
+                .arrival = op.direction == Direction::kRead && op.size <= part_size_
+                               ? op.arrival
+                               : nullptr};
 }
 
 OpPart OpTable::take(Priority priority) {

@@ -26,6 +26,7 @@ struct OpPart {
   uint64_t remote_address = 0;
   uint64_t size = 0;
   uint64_t deadline_ns = 0;
+  ArrivalSum* arrival = nullptr;  // Of a part that is the whole op.
 };
 
 struct OpDone {

@@ -71,7 +71,8 @@ struct TcpFrame {
   uint64_t payload_size() const {
     return kind == FrameKind::kWrite || kind == FrameKind::kReadReply ? size : 0;
   }
-  bool has_trailer() const { return payload_size() != 0 && (flags & kFlagChecksum) != 0; }
+  bool has_checksum() const { return (flags & kFlagChecksum) != 0; }
+  bool has_trailer() const { return payload_size() != 0 && has_checksum(); }
 };
 
 using TcpHeaderBytes = std::array<uint8_t, kTcpHeaderSize>;

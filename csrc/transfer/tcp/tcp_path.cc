@@ -16,6 +16,7 @@ namespace {
 
 constexpr size_t kOpsMax = 1024;
 constexpr uint64_t kPartSize = 512 * kKiB;
+static_assert(kPartSize >= kArrivalSizeMax);
 // Under way on one lane: what a link of 100 Gbit/s with a round trip of 1 ms holds, over a few.
 constexpr uint64_t kLaneBytesMax = 4 * kMiB;
 // To a peer on this machine nothing is gained by more than keeps both ends busy, and what waits in
