@@ -197,8 +197,8 @@ Code PageMover::outcome(const Group& group, size_t n, Code failed) const {
   const size_t end = n + 1 < group.pages.size() ? group.first_sums[n + 1] : group.sums.size();
   const auto sums = std::span(group.sums).subspan(group.first_sums[n], end - group.first_sums[n]);
   // As many as there are stripes: each is a stripe.
-  const bool is_summed = sums.size() == stripe_count(page.size) &&
-                         std::ranges::all_of(sums, &ArrivalSum::is_known);
+  const bool is_summed =
+      sums.size() == stripe_count(page.size) && std::ranges::all_of(sums, &ArrivalSum::is_known);
   if (!is_summed) return outcome_of(options_.pool, page, failed);
   std::vector<uint64_t> stripes;
   std::ranges::transform(sums, std::back_inserter(stripes), &ArrivalSum::value);

@@ -64,8 +64,8 @@ class PageMover : public PeerReader {
     Priority priority = Priority::kUrgent;
     uint64_t deadline_ns = 0;
     BatchId batch = 0;
-    bool is_second = false;           // Its pages came wrong.
-    std::vector<ArrivalSum> sums;     // Of each request.
+    bool is_second = false;          // Its pages came wrong.
+    std::vector<ArrivalSum> sums;    // Of each request.
     std::vector<size_t> first_sums;  // Of each page.
   };
 

@@ -66,10 +66,9 @@ Status Peer::resolve_with(const SegmentDescriptor& descriptor,
                                                 hex(request.local_address) +
                                                 " are no memory of this process");
     }
-    resolved.push_back({request.direction,
-                        context_.memory->find(request.local_address, request.size), buffer->id,
-                        request.local_address, request.remote_address, request.size,
-                        request.arrival});
+    resolved.push_back(
+        {request.direction, context_.memory->find(request.local_address, request.size), buffer->id,
+         request.local_address, request.remote_address, request.size, request.arrival});
   }
   return Status();
 }

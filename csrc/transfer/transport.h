@@ -12,8 +12,9 @@
 //   * Once an op is completed, the transport touches its local memory no more; not after success,
 //     not after a failure, not after its deadline.
 //   * A READ that completes kOk has put exactly the peer's bytes in place, verified where the
-//     transport verifies and no `arrival` sum was written. A WRITE that completes kOk has been applied: whoever is told about it can
-//     read it. After any other code the target range holds anything.
+//     transport verifies and no `arrival` sum was written. A WRITE that completes kOk has been
+//     applied: whoever is told about it can read it. After any other code the target range holds
+//     anything.
 //   * An op is completed at its deadline (kTimeout), give or take kDeadlineGraceMs, whatever the
 //     peer, the link or the device does.
 //   * Loss of a peer completes all its ops with kUnavailable within a second of being noticeable.

@@ -95,7 +95,12 @@ TEST_F(TcpFaults, APeerThatDiesEndsEverythingAtOnce) {
 
 TEST_F(TcpFaults, ReadsOfAStoppedPeerEndAtTheirDeadlineAndTouchNothingAfterwards) {
   std::memset(file_.bytes(), 0x5A, TcpSharedFile::kSize);
-  const std::vector<Op> ops = many(Direction::kRead, 400);
+  std::vector<Op> ops = many(Direction::kRead, 400);
+  std::vector<ArrivalSum> sums(ops.size());
+  for (size_t i = 0; i < ops.size(); i += 2) {
+    ops[i].size = kArrivalSizeMax;
+    ops[i].arrival = &sums[i];
+  }
   peer_.signal(SIGSTOP);
   const uint64_t took_ms = duration_ms([&] {
     submit(ops);
@@ -114,6 +119,7 @@ TEST_F(TcpFaults, ReadsOfAStoppedPeerEndAtTheirDeadlineAndTouchNothingAfterwards
   EXPECT_TRUE(path_->probe().ok());
   EXPECT_EQ(fresh, std::vector<uint8_t>(kMiB, 0x5A));
   EXPECT_TRUE(local_ == then);
+  EXPECT_TRUE(std::ranges::none_of(sums, &ArrivalSum::is_known));
   EXPECT_EQ(client_.stat("lanes_cut"), 0U);
 }
 

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "tcp_rig.h"
+#include "transfer/tcp/slice_checksum.h"
 
 namespace hicache {
 namespace {
@@ -92,6 +93,40 @@ struct Ends {
   std::vector<uint8_t> local;
   Path* path;
 };
+
+TEST(TcpTransport, AReadIsSummedAsItArrivesUnlessItIsCut) {
+  for (const bool is_checked : {true, false}) {
+    Ends ends({.checksum = is_checked});
+    uint64_t token = 0;
+    for (const uint64_t size :
+         {uint64_t{1}, uint64_t{4096}, uint64_t{100'001}, kArrivalSizeMax, kArrivalSizeMax + 1}) {
+      ArrivalSum sum;
+      Op op = op_of(Direction::kRead, ends.local.data(), ends.remote.data() + 7, size, ++token);
+      op.arrival = &sum;
+      EXPECT_TRUE(ends.run(op).ok());
+      EXPECT_EQ(sum.is_known, size <= kArrivalSizeMax) << size;
+      if (sum.is_known) {
+        EXPECT_EQ(sum.value, SliceChecksum::of(ends.remote.data() + 7, size));
+      }
+      EXPECT_TRUE(std::equal(ends.local.begin(), ends.local.begin() + static_cast<ptrdiff_t>(size),
+                             ends.remote.begin() + 7));
+    }
+  }
+}
+
+TEST(TcpTransport, AReadThatFailedOrAWriteHasNoSum) {
+  Ends ends;
+  ArrivalSum sum;
+  Op op =
+      op_of(Direction::kRead, ends.local.data(), ends.remote.data() + ends.remote.size(), 4096, 1);
+  op.arrival = &sum;
+  EXPECT_EQ(ends.run(op).code(), Code::kInvalidArgument);
+  EXPECT_FALSE(sum.is_known);
+  op = op_of(Direction::kWrite, ends.local.data(), ends.remote.data(), 4096, 2);
+  op.arrival = &sum;
+  EXPECT_TRUE(ends.run(op).ok());
+  EXPECT_FALSE(sum.is_known);
+}
 
 TEST(TcpTransport, OnlyRegisteredRangesAreTouched) {
   Ends ends;

@@ -272,8 +272,8 @@ bool ClientLane::on_header(const TcpFrame& frame) {
   if (request.is_ping) return false;
   if (frame.kind == FrameKind::kWriteReply) return request.part.direction == Direction::kWrite;
   return request.part.direction == Direction::kRead &&
-         (frame.code != Code::kOk || (frame.size == request.part.size &&
-                                      frame.has_checksum() == is_checked(request.part)));
+         (frame.code != Code::kOk ||
+          (frame.size == request.part.size && frame.has_checksum() == is_checked(request.part)));
 }
 
 /// Reads without the lock what only this thread changes while the request is used.

@@ -25,17 +25,16 @@ OpPart OpTable::peek(Priority priority) const {
   const uint32_t index = waiting.front();
   const Entry& entry = entries_[index];
   const Op& op = entry.op;
-  return OpPart{.op = index,
-                .direction = op.direction,
-                .priority = op.priority,
-                .local_address = op.local_address + entry.cut,
-                .remote_buffer = op.remote_buffer,
-                .remote_address = op.remote_address + entry.cut,
-                .size = std::min(part_size_, op.size - entry.cut),
-                .deadline_ns = op.deadline_ns,
-                .arrival = op.direction == Direction::kRead && op.size <= part_size_
-                               ? op.arrival
-                               : nullptr};
+  return OpPart{
+      .op = index,
+      .direction = op.direction,
+      .priority = op.priority,
+      .local_address = op.local_address + entry.cut,
+      .remote_buffer = op.remote_buffer,
+      .remote_address = op.remote_address + entry.cut,
+      .size = std::min(part_size_, op.size - entry.cut),
+      .deadline_ns = op.deadline_ns,
+      .arrival = op.direction == Direction::kRead && op.size <= part_size_ ? op.arrival : nullptr};
 }
 
 OpPart OpTable::take(Priority priority) {
