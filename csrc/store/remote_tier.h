@@ -99,6 +99,8 @@ class RemoteTier {
   bool is_due() const { return is_due_; }
 
   void add_stats(NodeStats& stats) const;
+  /// Who waits, and pages that are wanted.
+  size_t pending_count() const { return waits_.size() + wanted_.size(); }
   const DurationHistogram& lookup_seconds() const { return lookup_seconds_; }
   const DurationHistogram& fetch_seconds() const { return fetch_seconds_; }
 
