@@ -113,8 +113,18 @@ void RemoteTier::end(uint64_t hash) {
   for (const RemoteWaitId waiter : waiters) {
     const auto entry = waits_.find(waiter);
     if (entry == waits_.end()) continue;
-    if (--entry->second.left_count == 0) settle(entry->second);
+    if (--entry->second.left_count == 0) all_ended(waiter, entry->second);
   }
+}
+
+/// Where a page was when the directory was asked last it may be no more, and elsewhere instead.
+void RemoteTier::all_ended(RemoteWaitId id, Wait& wait) {
+  const bool can_ask = !wait.has_asked && surroundings_.directory.connection_number() != 0 &&
+                       store_.is_current(wait.question.space);
+  const bool lacks = std::any_of(wait.hashes.begin(), wait.hashes.end(),
+                                 [this](uint64_t hash) { return !store_.has_hash(hash); });
+  if (!can_ask || !lacks) return settle(wait);
+  ask_directory(id, wait);
 }
 
 // ---------------------------------------------------------------- leases

@@ -138,7 +138,13 @@ void RemoteTier::locate(RemoteWaitId id, Wait& wait) {
     use_routes(wait);
     return go_on(id);
   }
-  const uint64_t budget_ms = std::min(wait.until_ms - now_ms_, options_.call_timeout_ms);
+  ask_directory(id, wait);
+}
+
+void RemoteTier::ask_directory(RemoteWaitId id, Wait& wait) {
+  wait.has_asked = true;
+  const uint64_t left_ms = wait.until_ms - std::min(wait.until_ms, now_ms_);
+  const uint64_t budget_ms = std::min(left_ms, options_.call_timeout_ms);
   surroundings_.directory.ask<LocateReply>(
       LocateRequest{0, store_.digest_of(wait.question.space), wait.question.is_prefix,
                     static_cast<uint8_t>(PageSources::kCountMax), wait.question.keys},

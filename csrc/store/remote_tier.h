@@ -147,7 +147,8 @@ class RemoteTier {
     std::vector<PageRef> held;
     WaitKind kind = WaitKind::kLookup;
     bool is_settled = false;
-    size_t left_count = 0;  // Of a get: pages; of a look-up: calls.
+    bool has_asked = false;  // The directory; else only what it said earlier is known.
+    size_t left_count = 0;   // Of a get: pages; of a look-up: calls.
     uint64_t until_ms = 0;
     uint64_t progress_ms = 0;  // When something came for it last.
     uint64_t started_ns = 0;
@@ -181,6 +182,7 @@ class RemoteTier {
   // Questions (remote_tier.cc)
   RemoteWaitId begin(Question question, WaitKind kind, uint64_t until_ms, uint64_t now_ms);
   void locate(RemoteWaitId id, Wait& wait);
+  void ask_directory(RemoteWaitId id, Wait& wait);
   void on_located(RemoteWaitId id, const Result<LocateReply>& reply);
   void ask_members();
   void on_members(const Result<MembersReply>& reply);
@@ -222,6 +224,8 @@ class RemoteTier {
   void fail_over(uint64_t hash);
   /// The page is here, or cannot be had: whoever waits for it waits no longer.
   void end(uint64_t hash);
+  /// All that a get waited for is here, or could not be had where it was looked for.
+  void all_ended(RemoteWaitId id, Wait& wait);
   uint64_t staging_max_bytes() const;
   void post(Task task) { inbox_->post(std::move(task)); }
 

@@ -71,7 +71,8 @@ void SimNode::put(size_t client, uint64_t space, uint64_t key, bool replaces) {
 
 void SimNode::commit(size_t client, uint64_t space, uint64_t key, const Writing& writing) {
   const uint64_t checksum = page_checksum(writing.bytes.data(), writing.bytes.size());
-  const uint64_t ttl_ms = world_.chance(20) ? world_.random().between(1, 3000) : 0;
+  const uint64_t ttl_ms =
+      world_.chance(world_.faults().short_life) ? world_.random().between(1, 3000) : 0;
   const Code code = store_.commit(clients_[client].session, writing.ref, checksum,
                                   {.ttl_ms = ttl_ms, .replace = writing.replaces}, monotonic_ms());
   world_.note(&host_, std::string(writing.replaces ? "replaces " : "puts ") + named(space, key) +
@@ -119,7 +120,7 @@ void SimNode::clear(uint64_t space) {
 
 // ---------------------------------------------------------------- look up, get
 
-void SimNode::look_up(size_t client, uint64_t space, std::vector<uint64_t> keys, bool delivers) {
+void SimNode::look_up(size_t client, uint64_t space, std::vector<uint64_t> keys, Must must) {
   clients_[client].is_busy = true;
   std::vector<Key> names;
   for (const uint64_t key : keys) names.push_back(key_of(key));
@@ -129,7 +130,7 @@ void SimNode::look_up(size_t client, uint64_t space, std::vector<uint64_t> keys,
                                                      names, flags, monotonic_ms(), missing);
   const bool asks = !missing.empty();
   const RemoteWaitId wait = asks ? remote_.begin_lookup(std::move(question), monotonic_ms()) : 0;
-  wait_for(client, wait, [this, client, space, keys, delivers, names, missing, wait] {
+  wait_for(client, wait, [this, client, space, keys, must, names, missing, wait] {
     const RemoteTier::Answer answer = remote_.finish(wait);
     std::vector<Code> codes;
     pages_.lookup(clients_[client].session, spaces_[space], names, kLookupLease | kLookupPrefix,
@@ -141,11 +142,11 @@ void SimNode::look_up(size_t client, uint64_t space, std::vector<uint64_t> keys,
     if (count == 0) return finish(client);
     std::vector<uint64_t> promised(keys.begin(), keys.begin() + static_cast<ptrdiff_t>(count));
     later(client, world_.random().size_up_to(kLookupTtlMs * 500),
-          [this, client, space, promised, delivers] { get(client, space, promised, delivers); });
+          [this, client, space, promised, must] { get(client, space, promised, must); });
   });
 }
 
-void SimNode::get(size_t client, uint64_t space, std::vector<uint64_t> keys, bool delivers) {
+void SimNode::get(size_t client, uint64_t space, std::vector<uint64_t> keys, Must must) {
   clients_[client].is_busy = true;
   std::vector<Key> names;
   for (const uint64_t key : keys) names.push_back(key_of(key));
@@ -153,15 +154,29 @@ void SimNode::get(size_t client, uint64_t space, std::vector<uint64_t> keys, boo
   std::vector<uint32_t> missing;
   RemoteTier::Question question =
       pages_.question_of(clients_[client].session, spaces_[space], names, 0, now_ms, missing);
-  if (missing.empty()) return lease(client, space, keys, delivers, {});
+  if (missing.empty()) return lease(client, space, keys, must, {});
   const RemoteWaitId wait = remote_.begin_get(std::move(question), kPatienceMs, now_ms);
   remote_.hold(wait, store_.hold_present(clients_[client].session, spaces_[space], names, now_ms));
-  wait_for(client, wait, [this, client, space, keys, delivers, wait] {
-    lease(client, space, keys, delivers, remote_.finish(wait).held);
+  wait_for(client, wait, [this, client, space, keys, must, wait] {
+    lease(client, space, keys, must, remote_.finish(wait).held);
   });
 }
 
-void SimNode::lease(size_t client, uint64_t space, const std::vector<uint64_t>& keys, bool delivers,
+/// What the tier has counted, for people.
+std::string SimNode::why_missing() const {
+  NodeStats stats = store_.stats();
+  remote_.add_stats(stats);
+  std::string why;
+  const auto* values = reinterpret_cast<const uint64_t*>(&stats);
+  for (size_t i = 0; i < kNodeStatCount; ++i) {
+    const std::string_view name = kNodeStatNames[i];
+    const bool is_told = values[i] != 0 && (name.starts_with("remote") || name.starts_with("pool"));
+    if (is_told) why += std::string(name) + " " + std::to_string(values[i]) + " ";
+  }
+  return why;
+}
+
+void SimNode::lease(size_t client, uint64_t space, const std::vector<uint64_t>& keys, Must must,
                     std::vector<PageRef> held) {
   std::vector<Key> names;
   for (const uint64_t key : keys) names.push_back(key_of(key));
@@ -173,7 +188,8 @@ void SimNode::lease(size_t client, uint64_t space, const std::vector<uint64_t>& 
   for (size_t i = 0; i < keys.size(); ++i) {
     const PageStore::Location& location = locations[i];
     if (location.code != Code::kOk) {
-      if (delivers) world_.fail(name() + " cannot have " + named(space, keys[i]));
+      if (must != Must::kNothing)
+        world_.fail(name() + " cannot have " + named(space, keys[i]) + " (" + why_missing() + ")");
       continue;
     }
     readings.push_back({.space = space,
@@ -187,33 +203,32 @@ void SimNode::lease(size_t client, uint64_t space, const std::vector<uint64_t>& 
   auto left = std::make_shared<size_t>(readings.size());
   if (readings.empty()) return finish(client);
   for (Reading& reading : readings) {
-    read(client, std::move(reading), delivers, [this, client, left] {
+    read(client, std::move(reading), must, [this, client, left] {
       if (--*left == 0) finish(client);
     });
   }
 }
 
 /// In two steps: a page that changes meanwhile shows.
-void SimNode::read(size_t client, Reading reading, bool delivers,
-                   const std::function<void()>& done) {
+void SimNode::read(size_t client, Reading reading, Must must, const std::function<void()>& done) {
   const bool is_slow = world_.chance(world_.faults().slow_read);
   const uint64_t pause_us = world_.random().size_up_to(is_slow ? 3'000'000 : 5000);
-  later(client, pause_us, [this, client, reading, delivers, done, pause_us] {
+  later(client, pause_us, [this, client, reading, must, done, pause_us] {
     Reading half = reading;
     half.bytes = gather(pool_.data(), half.extents);
     if (world_.chance(world_.faults().dead_client)) return lose_client(client);
-    later(client, pause_us, [this, client, half, delivers, done] {
+    later(client, pause_us, [this, client, half, must, done] {
       Reading whole = half;
       const std::vector<uint8_t> rest = gather(pool_.data(), whole.extents);
       const auto middle = static_cast<ptrdiff_t>(rest.size() / 2);
       std::copy(rest.begin() + middle, rest.end(), whole.bytes.begin() + middle);
-      judge(client, whole, delivers);
+      judge(client, whole, must);
       done();
     });
   });
 }
 
-void SimNode::judge(size_t client, Reading& reading, bool delivers) {
+void SimNode::judge(size_t client, Reading& reading, Must must) {
   const std::string what = name() + " reads " + named(reading.space, reading.key);
   const bool is_verified =
       page_checksum(reading.bytes.data(), reading.bytes.size()) == reading.checksum;
@@ -222,13 +237,14 @@ void SimNode::judge(size_t client, Reading& reading, bool delivers) {
     ++delivered_;
     if (!oracle_.is_right(reading.space, reading.key, reading.bytes)) {
       world_.fail(what + ": wrong bytes");
-    } else if (delivers && !oracle_.is_newest(reading.space, reading.key, reading.bytes)) {
+    } else if (must == Must::kDeliverNewest &&
+               !oracle_.is_newest(reading.space, reading.key, reading.bytes)) {
       world_.fail(what + ": old bytes");
     }
   } else if (is_leased && !has_flips_) {
     world_.fail(what + ": its bytes changed under the lease");
   } else {
-    if (delivers) world_.fail(what + ": damaged");
+    if (must != Must::kNothing) world_.fail(what + ": damaged");
     pages_.report_corrupt({&reading.ref, 1});
   }
   pages_.release(clients_[client].session, {&reading.ref, 1}, monotonic_ms());

@@ -65,6 +65,7 @@ void SimCluster::choose_faults() {
                      .flipped_read = perhaps(10, 100),
                      .failed_read = perhaps(5, 100),
                      .slow_read = perhaps(5, 100),
+                     .short_life = perhaps(5, 50),
                      .dead_client = perhaps(10, 200)};
 }
 
@@ -110,10 +111,13 @@ bool SimCluster::is_alive(const Host& from, const std::string& address,
          machines_[at].host->paused_until_us <= world_.now_us();
 }
 
-/// A single master takes its epoch from a clock, which may have been set back.
+/// A single master takes its epoch from a clock, which may have been set back, though not
+/// to the very microsecond of an earlier start.
 uint64_t SimCluster::next_epoch() {
-  if (is_elected_ || last_epoch_ == 0 || !world_.random().one_in(3)) return ++last_epoch_;
-  return world_.random().between(1, last_epoch_);
+  if (is_elected_) return ++last_epoch_;
+  last_epoch_ += 1'000'000;
+  const bool is_set_back = last_epoch_ > 3'000'000 && world_.random().one_in(3);
+  return is_set_back ? world_.random().between(1'000'001, last_epoch_ - 1'000'001) : last_epoch_;
 }
 
 SimMaster* SimCluster::leader() {
@@ -242,7 +246,7 @@ void SimCluster::check_promises() {
   for (uint64_t key = 0; key < PageOracle::kKeys; ++key) {
     for (uint64_t space = 0; space < PageOracle::kSpaces; ++space) {
       for (Machine& machine : machines_) {
-        if (machine.node->has(space, key)) on(machine).get(0, space, {key}, false);
+        if (machine.node->has(space, key)) on(machine).get(0, space, {key}, Must::kNothing);
       }
       let_clients_finish("for what its own node has");
     }
@@ -253,7 +257,7 @@ void SimCluster::check_promises() {
     Machine& putting = any_machine();
     const uint64_t space = world_.random().below(PageOracle::kSpaces);
     const uint64_t first = world_.random().below(PageOracle::kKeys - 4);
-    on(asking).look_up(0, space, {first, first + 1, first + 2, first + 3}, true);
+    on(asking).look_up(0, space, {first, first + 1, first + 2, first + 3}, Must::kDeliver);
     on(putting).put(1, space, world_.random().below(PageOracle::kKeys), false);
     let_clients_finish("for what it was promised");
   }
@@ -270,7 +274,7 @@ void SimCluster::check_replacements() {
     let_clients_finish("for a replacement");
     if (!replacing.node->has(space, key)) continue;  // There was no room.
     settle("after a replacement", kSettleMs);
-    for (Machine& machine : machines_) on(machine).get(1, space, {key}, true);
+    for (Machine& machine : machines_) on(machine).get(1, space, {key}, Must::kDeliverNewest);
     let_clients_finish("for what was replaced");
     settle("after reading what was replaced", kSettleMs);
   }

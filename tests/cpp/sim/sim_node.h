@@ -20,6 +20,9 @@
 
 namespace hicache::testing {
 
+/// What a client that reads has to be given.
+enum class Must : uint8_t { kNothing, kDeliver, kDeliverNewest };
+
 class SimNode : private PeerPages {
  public:
   static constexpr size_t kClients = 3;
@@ -48,10 +51,9 @@ class SimNode : private PeerPages {
 
   // What one of its clients does, if it does nothing else.
   void put(size_t client, uint64_t space, uint64_t key, bool replaces);
-  /// `delivers`: each of them has to be there, and the newest one.
-  void get(size_t client, uint64_t space, std::vector<uint64_t> keys, bool delivers);
-  /// And reads what it was promised; `delivers`: all of that has to be there.
-  void look_up(size_t client, uint64_t space, std::vector<uint64_t> keys, bool delivers);
+  void get(size_t client, uint64_t space, std::vector<uint64_t> keys, Must must);
+  /// And reads what it was promised.
+  void look_up(size_t client, uint64_t space, std::vector<uint64_t> keys, Must must);
   void remove(size_t client, uint64_t space, uint64_t key);
   void clear(uint64_t space);
   bool is_busy(size_t client) const { return clients_[client].is_busy; }
@@ -125,12 +127,13 @@ class SimNode : private PeerPages {
   /// Goes on as this client, if it is still there, after a while.
   void later(size_t client, uint64_t delay_us, std::function<void()> task);
   void wait_for(size_t client, RemoteWaitId wait, std::function<void()> then);
-  void lease(size_t client, uint64_t space, const std::vector<uint64_t>& keys, bool delivers,
+  void lease(size_t client, uint64_t space, const std::vector<uint64_t>& keys, Must must,
              std::vector<PageRef> held);
-  void read(size_t client, Reading reading, bool delivers, const std::function<void()>& done);
-  void judge(size_t client, Reading& reading, bool delivers);
+  void read(size_t client, Reading reading, Must must, const std::function<void()>& done);
+  void judge(size_t client, Reading& reading, Must must);
   void commit(size_t client, uint64_t space, uint64_t key, const Writing& writing);
   void finish(size_t client) { clients_[client].is_busy = false; }
+  std::string why_missing() const;
   void ask_to_remove(size_t client, uint64_t space, uint64_t key, bool removes);
   std::string named(uint64_t space, uint64_t key) const {
     return std::to_string(space) + "/" + std::to_string(key);

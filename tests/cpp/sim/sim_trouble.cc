@@ -58,8 +58,8 @@ void SimCluster::act_as_client() {
     if (throw_of < 35) return node.put(client, space, first, false);
     if (throw_of < 42) return node.put(client, space, first, true);
     if (throw_of < 48) return node.remove(client, space, first);
-    if (throw_of < 70) return node.look_up(client, space, keys, false);
-    node.get(client, space, keys, false);
+    if (throw_of < 70) return node.look_up(client, space, keys, Must::kNothing);
+    node.get(client, space, keys, Must::kNothing);
   });
 }
 

@@ -30,6 +30,7 @@ struct Faults {
   uint64_t flipped_read = 0;    // A page arrives with one bit changed.
   uint64_t failed_read = 0;     // It does not arrive.
   uint64_t slow_read = 0;       // Longer than its lease, perhaps.
+  uint64_t short_life = 0;      // A page is put for some seconds alone.
   uint64_t dead_client = 0;     // It goes without a word, in the middle of a call.
 };
 
