@@ -13,6 +13,7 @@ PYTEST_ARGS ?=
 # `make soak` looks further.
 HICACHE_SEED ?= 1
 ROUNDS ?= 10
+SEEDS ?= 2000
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
 
 py := $(abspath $(VENV))/bin/python
@@ -22,11 +23,11 @@ cpp_files := $(shell find csrc -name '*.cc' -o -name '*.h' -o -name CMakeLists.t
 cpp_tests := $(shell find tests/cpp -name '*.cc' -o -name '*.h' 2>/dev/null)
 say = @printf '\033[1m[%s]\033[0m %s\n' $(1) $(2)
 
-.PHONY: help demo test soak test-rdma guest-kernel bench lint format stubs sanitize build clean pytest cpp-test
+.PHONY: help demo test sim soak test-rdma guest-kernel bench lint format stubs sanitize build clean pytest cpp-test
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
-	@echo; echo "Variables: MODEL=path (demo), TP=ranks (demo), JOBS=n, PYTEST_ARGS='-k name', HICACHE_SEED=n, ROUNDS=n (soak), TORCH_INDEX=url, VENV=folder"
+	@echo; echo "Variables: MODEL=path (demo), TP=ranks (demo), JOBS=n, PYTEST_ARGS='-k name', HICACHE_SEED=n, ROUNDS=n (soak), SEEDS=n (sim), TORCH_INDEX=url, VENV=folder"
 
 demo: $(stamps)/build $(stamps)/sglang  ## Serve with the real SGLang and show pages coming back; writes demo.json
 	$(py) -m bench.demo --json demo.json --tp $(TP) $(if $(MODEL),--model "$(MODEL)")
@@ -45,6 +46,10 @@ soak: build/cpp/.built  ## Run the C++ tests with new seeds, ROUNDS times
 	$(call say,soak,"$(ROUNDS) rounds with new seeds; a failing test prints its own")
 	@for round in $$(seq $(ROUNDS)); do \
 	  ctest --test-dir build/cpp --output-on-failure --parallel $(JOBS) --quiet || exit 1; done
+
+sim: build/cpp/.built  ## Run SEEDS simulated clusters: faults of all kinds, one seed each
+	$(call say,sim,"$(SEEDS) worlds; one that fails prints how to run it again")
+	HICACHE_SEED=$(HICACHE_SEED) HICACHE_SIM_WORLDS=$(SEEDS) build/cpp/hicache_sim
 
 test-rdma: build/cpp/.built guest-kernel  ## Run the RDMA tests on soft-RoCE, in a guest kernel (built once, ~12 CPU minutes)
 	$(call say,test-rdma,"real verbs in a guest kernel")

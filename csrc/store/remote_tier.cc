@@ -1,6 +1,7 @@
 #include "store/remote_tier.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "base/clock.h"
@@ -394,6 +395,8 @@ RemoteTier::Peer* RemoteTier::usable(PeerId id) {
 
 PeerLink* RemoteTier::link_of(Peer& peer) {
   if (peer.link) return peer.link.get();
+  // Those of nodes that are gone must not keep others from being asked.
+  if (link_count_ >= options_.peers_max / 2) retire_strangers();
   if (link_count_ >= options_.peers_max) return nullptr;
   Result<std::unique_ptr<PeerLink>> link =
       surroundings_.roads.link_to(peer.address, peer.incarnation);
@@ -403,12 +406,27 @@ PeerLink* RemoteTier::link_of(Peer& peer) {
   return peer.link.get();
 }
 
+bool RemoteTier::is_busy(const Peer& peer) {
+  return peer.leasing_count != 0 || peer.moving_bytes != 0 || !peer.urgent.empty() ||
+         !peer.background.empty();
+}
+
+/// Ends the links to idle peers that are no members any more.
+void RemoteTier::retire_strangers() {
+  std::set<PeerId> members;
+  for (const auto& [index, id] : members_) members.insert(id);
+  for (auto& [id, peer] : peers_) {
+    if (!members.contains(id) && !is_busy(peer)) retire(peer);
+  }
+}
+
 void RemoteTier::retire(Peer& peer) {
   if (!peer.link) return;
   past_breaks_ += peer.link->breaks_count();
   peer.link->stop_soon();
   if (peer.reader) peer.reader->stop_soon();
   retired_.push_back({std::move(peer.link), std::move(peer.reader)});
+  reap_due_ms_ = std::min(reap_due_ms_, now_ms_ + kReapIntervalMs);
 }
 
 /// Forgets peers that were gone for long, and joins threads that have ended.
@@ -416,9 +434,7 @@ void RemoteTier::reap() {
   for (const auto& [index, id] : members_) peers_.at(id).seen_ms = now_ms_;
   for (auto entry = peers_.begin(); entry != peers_.end();) {
     Peer& peer = entry->second;
-    const bool is_busy = peer.leasing_count != 0 || peer.moving_bytes != 0 ||
-                         !peer.urgent.empty() || !peer.background.empty();
-    if (is_busy || now_ms_ < peer.seen_ms + kForgetPeerMs) {
+    if (is_busy(peer) || now_ms_ < peer.seen_ms + kForgetPeerMs) {
       ++entry;
       continue;
     }

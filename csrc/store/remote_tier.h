@@ -206,7 +206,9 @@ class RemoteTier {
   // Peers
   Peer* usable(PeerId id);
   PeerLink* link_of(Peer& peer);
+  static bool is_busy(const Peer& peer);
   void retire(Peer& peer);
+  void retire_strangers();
   void reap();
   // Pages (remote_fetch.cc)
   void want(const Wait& wait, size_t number, RemoteWaitId waiter, uint64_t deadline_ms);

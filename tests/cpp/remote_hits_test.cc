@@ -69,6 +69,35 @@ TEST(RemoteHits, WhatOneNodeHasIsReadAtAnother) {
   EXPECT_TRUE(eventually(5000, [&] { return stat_of(*a->node, "leases") == 0; }));
 }
 
+TEST(RemoteHits, AGetFindsWhatIsNoMoreWhereItWas) {
+  TestCluster cluster;
+  auto a = cluster.add("a");
+  auto b = cluster.add("b");
+  auto c = cluster.add("c");
+  a->put(0, 5, kPageSize);
+  const std::vector<Key> keys = keys_of(0, 5);
+  std::vector<Code> codes;
+  c->client.client.lookup(c->client.space, keys, {false, false}, codes);  // They are at a.
+  EXPECT_EQ(codes, std::vector<Code>(5, Code::kOk));
+  a->client.client.remove(a->client.space, keys, codes);
+  b->put(0, 5, kPageSize);
+  expect_hits(*c, 0, 5, kPageSize);
+}
+
+TEST(RemoteHits, NodesThatAreGoneTakeNobodysPlace) {
+  TestCluster cluster;
+  ClusterOptions options = cluster.options("reader");
+  options.peers.peers_max = 2;
+  auto reader = cluster.add(options, 64 * kMiB);
+  for (uint64_t n = 0; n < 5; ++n) {
+    auto writer = cluster.add("writer");  // Another process each time.
+    writer->put(n, 1, kPageSize);
+    std::vector<uint8_t> bytes;
+    EXPECT_TRUE(eventually(5000, [&] { return reader->client.get(key_of(n), bytes) == Code::kOk; }))
+        << n;
+  }
+}
+
 TEST(RemoteHits, NodesOfOneMachineReadOverWhatTransportsTheyHave) {
   TestCluster cluster;
   ClusterOptions options = cluster.options("a");

@@ -148,6 +148,7 @@ void SimNode::look_up(size_t client, uint64_t space, std::vector<uint64_t> keys,
 
 void SimNode::get(size_t client, uint64_t space, std::vector<uint64_t> keys, Must must) {
   clients_[client].is_busy = true;
+  world_.note(&host_, "gets from " + named(space, keys[0]));
   std::vector<Key> names;
   for (const uint64_t key : keys) names.push_back(key_of(key));
   const uint64_t now_ms = monotonic_ms();

@@ -167,7 +167,7 @@ void SimCluster::heal() {
 bool SimCluster::is_settled() {
   if (leader() == nullptr) return false;
   for (const Machine& machine : machines_) {
-    if (!machine.node->is_quiet()) return false;
+    if (!machine.node || !machine.node->why_not_quiet().empty()) return false;
   }
   return differences().empty();
 }
@@ -212,8 +212,8 @@ void SimCluster::settle(const char* when, uint64_t patience_ms) {
   if (is_calm || world_.has_failed()) return;
   std::string why = differences();
   for (const Machine& machine : machines_) {
-    if (!machine.node->is_quiet())
-      why += "; " + machine.name + ": " + machine.node->why_not_quiet();
+    const std::string busy = machine.node->why_not_quiet();
+    if (!busy.empty()) why += "; " + machine.name + ": " + busy;
   }
   world_.fail(std::string("nothing converges ") + when + ": " + why);
 }

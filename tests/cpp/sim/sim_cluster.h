@@ -55,6 +55,7 @@ class SimCluster {
   void act_as_client();
   void part_some();
   void crash_some();
+  void crash(Machine& machine);
   void leave_some();
   void trouble_master();
   void pause_some();

@@ -201,15 +201,9 @@ std::string SimNode::why_not_quiet() const {
   if (!membership_.is_joined()) return "it has not joined";
   if (!announcer_.is_settled()) return "it has something to tell";
   if (!waiters_.empty() || remote_.pending_count() != 0) return "it waits for pages of peers";
-  if (life_.call_count() + bulk_.call_count() != 0) return "it waits for the directory";
   const bool is_busy =
       std::any_of(clients_.begin(), clients_.end(), [](const Client& c) { return c.is_busy; });
   return is_busy ? "a client waits" : "";
-}
-
-bool SimNode::is_quiet() const {
-  const std::string why = why_not_quiet();
-  return why.empty() || why == "it waits for the directory";  // Of heartbeats.
 }
 
 std::string SimNode::leaks() const {

@@ -63,8 +63,7 @@ class SimNode : private PeerPages {
   void leave();
   void flip_a_bit();
 
-  /// Nothing is under way.
-  bool is_quiet() const;
+  /// What is under way but for heartbeats, or "".
   std::string why_not_quiet() const;
   /// What is kept although nobody has a use for it, or "".
   std::string leaks() const;

@@ -36,6 +36,7 @@ struct LinkState : std::enable_shared_from_this<LinkState> {
   StreamRef stream{};
   std::shared_ptr<const PeerHelloReply> peer{};
   bool is_connecting = false;
+  uint64_t tries = 0;  // What an earlier one comes to is of no interest.
   bool is_stopped = false;
   uint64_t last_id = 0;
   std::map<uint64_t, Call> calls{};
@@ -68,18 +69,20 @@ struct LinkState : std::enable_shared_from_this<LinkState> {
   void connect() {
     const Neighbour* there = find(port);
     if (there == nullptr) {
-      world.after_us(owner, 500, [self = shared_from_this()] {
-        self->fail(Status(Code::kUnavailable, "nobody is there"));
+      world.after_us(owner, 500, [self = shared_from_this(), tries = tries] {
+        if (tries == self->tries) self->fail(Status(Code::kUnavailable, "nobody is there"));
       });
       return;
     }
-    world.connect(owner, *there->host, [self = shared_from_this()](StreamRef made) {
+    world.connect(owner, *there->host, [self = shared_from_this(), tries = tries](StreamRef made) {
+      const bool is_wanted = tries == self->tries && !self->is_stopped;
+      if (made && !is_wanted) made->close(0);
+      if (!is_wanted) return;
       self->is_connecting = false;
       const Neighbour* greeted = self->find(self->port);
       const bool is_meant =
           made != nullptr && greeted != nullptr && greeted->incarnation == self->incarnation;
-      if (made && (!is_meant || self->is_stopped)) made->close(0);
-      if (self->is_stopped) return;
+      if (made && !is_meant) made->close(0);
       if (!is_meant) return self->fail(Status(Code::kUnavailable, "another one is there"));
       self->greet(made);
     });
@@ -120,6 +123,7 @@ struct LinkState : std::enable_shared_from_this<LinkState> {
     stream.reset();
     peer.reset();
     is_connecting = false;
+    ++tries;
     if (!is_stopped) {
       closed_until_ns = monotonic_ns() + back_off_ms * 1'000'000;
       back_off_ms = std::min(2 * back_off_ms, kBackOffMaxMs);

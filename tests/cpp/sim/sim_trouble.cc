@@ -78,10 +78,13 @@ void SimCluster::part_some() {
 
 void SimCluster::crash_some() {
   Machine* machine = some_node();
-  if (machine == nullptr) return;
-  stop_node(*machine);
-  world_.after_us(world_.random().size_up_to(3'000'000), [this, machine] {
-    if (!machine->node) start_node(*machine);
+  if (machine != nullptr) crash(*machine);
+}
+
+void SimCluster::crash(Machine& machine) {
+  stop_node(machine);
+  world_.after_us(world_.random().size_up_to(3'000'000), [this, &machine] {
+    if (!machine.node) start_node(machine);
   });
 }
 
@@ -90,7 +93,7 @@ void SimCluster::leave_some() {
   if (machine == nullptr) return;
   world_.after_us(*machine->host, 0, [machine] { machine->node->leave(); });
   world_.after_us(world_.random().size_up_to(20'000), [this, machine] {
-    if (machine->node) crash_some();
+    if (is_troubled_ && machine->node) crash(*machine);
   });
 }
 
