@@ -280,10 +280,17 @@ void SimCluster::check_replacements() {
   }
 }
 
+/// Also while the one who removes is fetching the page.
 void SimCluster::remove_all() {
+  Random& random = world_.random();
   for (uint64_t space = 0; space < PageOracle::kSpaces; ++space) {
     for (uint64_t key = 0; key < PageOracle::kKeys; ++key) {
-      on(any_machine()).remove(0, space, key);
+      Machine& removing = any_machine();
+      if (random.one_in(3)) {
+        on(removing).get(1, space, {key}, Must::kNothing);
+        (void)world_.run(random.size_up_to(8000), [] { return false; });
+      }
+      on(removing).remove(0, space, key);
       let_clients_finish("for a removal");
       for (const Machine& machine : machines_) {
         if (!machine.node->has(space, key)) continue;
