@@ -266,6 +266,8 @@ void SimCluster::check_promises() {
 
 /// Once a replacement is done, nobody anywhere reads what was there before.
 void SimCluster::check_replacements() {
+  // What look-ups were promised before ends by its time.
+  (void)world_.run(2 * SimNode::kLookupTtlMs * kMs, [] { return false; });
   for (int round = 0; round < 6 && !world_.has_failed(); ++round) {
     const uint64_t space = world_.random().below(PageOracle::kSpaces);
     const uint64_t key = world_.random().below(PageOracle::kKeys);
@@ -277,6 +279,11 @@ void SimCluster::check_replacements() {
     for (Machine& machine : machines_) on(machine).get(1, space, {key}, Must::kDeliverNewest);
     let_clients_finish("for what was replaced");
     settle("after reading what was replaced", kSettleMs);
+    (void)world_.run(50 * kMs, [] { return false; });
+    for (const Machine& machine : machines_) {
+      if (machine.node->lease_count() == 0) continue;
+      world_.fail(machine.name + " was not told that its pages are not read any more");
+    }
   }
 }
 

@@ -68,6 +68,7 @@ class SimNode : private PeerPages {
   /// What is kept although nobody has a use for it, or "".
   std::string leaks() const;
   std::string check_invariants() const { return store_.check_invariants(); }
+  uint64_t lease_count() const { return store_.stats().leases; }
   uint64_t delivered_count() const { return delivered_; }
   const RemoteTier& remote() const { return remote_; }
 
