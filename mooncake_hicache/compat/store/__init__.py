@@ -28,7 +28,7 @@ from mooncake_hicache.compat.store.kinds import (
     TaskType,
 )
 from mooncake_hicache.compat.store.memory import MooncakeHostMemAllocator
-from mooncake_hicache.compat.store.tasks import StoreTasks
+from mooncake_hicache.compat.store.tensors import StoreTensors
 from mooncake_hicache.compat.store.unsupported import (
     EngramStore,
     EngramStoreConfig,
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 
-class MooncakeDistributedStore(StoreTasks, StoreUnsupported):
+class MooncakeDistributedStore(StoreTensors, StoreUnsupported):
     """The original's store. Any thread may call.
 
     Not usable after `fork()`: make another one in the child.

@@ -11,6 +11,10 @@ __all__ = ["MooncakeHostMemAllocator", "new_memory"]
 
 HUGE_PAGE_SIZE = 2 << 20
 
+# Not the allocator's: its callers keep addresses, and may let go of it before they let go of them.
+_lock = threading.Lock()
+_areas: dict[int, mmap.mmap] = {}
+
 
 def new_memory(size: int) -> tuple[int, mmap.mmap]:
     """Return the address of new memory, shared with children, and what keeps it.
@@ -28,15 +32,12 @@ def new_memory(size: int) -> tuple[int, mmap.mmap]:
 
 
 class MooncakeHostMemAllocator:
-    """Memory of this process by address. Any thread may call; it lives until it is freed.
+    """Memory of this process by address. Any thread may call; it lives until it is freed, also
+    when there is no allocator any more.
 
     The node needs no memory of its clients to be allocated in a certain way, so this is plain
     memory: SGLang asks for it because the original's shared-memory mode does need that.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._areas: dict[int, mmap.mmap] = {}
 
     def alloc(self, size: int) -> int:
         """Return the address of so many bytes, all zero.
@@ -51,12 +52,12 @@ class MooncakeHostMemAllocator:
             address, area = new_memory(size)
         except MemoryError as error:
             raise RuntimeError(str(error)) from None
-        with self._lock:
-            self._areas[address] = area
+        with _lock:
+            _areas[address] = area
         return address
 
     def free(self, ptr: int) -> int:
         """Give memory back: 0, or -1 if it is none of ours."""
-        with self._lock:
-            area = self._areas.pop(operator.index(ptr), None)
+        with _lock:
+            area = _areas.pop(operator.index(ptr), None)
         return -1 if area is None else 0

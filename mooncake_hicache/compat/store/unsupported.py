@@ -69,10 +69,13 @@ class ReadTarget(_Unsupported):
     _why = _PARALLEL
 
 
-def _refuse(name: str) -> Callable[..., NoReturn]:
+_INTO_GPU = "reads into memory of a GPU are not part of it: copy what get_tensor() returns there"
+
+
+def _refuse(name: str, why: str) -> Callable[..., NoReturn]:
     def refuse(self: object, *args: Any, **kwargs: Any) -> NoReturn:
         del self, args, kwargs
-        raise UnsupportedError(f"{name}(): {_PARALLEL}")
+        raise UnsupportedError(f"{name}(): {why}")
 
     refuse.__name__ = name
     refuse.__doc__ = "Not supported."
@@ -107,4 +110,7 @@ for _name in (
     "upsert_tensor_with_parallelism",
     "upsert_tensor_with_parallelism_from",
 ):
-    setattr(StoreUnsupported, _name, _refuse(_name))
+    setattr(StoreUnsupported, _name, _refuse(_name, _PARALLEL))
+
+for _name in ("batch_get_tensor_into_cuda", "get_tensor_into_cuda"):
+    setattr(StoreUnsupported, _name, _refuse(_name, _INTO_GPU))
