@@ -68,6 +68,9 @@ nb::list to_python(const std::vector<MemberView>& members) {
     one["capacity_bytes"] = view.member.capacity_bytes;
     one["free_bytes"] = view.member.free_bytes;
     one["load"] = view.member.load_permille / 1000.0;
+#define HICACHE_FIELD(name) one[#name] = view.member.tally.name;
+    HICACHE_NODE_TALLY(HICACHE_FIELD)
+#undef HICACHE_FIELD
     found.append(one);
   }
   return found;

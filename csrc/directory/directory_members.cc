@@ -102,6 +102,7 @@ HeartbeatReply Directory::apply(const HeartbeatRequest& request, SessionId sessi
       row->heard_ms = now_ms;
       row->member.free_bytes = request.free_bytes;
       row->member.load_permille = request.load_permille;
+      row->member.tally = request.tally;
       return orders_of(request.node);
     }
   }

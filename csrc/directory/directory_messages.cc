@@ -37,6 +37,18 @@ bool get(WireReader& reader, ReplyHead& head) {
   return get_below(reader, kCodeCount, head.code);
 }
 
+void put(WireWriter& writer, const NodeTally& tally) {
+#define HICACHE_FIELD(name) writer.put(tally.name);
+  HICACHE_NODE_TALLY(HICACHE_FIELD)
+#undef HICACHE_FIELD
+}
+
+void get(WireReader& reader, NodeTally& tally) {
+#define HICACHE_FIELD(name) tally.name = reader.get<uint64_t>();
+  HICACHE_NODE_TALLY(HICACHE_FIELD)
+#undef HICACHE_FIELD
+}
+
 void put(WireWriter& writer, const Member& member) {
   writer.put_string(member.name);
   writer.put(member.incarnation);
@@ -46,6 +58,7 @@ void put(WireWriter& writer, const Member& member) {
   writer.put(member.capacity_bytes);
   writer.put(member.free_bytes);
   writer.put(member.load_permille);
+  put(writer, member.tally);
 }
 
 bool get(WireReader& reader, Member& member) {
@@ -61,6 +74,7 @@ bool get(WireReader& reader, Member& member) {
   member.capacity_bytes = reader.get<uint64_t>();
   member.free_bytes = reader.get<uint64_t>();
   member.load_permille = reader.get<uint32_t>();
+  get(reader, member.tally);
   return reader.ok();
 }
 
@@ -125,6 +139,7 @@ void encode(WireWriter& writer, const HeartbeatRequest& message) {
   writer.put(message.incarnation);
   writer.put(message.free_bytes);
   writer.put(message.load_permille);
+  put(writer, message.tally);
 }
 
 bool decode(WireReader reader, HeartbeatRequest& message) {
@@ -133,6 +148,7 @@ bool decode(WireReader reader, HeartbeatRequest& message) {
   message.incarnation = reader.get<uint64_t>();
   message.free_bytes = reader.get<uint64_t>();
   message.load_permille = reader.get<uint32_t>();
+  get(reader, message.tally);
   return reader.finished();
 }
 

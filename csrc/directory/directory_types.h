@@ -53,6 +53,28 @@ enum class NodeState : uint8_t {
 };
 inline constexpr uint8_t kNodeStateCount = 6;
 
+/// What a node says of its work, for people: nothing is decided by it. Sizes are what is, the rest
+/// has been counted since it started.
+#define HICACHE_NODE_TALLY(FIELD) \
+  FIELD(ssd_size_bytes)           \
+  FIELD(ssd_used_bytes)           \
+  FIELD(found_pages)              \
+  FIELD(missed_pages)             \
+  FIELD(read_bytes)               \
+  FIELD(ssd_read_bytes)           \
+  FIELD(remote_read_bytes)        \
+  FIELD(evicted_pages)            \
+  FIELD(get_count)                \
+  FIELD(get_ns)
+
+struct NodeTally {
+#define HICACHE_FIELD(name) uint64_t name = 0;
+  HICACHE_NODE_TALLY(HICACHE_FIELD)
+#undef HICACHE_FIELD
+
+  bool operator==(const NodeTally&) const = default;
+};
+
 /// What a node says of itself.
 struct Member {
   std::string name;
@@ -62,6 +84,7 @@ struct Member {
   uint64_t capacity_bytes = 0;
   uint64_t free_bytes = 0;
   uint32_t load_permille = 0;
+  NodeTally tally{};
 
   bool operator==(const Member&) const = default;
 };
@@ -111,6 +134,7 @@ struct HeartbeatRequest {
   uint64_t incarnation = 0;
   uint64_t free_bytes = 0;
   uint32_t load_permille = 0;
+  NodeTally tally{};
 };
 /// Also sent unasked, with request id 0, when there are new orders. kCancelled: join again.
 struct HeartbeatReply {

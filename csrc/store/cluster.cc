@@ -80,6 +80,7 @@ void Cluster::enter() {
           .post = [this](Membership::Task task) { post(std::move(task)); },
           .free_bytes = [&store] { return store.reachable_free_bytes() + store.spare_bytes(); },
           .busy_ns = surroundings_.busy_ns,
+          .tally = surroundings_.tally,
           .clear = surroundings_.clear,
           .is_done =
               [ssd](uint64_t ticket) {

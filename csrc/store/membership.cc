@@ -65,6 +65,7 @@ void Membership::join(uint64_t now_ms) {
   JoinRequest request{0, options_.member};
   request.member.free_bytes = surroundings_.free_bytes();
   request.member.load_permille = load_permille(now_ms);
+  request.member.tally = surroundings_.tally();
   surroundings_.life.ask<JoinReply>(
       std::move(request), Deadline::after_ms(options_.call_timeout_ms),
       [this, connection = connection_](Result<JoinReply> reply) {
@@ -117,7 +118,7 @@ void Membership::send_heartbeat(uint64_t now_ms) {
   heartbeat_at_ms_ = now_ms + heartbeat_interval_ms_;
   surroundings_.life.ask<HeartbeatReply>(
       HeartbeatRequest{0, node_, options_.member.incarnation, surroundings_.free_bytes(),
-                       load_permille(now_ms)},
+                       load_permille(now_ms), surroundings_.tally()},
       Deadline::after_ms(options_.call_timeout_ms),
       [this, connection = connection_](Result<HeartbeatReply> reply) {
         surroundings_.post(

@@ -34,6 +34,7 @@ class Membership {
     std::function<void(Task)> post;        // To the node's thread, from any.
     std::function<uint64_t()> free_bytes;  // That pages could take.
     std::function<uint64_t()> busy_ns;     // Of the node's thread, since it began.
+    std::function<NodeTally()> tally;      // What it has done.
     /// Clears a namespace; a ticket, 0: done.
     std::function<uint64_t(const NamespaceDigest&)> clear;
     std::function<bool(uint64_t)> is_done;  // What the ticket stands for.

@@ -162,6 +162,7 @@ Status Node::join_cluster() {
                           .capacity_bytes = options_.pool_size_bytes,
                           .wake = [this] { wake(); },
                           .busy_ns = [this] { return busy_ns_; },
+                          .tally = [this] { return tally(); },
                           .clear = [this](const auto& digest) { return clear_ordered(digest); },
                           .on_notice = [this](const std::string& notice) { note(notice); }});
   if (!cluster.ok()) return cluster.status();

@@ -173,6 +173,8 @@ class Node : private PeerPages {
   void close_connection(int fd);
   /// A client or a peer has left.
   void note_left();
+  NodeStats stats() const;
+  NodeTally tally() const;
   std::string make_stats_json() const;
   void add_network_stats(NodeStats& stats) const;
 

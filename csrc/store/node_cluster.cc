@@ -1,5 +1,6 @@
 // What a node does as one of several: it belongs to their cluster, and clears what they clear.
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "base/clock.h"
@@ -7,6 +8,23 @@
 #include "store/node_connection.h"
 
 namespace hicache {
+
+NodeTally Node::tally() const {
+  const NodeStats now = stats();
+  const DurationHistogram& gets = durations_[static_cast<size_t>(NodeOp::kLease)];
+  return {.ssd_size_bytes = now.ssd_size_bytes,
+          .ssd_used_bytes = now.ssd_used_bytes,
+          .found_pages = now.lookup_hit_pages + now.remote_found_pages,
+          // Looked up in vain here, but found elsewhere.
+          .missed_pages =
+              now.lookup_miss_pages - std::min(now.lookup_miss_pages, now.remote_found_pages),
+          .read_bytes = now.get_hit_bytes,
+          .ssd_read_bytes = now.ssd_hit_bytes,
+          .remote_read_bytes = now.remote_fetched_bytes,
+          .evicted_pages = now.evicted_pages,
+          .get_count = std::accumulate(gets.counts.begin(), gets.counts.end(), uint64_t{0}),
+          .get_ns = gets.sum_ns};
+}
 
 uint64_t Node::clear_ordered(const NamespaceDigest& digest) {
   uint64_t ticket = 0;

@@ -332,7 +332,7 @@ bool Node::handle_keys(Connection& connection, NodeOp op, Payload payload) {
   return true;
 }
 
-std::string Node::make_stats_json() const {
+NodeStats Node::stats() const {
   NodeStats stats = store_.stats();
   stats.clients = client_count_;
   stats.pool_backed_bytes = memory_->backed_bytes();
@@ -341,8 +341,13 @@ std::string Node::make_stats_json() const {
   stats.bad_frames = bad_frames_;
   if (ssd_) ssd_->add_stats(stats, monotonic_ms());
   add_network_stats(stats);
+  return stats;
+}
+
+std::string Node::make_stats_json() const {
   JsonWriter json;
-  const auto* values = reinterpret_cast<const uint64_t*>(&stats);
+  const NodeStats now = stats();
+  const auto* values = reinterpret_cast<const uint64_t*>(&now);
   for (size_t i = 0; i < kNodeStatCount; ++i) json.member(kNodeStatNames[i], values[i]);
   json.member("incarnation", incarnation_);
   json.member("pid", static_cast<uint64_t>(getpid()));

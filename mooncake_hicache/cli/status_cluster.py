@@ -69,7 +69,7 @@ def _table(epoch: int, members: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("node", "state"):
         table.add_column(name)
-    for name in ("pages", "memory", "in use", "load"):
+    for name in ("pages", "memory", "in use", "SSD", "in use", "found", "read", "load"):
         table.add_column(name, justify="right")
     for name in ("failure domain", "address"):
         table.add_column(name)
@@ -80,9 +80,17 @@ def _table(epoch: int, members: list[dict[str, Any]]) -> Table:
             Text(one["state"], style=COLOURS.get(one["state"], "yellow")),
             f"{one['pages']:,}",
             format_size(size),
-            f"{100 * used / size:.0f} %" if size else "–",
+            _share(used, size),
+            format_size(one["ssd_size_bytes"]) if one["ssd_size_bytes"] else "–",
+            _share(one["ssd_used_bytes"], one["ssd_size_bytes"]),
+            _share(one["found_pages"], one["found_pages"] + one["missed_pages"]),
+            format_size(one["read_bytes"]),
             f"{100 * one['load']:.0f} %",
             Text(one["failure_domain"]),
             Text(", ".join(one["addresses"])),
         )
     return table
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "–"

@@ -71,6 +71,8 @@ class _Collector(Collector):
             family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             yield family(PREFIX + metric.stat, metric.help, value=self._stats[metric.stat])
         for name, key, text in (
+            ("node_ssd_size_bytes", "ssd_size_bytes", "What pages on a node's SSDs may take"),
+            ("node_ssd_used_bytes", "ssd_used_bytes", "What of it is in use"),
             ("node_pages", "pages", "Pages that a node has"),
             ("node_capacity_bytes", "capacity_bytes", "Size of a node's memory for pages"),
             ("node_free_bytes", "free_bytes", "What of it no page uses"),
@@ -79,6 +81,18 @@ class _Collector(Collector):
             for member in self._members:
                 by_node.add_metric([member["name"], member["state"]], member[key])
             yield by_node
+        for name, text in (
+            ("found_pages", "Pages looked up at a node and found, anywhere"),
+            ("missed_pages", "Pages looked up at a node and found nowhere"),
+            ("read_bytes", "Bytes of pages handed out by a node"),
+            ("ssd_read_bytes", "Bytes of them that came from its SSDs"),
+            ("remote_read_bytes", "Bytes that a node read from others"),
+            ("evicted_pages", "Pages that left a node's memory"),
+        ):
+            counted = CounterMetricFamily(f"{PREFIX}node_{name}", text, labels=["node"])
+            for member in self._members:
+                counted.add_metric([member["name"]], member[name])
+            yield counted
         yield from self._originals()
 
     def _originals(self) -> Iterator[Metric]:

@@ -26,31 +26,53 @@ CLUSTER_PAGE = """<!doctype html>
 <h1>mooncake-hicache cluster <span class="role" id="role"></span></h1>
 <p id="trouble" role="alert"></p><div class="cards" id="cards"></div>
 <table><thead><tr><th>node</th><th>state</th><th>pages</th><th>memory</th><th>in use</th>
-<th>load</th><th>failure domain</th></tr></thead><tbody id="nodes"></tbody></table>
+<th>SSD</th><th>in use</th><th>found</th><th>read</th><th>load</th><th>failure domain</th></tr>
+</thead><tbody id="nodes"></tbody></table>
 <script>
 const units=["B","KiB","MiB","GiB","TiB","PiB"];
 function size(n){let i=0;while(n>=1024&&i<5){n/=1024;i++}return n.toFixed(n<10&&i?1:0)+" "+units[i]}
 function add(parent,tag,text,name){const e=document.createElement(tag);
  if(text!==undefined)e.textContent=text;if(name)e.className=name;parent.append(e);return e}
 let before=null;
-function rate(now,name){if(!before)return 0;
- return (now.stats[name]-before.stats[name])/((now.time_s-before.time_s)||1)}
+function rate(now,name){return before?(now.stats[name]-before.stats[name])/seconds(now):0}
+function seconds(now){return (now.time_s-before.time_s)||1}
+// Of all nodes, since the last look. A node that has started anew counts from 0 again.
+function since(now,name){if(!before)return 0;let sum=0;
+ const then=new Map(before.members.map(m=>[m.name+" "+m.incarnation,m]));
+ for(const m of now.members){const old=then.get(m.name+" "+m.incarnation);
+  if(old)sum+=m[name]-old[name]}
+ return sum}
+function share(part,whole){return whole?(100*part/whole).toFixed(1)+" %":"–"}
+function used(row,of,part){add(row,"td",of?size(of):"–");const cell=add(row,"td");if(!of)return;
+ const bar=add(cell,"meter");bar.max=of;bar.value=part;bar.title=size(part)}
 function show(now){
  const s=now.stats,cards=document.getElementById("cards"),nodes=document.getElementById("nodes");
  document.getElementById("role").textContent=now.role+(now.epoch?", epoch "+now.epoch:"")+
   (now.role!=="leader"&&now.leader?", the leader is "+now.leader:"");
  cards.replaceChildren();nodes.replaceChildren();
- const keys=rate(now,"locate_keys"),hits=rate(now,"locate_hits");
- for(const [name,value] of [["nodes",now.members.filter(m=>m.state!=="gone").length],
-   ["pages known",s.pages.toLocaleString()],["look-ups",keys.toFixed(0)+" pages/s"],
-   ["of these found",keys?(100*hits/keys).toFixed(1)+" %":"–"],
-   ["changes",rate(now,"changes").toFixed(0)+" /s"],["directory",size(s.memory_bytes)]]){
-  const card=add(cards,"div",undefined,"card");add(card,"b",value);add(card,"span",name)}
+ const there=now.members.filter(m=>m.state!=="gone");
+ const found=since(now,"found_pages"),missed=since(now,"missed_pages"),read=since(now,"read_bytes");
+ const gets=since(now,"get_count"),per=before?seconds(now):1;
+ const total=there.reduce((sum,m)=>sum+m.read_bytes,0);
+ for(const [name,value,id] of [["nodes",there.length,"count"],
+   ["pages known",s.pages.toLocaleString(),"pages"],
+   ["of the pages looked up were found",share(found,found+missed),"found"],
+   ["KV read instead of computed",size(total),"total"],
+   ["of it now",size(read/per)+"/s","read"],
+   ["from SSD",share(since(now,"ssd_read_bytes"),read),"ssd"],
+   ["from other nodes",share(since(now,"remote_read_bytes"),read),"remote"],
+   ["wait of a read, mean",gets?(since(now,"get_ns")/gets/1e6).toFixed(2)+" ms":"–","wait"],
+   ["pages evicted",(since(now,"evicted_pages")/per).toFixed(0)+" /s","evicted"],
+   ["asked of the directory",rate(now,"locate_keys").toFixed(0)+" pages/s","located"],
+   ["directory",size(s.memory_bytes),"memory"]]){
+  const card=add(cards,"div",undefined,"card");card.id=id;
+  add(card,"b",value);add(card,"span",name)}
  for(const m of now.members){const row=add(nodes,"tr");
   add(row,"td",m.name);add(row,"td",m.state,m.state);add(row,"td",m.pages.toLocaleString());
-  add(row,"td",size(m.capacity_bytes));const cell=add(row,"td");const bar=add(cell,"meter");
-  bar.max=m.capacity_bytes||1;bar.value=m.capacity_bytes-m.free_bytes;
-  bar.title=size(m.capacity_bytes-m.free_bytes);
+  used(row,m.capacity_bytes,m.capacity_bytes-m.free_bytes);
+  used(row,m.ssd_size_bytes,m.ssd_used_bytes);
+  add(row,"td",share(m.found_pages,m.found_pages+m.missed_pages));
+  add(row,"td",size(m.read_bytes));
   add(row,"td",(100*m.load).toFixed(0)+" %");add(row,"td",m.failure_domain)}
  before=now}
 async function look(){const trouble=document.getElementById("trouble");

@@ -319,6 +319,7 @@ TEST_F(DirectoryTest, MembersTellWhatPlacementNeeds) {
   Member expected = member_of("a");
   expected.free_bytes = 400;
   expected.load_permille = 7;
+  expected.tally.found_pages = 5;
   EXPECT_EQ(reply.members[0], (MemberView{a.index(), NodeState::kLive, 3, expected}));
   EXPECT_EQ(reply.head.members_version, version) << "a heartbeat is no change";
   directory_.disconnected(1, 0);

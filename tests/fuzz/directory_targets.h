@@ -84,7 +84,8 @@ class DirectoryDriver {
         break;
       }
       case 1:
-        (void)directory_.apply(HeartbeatRequest{epoch, node, incarnation, 0, 0}, session, now_ms_);
+        (void)directory_.apply(HeartbeatRequest{epoch, node, incarnation, 0, 0, {}}, session,
+                               now_ms_);
         break;
       case 2:
       case 3:

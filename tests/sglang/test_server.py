@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ import pytest
 
 pytest.importorskip("sglang")
 
+from mooncake_hicache.cli.reach import look
+from mooncake_hicache.config import StoreOptions
 from tests.serving.model import tiny_model
 from tests.serving.server import HICACHE_ARGS, Server
 
@@ -60,6 +63,26 @@ def walk_through_the_tiers(server):
     return cold
 
 
+def wait_until_ranks_have_a_node(runtime_dir, ranks=1):
+    """Servers do not wait for the node that they start; on a busy machine the first pages are
+    computed before it is there."""
+    options = StoreOptions(runtime_dir=str(runtime_dir))
+    deadline = time.monotonic() + 60
+    while True:
+        stats = look(options).stats
+        if stats is not None and stats["clients"] > ranks:  # Who looks is one of them.
+            return
+        assert time.monotonic() < deadline, f"{ranks} ranks are not connected to a node"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def server_with_node(tag, args, runtime_dir, ranks=1):
+    with Server(tag, args) as server:
+        wait_until_ranks_have_a_node(runtime_dir, ranks)
+        yield server
+
+
 @pytest.fixture(scope="module")
 def expected():
     """What a server without any hierarchical cache answers."""
@@ -70,18 +93,19 @@ def expected():
 def test_one_rank_restart_faults_and_endpoints(expected, runtime_dir):
     """One server for several goals, as each start takes half a minute."""
     args = [*HICACHE_ARGS, *THRESHOLD, "--enable-metrics"]
-    with Server("tp1", args) as server:
+    with server_with_node("tp1", args, runtime_dir) as server:
         agree(expected, walk_through_the_tiers(server))
         assert "keeps KV pages of" in server.log
         assert "tensor allocator requires mooncake" not in server.log
         metrics = server.get("/metrics")
         assert 'storage_backend="mooncake"' in metrics
         assert "sglang:prefetch_bandwidth" in metrics
-    with Server("tp1-again", [*args, "--admin-api-key", "k"]) as server:
+    args += ["--admin-api-key", "k"]
+    with server_with_node("tp1-again", args, runtime_dir) as server:
         warm = server.generate(PROMPT)
         agree(expected, warm)
         assert cached(warm)["storage"] == CACHED
-        assert_detach_and_attach(server, expected)
+        assert_detach_and_attach(server, expected, runtime_dir)
         assert_clear_forgets(server, expected)
         assert_serving_survives_the_node(server, expected, runtime_dir)
 
@@ -111,7 +135,7 @@ def flush(server):
         time.sleep(0.1)
 
 
-def assert_detach_and_attach(server, expected):
+def assert_detach_and_attach(server, expected, runtime_dir):
     flush(server)
     admin(server, "DELETE", BACKEND)
     flush(server)
@@ -121,6 +145,7 @@ def assert_detach_and_attach(server, expected):
     extra = {"hicache_storage_backend_extra_config_json": THRESHOLD[1]}
     flush(server)
     admin(server, "PUT", BACKEND, {"hicache_storage_backend": "mooncake", **extra})
+    wait_until_ranks_have_a_node(runtime_dir)
     # Pages computed while there was no storage are not written by themselves.
     flush(server)
     back = server.generate(PROMPT)
@@ -156,9 +181,9 @@ def assert_serving_survives_the_node(server, expected, runtime_dir):
 
 def test_two_ranks(expected, runtime_dir):
     args = [*HICACHE_ARGS, *THRESHOLD, "--tp", "2"]
-    with Server("tp2", args) as server:
+    with server_with_node("tp2", args, runtime_dir, ranks=2) as server:
         walk_through_the_tiers(server)
-    with Server("tp1-after-tp2", [*HICACHE_ARGS, *THRESHOLD]) as server:
+    with server_with_node("tp1-after-tp2", [*HICACHE_ARGS, *THRESHOLD], runtime_dir) as server:
         other = server.generate(PROMPT)
         agree(expected, other)
         assert other.cached_tokens == 0, "pages of two ranks must not be pages of one"
@@ -196,7 +221,7 @@ def test_switched_off_leaves_sglang_alone(runtime_dir):
 
 
 def test_pages_of_other_weights_are_not_found_after_a_live_update(runtime_dir):
-    with Server("update", [*HICACHE_ARGS, *THRESHOLD]) as server:
+    with server_with_node("update", [*HICACHE_ARGS, *THRESHOLD], runtime_dir) as server:
         first = server.generate(PROMPT)
         server.flush()
         assert cached(server.generate(PROMPT))["storage"] == CACHED
