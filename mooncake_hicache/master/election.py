@@ -116,10 +116,11 @@ class Election:
             try:
                 self._renew() if self._leads() else self._try_to_win()
                 self._trouble = ""
-            except Error as error:
-                if str(error) != self._trouble:
-                    _log.warning("no election at present: %s", error)
-                self._trouble = str(error)
+            except Exception as error:  # noqa: BLE001 - who gives up here never leads again.
+                trouble = str(error) if isinstance(error, Error) else f"etcd said: {error!r}"
+                if trouble != self._trouble:
+                    _log.warning("no election at present: %s", trouble)
+                self._trouble = trouble
 
     def _wait(self, seconds: float) -> bool:
         """Wait; return whether it was stopped."""
