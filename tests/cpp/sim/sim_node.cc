@@ -103,6 +103,7 @@ Membership::Surroundings SimNode::membership_surroundings() {
               },
           .free_bytes = [this] { return store_.free_bytes() + store_.spare_bytes(); },
           .busy_ns = [] { return uint64_t{0}; },
+          .tally = [] { return NodeTally(); },
           .clear =
               [this](const NamespaceDigest& digest) {
                 world_.note(&host_, "is told to clear a namespace");
