@@ -16,7 +16,7 @@ constexpr uint64_t kBatch = 8 * kMiB;
 
 }  // namespace
 
-Result<std::unique_ptr<PeerLink>> NetworkRoads::link_to(const HostPort& address,
+Result<std::unique_ptr<PeerLine>> NetworkRoads::link_to(const HostPort& address,
                                                         uint64_t incarnation) {
   Result<std::unique_ptr<NodeLink>> link =
       NodeLink::start({.own_name = options_.own_name,
@@ -30,7 +30,7 @@ Result<std::unique_ptr<PeerLink>> NetworkRoads::link_to(const HostPort& address,
                        .back_off_max_ms = kBackOffMaxMs,
                        .calls_max = kCallsMax});
   if (!link.ok()) return link.status();
-  return std::unique_ptr<PeerLink>(std::move(link.value()));
+  return std::unique_ptr<PeerLine>(std::move(link.value()));
 }
 
 std::unique_ptr<PeerReader> NetworkRoads::reader_of(const PeerHelloReply& peer,

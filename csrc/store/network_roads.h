@@ -26,7 +26,7 @@ class NetworkRoads : public PeerRoads {
   NetworkRoads(Options options, TransferEngine& engine)
       : options_(std::move(options)), engine_(engine) {}
 
-  Result<std::unique_ptr<PeerLink>> link_to(const HostPort& address, uint64_t incarnation) override;
+  Result<std::unique_ptr<PeerLine>> link_to(const HostPort& address, uint64_t incarnation) override;
   std::unique_ptr<PeerReader> reader_of(const PeerHelloReply& peer, PeerReader::Done done) override;
 
  private:

@@ -31,7 +31,7 @@
 
 namespace hicache {
 
-class NodeLink : public PeerLink {
+class NodeLink : public PeerLine {
  public:
   struct Options {
     std::string own_name;

@@ -19,7 +19,7 @@ namespace hicache {
 
 /// For asking one node about its pages. Each call ends by a deadline, exactly once. The leases that
 /// a peer grants end with the connection over which they were asked for.
-class PeerLink {
+class PeerLine {
  public:
   struct Answer {
     std::span<const uint8_t> payload;            // Valid during the call.
@@ -28,7 +28,7 @@ class PeerLink {
   /// Called from any thread, or from inside ask(); must not block.
   using Done = std::function<void(Result<Answer>)>;
 
-  virtual ~PeerLink() = default;
+  virtual ~PeerLine() = default;
 
   /// `message` has begun with begin_frame(). kTimeout, kUnavailable, kBusy, kClosed.
   virtual void ask(NodeOp op, std::vector<uint8_t> message, Done done) = 0;
@@ -77,7 +77,7 @@ class PeerRoads {
  public:
   virtual ~PeerRoads() = default;
   /// To the node of this incarnation: another one there is refused.
-  virtual Result<std::unique_ptr<PeerLink>> link_to(const HostPort& address,
+  virtual Result<std::unique_ptr<PeerLine>> link_to(const HostPort& address,
                                                     uint64_t incarnation) = 0;
   virtual std::unique_ptr<PeerReader> reader_of(const PeerHelloReply& peer,
                                                 PeerReader::Done done) = 0;

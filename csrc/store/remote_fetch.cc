@@ -131,7 +131,7 @@ void RemoteTier::all_ended(RemoteWaitId id, Wait& wait) {
 
 void RemoteTier::pump(PeerId id, Peer& peer) {
   if (peer.urgent.empty() && peer.background.empty()) return;
-  PeerLink* link = usable(id) == nullptr ? nullptr : link_of(peer);
+  PeerLine* link = usable(id) == nullptr ? nullptr : link_of(peer);
   if (link == nullptr) {
     for (auto* queue : {&peer.urgent, &peer.background}) {
       for (const uint64_t hash : std::exchange(*queue, {})) {
@@ -187,7 +187,7 @@ void RemoteTier::lease(PeerId id, Peer& peer, std::vector<uint64_t> hashes) {
   encode(writer, request);
   ++peer.leasing_count;
   peer.link->ask(NodeOp::kLease, std::move(message),
-                 [inbox = inbox_, id, hashes = std::move(hashes)](Result<PeerLink::Answer> answer) {
+                 [inbox = inbox_, id, hashes = std::move(hashes)](Result<PeerLine::Answer> answer) {
                    Result<Leased> leased = answer.status();
                    if (answer.ok()) {
                      Leased decoded{{}, answer.value().peer};

@@ -324,8 +324,8 @@ void RemoteTier::ask_to_remove(RemoteWaitId id, Wait& wait) {
 /// Asks for a code for each of these pages.
 void RemoteTier::ask_codes(NodeOp op, RemoteWaitId id, const Wait& wait, PeerId peer,
                            const std::vector<uint32_t>& numbers) {
-  PeerLink* link = link_of(peers_.at(peer));
-  const auto done = [inbox = inbox_, op, id, numbers](Result<PeerLink::Answer> answer) {
+  PeerLine* link = link_of(peers_.at(peer));
+  const auto done = [inbox = inbox_, op, id, numbers](Result<PeerLine::Answer> answer) {
     Result<std::vector<Code>> codes = answer.status();
     std::vector<Code> decoded;
     if (answer.ok()) {
@@ -389,16 +389,16 @@ void RemoteTier::on_looked_up(RemoteWaitId id, const std::vector<uint32_t>& numb
 RemoteTier::Peer* RemoteTier::usable(PeerId id) {
   const auto found = peers_.find(id);
   if (found == peers_.end()) return nullptr;
-  const PeerLink* link = found->second.link.get();
+  const PeerLine* link = found->second.link.get();
   return link != nullptr && link->is_failing() ? nullptr : &found->second;
 }
 
-PeerLink* RemoteTier::link_of(Peer& peer) {
+PeerLine* RemoteTier::link_of(Peer& peer) {
   if (peer.link) return peer.link.get();
   // Those of nodes that are gone must not keep others from being asked.
   if (link_count_ >= options_.peers_max / 2) retire_strangers();
   if (link_count_ >= options_.peers_max) return nullptr;
-  Result<std::unique_ptr<PeerLink>> link =
+  Result<std::unique_ptr<PeerLine>> link =
       surroundings_.roads.link_to(peer.address, peer.incarnation);
   if (!link.ok()) return nullptr;
   peer.link = std::move(link.value());

@@ -125,7 +125,7 @@ class RemoteTier {
     uint64_t incarnation = 0;
     HostPort address{};
     uint64_t seen_ms = 0;                // Among the members.
-    std::unique_ptr<PeerLink> link;      // Once something was asked.
+    std::unique_ptr<PeerLine> link;      // Once something was asked.
     std::unique_ptr<PeerReader> reader;  // Once something was leased.
     std::deque<uint64_t> urgent;         // Hashes of pages to be leased.
     std::deque<uint64_t> background;
@@ -134,7 +134,7 @@ class RemoteTier {
   };
   /// What waits for its threads to end.
   struct Retired {
-    std::unique_ptr<PeerLink> link;
+    std::unique_ptr<PeerLine> link;
     std::unique_ptr<PeerReader> reader;
   };
   enum class WaitKind : uint8_t { kLookup, kGet, kRemove };
@@ -205,7 +205,7 @@ class RemoteTier {
   void settle(Wait& wait);
   // Peers
   Peer* usable(PeerId id);
-  PeerLink* link_of(Peer& peer);
+  PeerLine* link_of(Peer& peer);
   static bool is_busy(const Peer& peer);
   void retire(Peer& peer);
   void retire_strangers();

@@ -21,7 +21,7 @@ struct LinkState : std::enable_shared_from_this<LinkState> {
   struct Call {
     NodeOp op;
     std::vector<uint8_t> message;
-    PeerLink::Done done;
+    PeerLine::Done done;
   };
 
   LinkState(World& in, Host& of, std::string name, uint16_t to, uint64_t life, SimRoads::Find who)
@@ -46,7 +46,7 @@ struct LinkState : std::enable_shared_from_this<LinkState> {
 
   bool is_failing() const { return monotonic_ns() < closed_until_ns; }
 
-  void ask(NodeOp op, const std::vector<uint8_t>& message, const PeerLink::Done& done) {
+  void ask(NodeOp op, const std::vector<uint8_t>& message, const PeerLine::Done& done) {
     if (is_stopped) return done(Status(Code::kClosed, "stopped"));
     if (is_failing()) return done(Status(Code::kUnavailable, "left alone"));
     const uint64_t id = ++last_id;
@@ -112,10 +112,10 @@ struct LinkState : std::enable_shared_from_this<LinkState> {
     }
     const auto found = calls.find(message.id);
     if (found == calls.end()) return world.fail("a peer answers what was not asked");
-    const PeerLink::Done done = std::move(found->second.done);
+    const PeerLine::Done done = std::move(found->second.done);
     calls.erase(found);
     back_off_ms = kBackOffMinMs;
-    done(PeerLink::Answer{message.payload, peer});
+    done(PeerLine::Answer{message.payload, peer});
   }
 
   void fail(const Status& status) {
@@ -133,7 +133,7 @@ struct LinkState : std::enable_shared_from_this<LinkState> {
   }
 };
 
-class SimLink : public PeerLink {
+class SimLink : public PeerLine {
  public:
   explicit SimLink(std::shared_ptr<LinkState> state) : state_(std::move(state)) {}
   ~SimLink() override {
@@ -248,10 +248,10 @@ class SimReader : public PeerReader {
 
 }  // namespace
 
-Result<std::unique_ptr<PeerLink>> SimRoads::link_to(const HostPort& address, uint64_t incarnation) {
+Result<std::unique_ptr<PeerLine>> SimRoads::link_to(const HostPort& address, uint64_t incarnation) {
   auto state =
       std::make_shared<LinkState>(world_, owner_, own_name_, address.port, incarnation, find_);
-  return std::unique_ptr<PeerLink>(std::make_unique<SimLink>(std::move(state)));
+  return std::unique_ptr<PeerLine>(std::make_unique<SimLink>(std::move(state)));
 }
 
 std::unique_ptr<PeerReader> SimRoads::reader_of(const PeerHelloReply& peer, PeerReader::Done done) {

@@ -26,7 +26,7 @@ class SimRoads : public PeerRoads {
   SimRoads(World& world, Host& owner, std::string own_name, uint8_t* pool, Find find)
       : world_(world), owner_(owner), own_name_(std::move(own_name)), pool_(pool), find_(find) {}
 
-  Result<std::unique_ptr<PeerLink>> link_to(const HostPort& address, uint64_t incarnation) override;
+  Result<std::unique_ptr<PeerLine>> link_to(const HostPort& address, uint64_t incarnation) override;
   std::unique_ptr<PeerReader> reader_of(const PeerHelloReply& peer, PeerReader::Done done) override;
 
  private:
