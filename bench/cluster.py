@@ -2,8 +2,11 @@
 
 A master and two nodes on this machine, over TCP: one has the pages, the other is asked for them by
 a client, each page once. Beside it, in the same rounds, an engine that reads as many bytes of
-another process over TCP in one batch: what a read of pages adds is to find, lease and verify them,
-and the copy out of the node's pool.
+another process over TCP in one batch, out of memory like a pool into memory like the client's: what
+a read of pages adds is to find, lease and verify them, and the copy out of the node's pool.
+
+All memory was touched before, as it is in a node that serves: both pools are full, and make room by
+eviction.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from mooncake_hicache import Store, TransferEngine
 
 KiB, MiB = 1 << 10, 1 << 20
 SHAPES = [(4 * MiB, 32), (64 * KiB, 128)]
-POOL_SIZE = "1GiB"
+POOL_SIZE = 512 * MiB
 DEADLINE_S = 60.0
 OVER_TCP = {"MOONCAKE_HICACHE_TRANSFER_TRANSPORTS": "tcp"}
 
@@ -55,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Measure everything, in rounds; bytes per second by shape."""
     seen: dict[str, dict[str, list[float]]] = {}
     with ExitStack() as stack:
-        folder = stack.enter_context(private_node(POOL_SIZE))
+        folder = stack.enter_context(private_node(f"{POOL_SIZE // MiB}MiB"))
         os.environ.update(OVER_TCP)
         address = stack.enter_context(master())
         nodes = []
@@ -66,6 +69,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
             store = Store.open(runtime_dir=str(own), call_timeout_ms="30s", **settings)
             stack.callback(subprocess.run, _stop(own), capture_output=True, check=False)
             stack.enter_context(store)
+            _fill(store)
             nodes.append(store)
         target = Area(max(size * count for size, count in SHAPES))
         for number in range(options.rounds):
@@ -80,6 +84,14 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
 
 def _stop(folder: Path) -> list[str]:
     return [sys.executable, "-m", "mooncake_hicache", "stop", f"--runtime-dir={folder}"]
+
+
+def _fill(store: Store) -> None:
+    """Have the kernel give the node all the memory of its pool."""
+    page = Area(4 * MiB).bytes
+    name_space = store.namespace("filling")
+    for number in range(POOL_SIZE // len(page)):
+        name_space.put(f"filling-{number}", page)
 
 
 def _pages(
@@ -115,9 +127,9 @@ def _pages(
 def _engine(size: int, count: int) -> float:
     """One batch of the engine alone, between two processes."""
     code = (
-        "import sys,numpy as np;from mooncake_hicache import TransferEngine\n"
-        f"e=TransferEngine(transports='tcp');m=np.ones({size * count},dtype=np.uint8)\n"
-        "print(e.address,e.register(m),flush=True);sys.stdin.read()"
+        "import sys;from mooncake_hicache import TransferEngine\n"
+        f"e=TransferEngine(transports='tcp');m=e.allocate({size * count});m[:]=1\n"
+        "print(e.address,m.ctypes.data,flush=True);sys.stdin.read()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -145,7 +157,7 @@ def main(argv: list[str]) -> int:
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench cluster", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--rounds", type=int, default=5, help="how often all is measured")
+    parser.add_argument("--rounds", type=int, default=9, help="how often all is measured")
     options = parser.parse_args(argv)
     about = machine()
     seen = run(options)
