@@ -23,7 +23,6 @@ MISSING = {
     "allocator": (
         "GPU allocators for NVLink are not part of it: leave SGLANG_MOONCAKE_CUSTOM_MEM_POOL unset"
     ),
-    "buffer_pool": _STORE,
     "cli": "use the command mooncake-hicache",
     "cli_bench": "use transfer_engine_bench",
     "cli_client": "use mooncake_client",

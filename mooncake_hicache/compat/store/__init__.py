@@ -14,6 +14,7 @@ differs on purpose.
 from __future__ import annotations
 
 from mooncake_hicache._core import BufferHandle
+from mooncake_hicache.compat.store.buffer_pool import BufferLease, BufferPool
 from mooncake_hicache.compat.store.kinds import (
     Descriptor,
     DiskDescriptor,
@@ -41,6 +42,8 @@ from mooncake_hicache.compat.store.unsupported import (
 
 __all__ = [
     "BufferHandle",
+    "BufferLease",
+    "BufferPool",
     "Descriptor",
     "DiskDescriptor",
     "EngramStore",
@@ -53,6 +56,8 @@ __all__ = [
     "ParallelAxis",
     "QueryTaskResponse",
     "ReadTarget",
+    "RegisteredBufferLease",
+    "RegisteredBufferPool",
     "ReplicaDescriptor",
     "ReplicaStatus",
     "ReplicateConfig",
@@ -61,6 +66,9 @@ __all__ = [
     "TaskType",
     "TensorParallelism",
 ]
+
+
+RegisteredBufferLease, RegisteredBufferPool = BufferLease, BufferPool
 
 
 class MooncakeDistributedStore(StoreTensors, StoreUnsupported):
