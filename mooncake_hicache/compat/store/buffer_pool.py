@@ -82,7 +82,7 @@ class BufferPool:
         self._store = store
         self._max_bytes, self._max_regions = max_bytes, max_regions
         self._min, self._max_class, self._alignment = min_size_class, max_size_class, alignment
-        self._block, self._timeout_s = block_on_exhaustion, default_timeout
+        self._waits, self._timeout_s = block_on_exhaustion, default_timeout
         # Reentrant: a lease may end wherever Python collects garbage, also within these calls.
         self._changed = threading.Condition(threading.RLock())
         self._free: list[_Piece] = []
@@ -106,7 +106,7 @@ class BufferPool:
         if self._max_bytes and wanted > self._max_bytes:
             raise RuntimeError(f"{size} bytes are more than the pool's max_bytes")
         timeout_s = self._timeout_s if timeout is None else timeout
-        waits = self._block if block is None else block
+        waits = self._waits if block is None else block
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while (piece := self._take(wanted)) is None:
