@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.processes import end_all_with
 from tests.serving.server import SITE, has_gpu
 
 RUNTIME_DIR = "MOONCAKE_HICACHE_RUNTIME_DIR"
@@ -48,26 +47,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the nodes that tests may have left running, and remove their folder."""
     folder = os.environ.get(SESSION, "")
     if folder and Path(folder).is_dir():
-        for process in _processes_with(f"{SESSION}={folder}"):
-            os.kill(process, signal.SIGTERM)
+        end_all_with(f"{SESSION}={folder}")
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _processes_with(setting: str) -> list[int]:
-    """Return the nodes whose environment holds `setting`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if (
-                entry.name.isdigit()
-                and int(entry.name) != os.getpid()
-                and setting.encode() in (entry / "environ").read_bytes().split(b"\0")
-                and b"mooncake_hicache" in (entry / "cmdline").read_bytes()
-            ):
-                found.append(int(entry.name))
-        except OSError:  # It ended, or belongs to another user.
-            continue
-    return found
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -87,6 +68,4 @@ def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> object:
     with tempfile.TemporaryDirectory(prefix="hicache-test-") as folder:
         monkeypatch.setenv(RUNTIME_DIR, folder)
         yield Path(folder)
-        subprocess.run(
-            [sys.executable, "-m", "mooncake_hicache", "stop"], capture_output=True, check=False
-        )
+        end_all_with(folder)

@@ -14,7 +14,7 @@ from typing import Any
 
 from mooncake_hicache import Store
 from tests.cluster.machines import Machines
-from tests.metadata.servers import wait_for
+from tests.processes import wait_for
 
 SECRET = "of the cluster"
 PORT = 50051

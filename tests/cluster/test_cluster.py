@@ -9,7 +9,7 @@ import pytest
 
 from mooncake_hicache import Store
 from tests.cluster.nodes import Cluster
-from tests.metadata.servers import wait_for
+from tests.processes import wait_for
 
 KiB, MiB = 1 << 10, 1 << 20
 SPACE = "cluster"

@@ -13,7 +13,8 @@ import pytest
 
 from mooncake_hicache import InvalidArgumentError, Store, UnavailableError
 from tests.master.masters import SECRET, MasterProcess
-from tests.metadata.servers import free_port, wait_for
+from tests.metadata.servers import free_port
+from tests.processes import wait_for
 
 SPACE = "members"
 PAGE = b"page" * 1000

@@ -16,7 +16,8 @@ from mooncake_hicache.compat.topology_dump import main as topology_dump
 from mooncake_hicache.compat.transfer_engine_bench import main as bench
 from mooncake_hicache.errors import InvalidArgumentError
 from tests.compat.processes import environment
-from tests.metadata.servers import ask, free_port, wait_for
+from tests.metadata.servers import ask, free_port
+from tests.processes import wait_for
 
 KNOWN = {
     "mode": Flag("initiator", "", ("initiator", "target")),

@@ -216,7 +216,7 @@ TEST_F(ClientFiles, AFlippedBitIsAMissAndReported) {
     EXPECT_EQ(codes[i], i == damaged ? Code::kCorrupt : Code::kOk) << i;
   }
   EXPECT_EQ(reader.client.stats().corrupt_pages, 1U);
-  EXPECT_TRUE(eventually(2000, [&] {
+  EXPECT_TRUE(eventually(20'000, [&] {
     const std::vector<PageRef> reported = shelf.node->refs_of(NodeOp::kReportCorrupt);
     return reported.size() == 1 && reported[0].page == damaged && reported[0].generation == 7;
   }));

@@ -71,7 +71,7 @@ TEST(Client, BatchesOfAnySizeAreSplit) {
   EXPECT_EQ(std::count(codes.begin(), codes.end(), Code::kOk), 3);
   client.client.remove(client.space, keys, codes);
   EXPECT_EQ(std::count(codes.begin(), codes.end(), Code::kOk), static_cast<long>(kCount - 1));
-  EXPECT_TRUE(eventually(2000, [&] { return stat_of(*node, "pages") == 0; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*node, "pages") == 0; }));
 }
 
 TEST(Client, AClearEndsThePutsThatItMeets) {
@@ -123,7 +123,7 @@ TEST(Client, DisconnectWaitsForCallsThatTouchMemory) {
     client.client.disconnect();
     EXPECT_TRUE(may_return) << "the call was still running";
   });
-  EXPECT_TRUE(eventually(2000, [&] { return stat_of(*node, "clients") == 0; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*node, "clients") == 0; }));
   may_return = true;
   may_go_on.open();
   reader.join();
@@ -138,7 +138,7 @@ TEST(Client, OneThatCannotMapThePoolDoesNotTakeItFromOthers) {
     ASSERT_EQ(good.put(key_of(i), std::vector<uint8_t>(kMiB, 1)), Code::kOk);
   }
   // The node's own thread has been everywhere by now: it knows that there is memory.
-  EXPECT_TRUE(eventually(5000, [&] { return stat_of(*node, "pool_backed_bytes") == 16 * kMiB; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*node, "pool_backed_bytes") == 16 * kMiB; }));
   auto raw = RawClient::greeted(node->socket_path());
   ASSERT_TRUE(raw);
   const NamespaceIndex index = raw->open_namespace(testing::kTestNamespace);

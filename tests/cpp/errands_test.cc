@@ -44,7 +44,7 @@ class ErrandsTest : public ::testing::Test {
 
 TEST_F(ErrandsTest, AnOwnerWhoseErrandsBlockHoldsUpNoOther) {
   for (int i = 0; i < 100; ++i) add_blocking(0, Urgency::kAwaited);
-  ASSERT_TRUE(eventually(5000, [&] { return blocked_ == Errands::kOfOneOwnerMax; }));
+  ASSERT_TRUE(eventually(20'000, [&] { return blocked_ == Errands::kOfOneOwnerMax; }));
   EXPECT_TRUE(runs(1, Urgency::kAwaited));
   EXPECT_TRUE(runs(2, Urgency::kProbe));
   EXPECT_EQ(blocked_, Errands::kOfOneOwnerMax);
@@ -52,14 +52,14 @@ TEST_F(ErrandsTest, AnOwnerWhoseErrandsBlockHoldsUpNoOther) {
 
 TEST_F(ErrandsTest, ClosingsFindAThreadHoweverManyOwnersBlock) {
   for (size_t n = 0; n < 32; ++n) add_blocking(n, Urgency::kAwaited);
-  ASSERT_TRUE(eventually(5000, [&] { return blocked_ == kThreads - Errands::kForClosings; }));
+  ASSERT_TRUE(eventually(20'000, [&] { return blocked_ == kThreads - Errands::kForClosings; }));
   EXPECT_TRUE(runs(0, Urgency::kClosing));
   EXPECT_TRUE(runs(40, Urgency::kClosing));
 }
 
 TEST_F(ErrandsTest, ProbesThatBlockDoNotHoldUpWhatTransfersWaitFor) {
   for (int i = 0; i < 100; ++i) add_blocking(0, Urgency::kProbe);
-  ASSERT_TRUE(eventually(5000, [&] { return blocked_ == Errands::kProbesOfOneOwnerMax; }));
+  ASSERT_TRUE(eventually(20'000, [&] { return blocked_ == Errands::kProbesOfOneOwnerMax; }));
   EXPECT_TRUE(runs(0, Urgency::kAwaited));
 }
 

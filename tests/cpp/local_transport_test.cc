@@ -166,7 +166,7 @@ TEST(UseTable, NobodyTouchesWhatWasTakenAway) {
     ASSERT_TRUE(words.places.add(id, &own));
     place = own;
     current = id;
-    if (id % 64 == 0) EXPECT_TRUE(eventually(5000, [&] { return touched >= id / 64; }));
+    if (id % 64 == 0) EXPECT_TRUE(eventually(20'000, [&] { return touched >= id / 64; }));
     words.places.end(own, kNoBuffer);
     ASSERT_TRUE(wait_unused(words.slots.data(), id, words.is_gone, kSoon));
     memory[id] = id;  // A race if someone still reads it.
@@ -264,7 +264,7 @@ TEST(LocalTransport, OneThatIsStoppedInAPieceIsWaitedForASecondAndNamed) {
   EXPECT_TRUE(transport.untouched(101).ok());
   EXPECT_EQ(transport.untouched(102).code(), Code::kTimeout);
   requester.leave();
-  EXPECT_TRUE(eventually(5000, [&] { return transport.untouched(102).ok(); }));
+  EXPECT_TRUE(eventually(20'000, [&] { return transport.untouched(102).ok(); }));
   EXPECT_LT(unregister(103), 500U);
   EXPECT_TRUE(transport.untouched(103).ok());
 }
@@ -338,7 +338,7 @@ TEST(LocalTransport, ARequesterIsForgottenWithItsPath) {
     ASSERT_TRUE(client.open(end->describe()).ok());
     EXPECT_EQ(stat_of(end->transport(), "requesters"), 1U);
     client.drop_path();
-    EXPECT_TRUE(eventually(5000, [&] { return stat_of(end->transport(), "requesters") == 0; }));
+    EXPECT_TRUE(eventually(20'000, [&] { return stat_of(end->transport(), "requesters") == 0; }));
   }
 }
 

@@ -50,7 +50,7 @@ struct SimpleClient {
   explicit SimpleClient(const std::string& path, uint64_t call_timeout_ms = 2000,
                         unsigned copy_threads = 2, bool verify = true)
       : client({copy_threads, call_timeout_ms, verify, "test"}) {
-    status = client.connect(path, 2000);
+    status = client.connect(path, 20'000);
     EXPECT_TRUE(status.ok()) << status.message();
     space = client.open_namespace(kTestNamespace, "test");
   }

@@ -18,6 +18,7 @@ using testing::ChildProcess;
 using testing::duration_ms;
 using testing::eventually;
 using testing::frame_header;
+using testing::kBusyMs;
 using testing::key_of;
 using testing::keys_of;
 using testing::Random;
@@ -28,7 +29,6 @@ using testing::start_node;
 using testing::stat_of;
 
 constexpr uint64_t kCallTimeoutMs = 500;
-constexpr uint64_t kSlackMs = 1500;  // For a busy machine and sanitizers.
 
 /// Runs `attack` while a well-behaved client works, which must not notice.
 void attack_beside_a_client(uint64_t bad_frames_min, const std::function<void(Node&)>& attack) {
@@ -51,12 +51,12 @@ void attack_beside_a_client(uint64_t bad_frames_min, const std::function<void(No
   });
   attack(*node);
   const uint64_t before = calls;
-  EXPECT_TRUE(eventually(5000, [&] { return calls > before + 2; })) << "others still go on";
+  EXPECT_TRUE(eventually(20'000, [&] { return calls > before + 2; })) << "others still go on";
   done = true;
   neighbour.join();
   EXPECT_GE(stat_of(*node, "bad_frames"), bad_frames_min);
   EXPECT_EQ(stat_of(*node, "corrupt_pages"), 0U);
-  EXPECT_TRUE(eventually(1000, [&] { return stat_of(*node, "clients") == 0; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*node, "clients") == 0; }));
 }
 
 TEST(NodeFaults, GarbageClosesThatConnectionOnly) {
@@ -218,7 +218,7 @@ TEST(NodeFaults, RunningOutOfDescriptorsDoesNotSpinOrKill) {
     connect(fd.get(), reinterpret_cast<sockaddr*>(&address),
             static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size()));
   }
-  EXPECT_TRUE(eventually(2000, [&] { return stat_of(*node, "rejected_clients") == 10; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*node, "rejected_clients") == 10; }));
   setrlimit(RLIMIT_NOFILE, &before);
   EXPECT_EQ(client.lookup(key_of(1)), Code::kNotFound);
   SimpleClient later(node->socket_path());
@@ -233,7 +233,7 @@ TEST(NodeFaults, AClientKilledWhileItPutsLeavesNothing) {
   SimpleClient client(node->socket_path());
   EXPECT_EQ(client.lookup(key_of(0)), Code::kNotFound);
   writer.end();
-  EXPECT_TRUE(eventually(1000, [&] { return stat_of(*node, "pool_reserved_bytes") == 0; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*node, "pool_reserved_bytes") == 0; }));
   EXPECT_EQ(stat_of(*node, "pool_used_bytes"), 0U);
   for (uint64_t i = 0; i < 4; ++i) EXPECT_EQ(client.lookup(key_of(i)), Code::kNotFound);
   EXPECT_EQ(client.put(key_of(0), bytes_of(0, 8 * kMiB)), Code::kOk) << "all room is back";
@@ -248,7 +248,7 @@ TEST(NodeFaults, AClientKilledWhileItGetsLosesItsLeases) {
   EXPECT_EQ(stat_of(*node, "leases"), 8U);
   EXPECT_EQ(client.put(key_of(50), bytes_of(50, kMiB)), Code::kNoSpace);
   reader.end();
-  EXPECT_TRUE(eventually(1000, [&] { return stat_of(*node, "leases") == 0; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*node, "leases") == 0; }));
   EXPECT_EQ(client.put(key_of(50), bytes_of(50, kMiB)), Code::kOk);
 }
 
@@ -265,18 +265,18 @@ TEST(NodeFaults, ANodeKilledInTheMiddleOfAGetIsAMissWithinTheDeadline) {
     // The pool is still mapped, so what was leased may be read to its end, and proves itself.
     EXPECT_TRUE(code == Code::kOk ? read == bytes : code == Code::kUnavailable) << code_name(code);
   });
-  EXPECT_LE(took, kCallTimeoutMs + kSlackMs);
-  EXPECT_TRUE(client.client.wait_disconnected(1000));
+  EXPECT_LE(took, kCallTimeoutMs + kBusyMs);
+  EXPECT_TRUE(client.client.wait_disconnected(20'000));
   EXPECT_LE(duration_ms([&] {
               EXPECT_EQ(client.get(key_of(1), read), Code::kUnavailable);
               EXPECT_EQ(client.lookup(key_of(1)), Code::kUnavailable);
               EXPECT_EQ(client.put(key_of(2), bytes), Code::kUnavailable);
             }),
-            kSlackMs)
+            kBusyMs)
       << "the circuit breaker answers at once";
   ChildProcess next("node", {path, std::to_string(64 * kMiB)});
   ASSERT_TRUE(next.is_ready());
-  ASSERT_TRUE(client.client.connect(path, 1000).ok());
+  ASSERT_TRUE(client.client.connect(path, 20'000).ok());
   EXPECT_EQ(client.get(key_of(1), read), Code::kNotFound);
   EXPECT_EQ(client.put(key_of(1), bytes), Code::kOk);
 }
@@ -293,21 +293,21 @@ TEST(NodeFaults, ANodeThatHangsCostsOneDeadline) {
   EXPECT_LE(duration_ms([&] {
               EXPECT_EQ(client.get(key_of(1), read, [&] { process.signal(SIGSTOP); }), Code::kOk);
             }),
-            kCallTimeoutMs + kSlackMs);
+            kCallTimeoutMs + kBusyMs);
   const uint64_t took =
       duration_ms([&] { EXPECT_EQ(client.get(key_of(1), read), Code::kTimeout); });
   EXPECT_GE(took, kCallTimeoutMs - 1);
-  EXPECT_LE(took, kCallTimeoutMs + kSlackMs);
+  EXPECT_LE(took, kCallTimeoutMs + kBusyMs);
   EXPECT_LE(duration_ms([&] {
               for (int i = 0; i < 20; ++i) {
                 EXPECT_EQ(client.get(key_of(1), read), Code::kUnavailable);
               }
             }),
-            kSlackMs);
-  EXPECT_TRUE(client.client.wait_disconnected(1000));
+            kBusyMs);
+  EXPECT_TRUE(client.client.wait_disconnected(20'000));
   EXPECT_EQ(client.client.connect(path, 200).code(), Code::kTimeout) << "still half-dead";
   process.signal(SIGCONT);
-  ASSERT_TRUE(client.client.connect(path, 3000).ok());
+  ASSERT_TRUE(client.client.connect(path, 20'000).ok());
   EXPECT_EQ(client.get(key_of(1), read), Code::kOk) << "a late answer never meets a later request";
   EXPECT_TRUE(read == bytes);
 }
@@ -321,7 +321,7 @@ TEST(NodeFaults, ManyCallersOfAHangingNodeAllReturnInTime) {
   process.signal(SIGSTOP);
   std::vector<std::thread> callers;
   const uint64_t took = duration_ms([&] {
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < 24; ++i) {
       callers.emplace_back([&] {
         const Code code = client.lookup(key_of(1));
         EXPECT_TRUE(code == Code::kTimeout || code == Code::kUnavailable) << code_name(code);
@@ -329,7 +329,7 @@ TEST(NodeFaults, ManyCallersOfAHangingNodeAllReturnInTime) {
     }
     for (std::thread& caller : callers) caller.join();
   });
-  EXPECT_LE(took, kCallTimeoutMs + kSlackMs) << "not one deadline after the other";
+  EXPECT_LE(took, kCallTimeoutMs + kBusyMs) << "not one deadline after the other";
 }
 
 TEST(NodeFaults, AListenerThatNeverAnswersCostsTheConnectTimeOnly) {
@@ -339,7 +339,7 @@ TEST(NodeFaults, AListenerThatNeverAnswersCostsTheConnectTimeOnly) {
   Client client({1, 500, true, "test"});
   const uint64_t took =
       duration_ms([&] { EXPECT_EQ(client.connect(path, 150).code(), Code::kTimeout); });
-  EXPECT_LE(took, 150 + kSlackMs);
+  EXPECT_LE(took, 150 + kBusyMs);
   EXPECT_FALSE(client.is_connected());
   EXPECT_EQ(client.connect(socket_name(), 150).code(), Code::kUnavailable);
 }

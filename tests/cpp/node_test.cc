@@ -16,6 +16,7 @@ namespace {
 using testing::bytes_of;
 using testing::duration_ms;
 using testing::eventually;
+using testing::kBusyMs;
 using testing::key_of;
 using testing::keys_of;
 using testing::Random;
@@ -87,7 +88,7 @@ TEST(Node, OneBatchMayNameAKeyTwice) {
       codes);
   EXPECT_EQ(codes, std::vector<Code>(3, Code::kOk));
   EXPECT_TRUE(read == std::vector<std::vector<uint8_t>>(3, bytes));
-  EXPECT_TRUE(eventually(1000, [&] { return stat_of(*node, "leases") == 0; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*node, "leases") == 0; }));
 }
 
 TEST(Node, GathersAndScatters) {
@@ -138,7 +139,7 @@ TEST(Node, APageOfAnotherSizeIsAMiss) {
       [](size_t, uint64_t size, std::vector<MemorySegment>&) { return size == 999; }, codes);
   EXPECT_EQ(codes[0], Code::kNotFound);
   EXPECT_EQ(client.client.stats().foreign_size_pages, 1U);
-  EXPECT_TRUE(eventually(1000, [&] { return stat_of(*node, "leases") == 0; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*node, "leases") == 0; }));
 }
 
 TEST(Node, AFlippedBitIsAMissCountedAndDropped) {
@@ -178,7 +179,7 @@ TEST(Node, NoSpaceAtOnceWhenAllIsLeased) {
       duration_ms([&] { EXPECT_EQ(client.put(key_of(100), bytes_of(100, 1000)), Code::kNoSpace); }),
       500U);
   raw.reset();
-  EXPECT_TRUE(eventually(1000, [&] {
+  EXPECT_TRUE(eventually(20'000, [&] {
     return client.put(key_of(100), bytes_of(100, 1000)) == Code::kOk;
   })) << "the reader has gone, and its leases with it";
 }
@@ -194,7 +195,7 @@ TEST(Node, NamespacesSurviveAReconnect) {
   EXPECT_EQ(client.put(key_of(1), bytes_of(1, 100)), Code::kOk);
   EXPECT_EQ(client.client.open_namespace(testing::kTestNamespace, ""), client.space);
   EXPECT_NE(other, client.space);
-  EXPECT_TRUE(eventually(1000, [&] { return stat_of(*first, "clients") == 0; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*first, "clients") == 0; }));
   ASSERT_TRUE(client.client.connect(first->socket_path(), 1000).ok());
   EXPECT_EQ(client.lookup(key_of(1)), Code::kOk);
   const Result<uint64_t> cleared = client.client.clear(client.space);
@@ -217,22 +218,22 @@ TEST(Node, StopsWhenAskedAndSaysSo) {
   std::thread both[2];
   for (std::thread& thread : both) thread = std::thread([&] { node->stop(); });
   for (std::thread& thread : both) thread.join();
-  EXPECT_TRUE(client.client.wait_disconnected(1000));
+  EXPECT_TRUE(client.client.wait_disconnected(20'000));
   EXPECT_EQ(client.lookup(key_of(1)), Code::kUnavailable);
   EXPECT_EQ(client.put(key_of(1), bytes_of(1, 10)), Code::kUnavailable);
   EXPECT_LE(duration_ms([&] { EXPECT_EQ(node->stats_json().status().code(), Code::kClosed); }),
-            500U);
+            kBusyMs);
 }
 
 TEST(Node, CountsIdleTime) {
   auto node = start_node(4 * kMiB);
-  EXPECT_TRUE(eventually(1000, [&] { return node->idle_ms() > 0; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return node->idle_ms() > 0; }));
   {
     SimpleClient client(node->socket_path());
     ASSERT_EQ(client.lookup(key_of(1)), Code::kNotFound);
     EXPECT_EQ(node->idle_ms(), 0U);
   }
-  EXPECT_TRUE(eventually(1000, [&] { return node->idle_ms() > 0; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return node->idle_ms() > 0; }));
 }
 
 TEST(Node, RefusesMoreClientsThanItMayHave) {
@@ -249,7 +250,8 @@ TEST(Node, RefusesMoreClientsThanItMayHave) {
   EXPECT_FALSE(RawClient::greeted(options.socket_path));
   EXPECT_EQ(stat_of(*node.value(), "rejected_clients"), 1U);
   clients.pop_back();
-  EXPECT_TRUE(eventually(1000, [&] { return RawClient::greeted(options.socket_path) != nullptr; }));
+  EXPECT_TRUE(
+      eventually(20'000, [&] { return RawClient::greeted(options.socket_path) != nullptr; }));
 }
 
 TEST(Node, SaysWhatIsWrongWithItsOptions) {
@@ -275,13 +277,13 @@ TEST(Node, HandsOutNoDescriptorTwice) {
   {
     SimpleClient warm(node->socket_path());
   }
-  ASSERT_TRUE(eventually(1000, [&] { return stat_of(*node, "clients") == 0; }));
+  ASSERT_TRUE(eventually(20'000, [&] { return stat_of(*node, "clients") == 0; }));
   const size_t before = descriptors();
   for (int i = 0; i < 50; ++i) {
     SimpleClient client(node->socket_path());
     ASSERT_EQ(client.lookup(key_of(1)), Code::kNotFound);
   }
-  EXPECT_TRUE(eventually(1000, [&] { return descriptors() == before; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return descriptors() == before; }));
 }
 
 TEST(Node, IdlesWithoutUsingTheProcessor) {
@@ -296,7 +298,7 @@ TEST(Node, IdlesWithoutUsingTheProcessor) {
   };
   const auto before = used_us();
   usleep(400'000);
-  EXPECT_LT(used_us() - before, 40'000) << "of 400 ms";
+  EXPECT_LT(used_us() - before, 100'000) << "of 400 ms";
 }
 
 TEST(Node, ABatchThatNamesTooManyExtentsIsCut) {
@@ -330,7 +332,7 @@ TEST(Node, ABatchThatNamesTooManyExtentsIsCut) {
     if (place.code == Code::kOk) refs.refs.push_back(place.ref);
   }
   ASSERT_TRUE(raw->send(RawClient::frame_of(NodeOp::kRelease, refs)));
-  EXPECT_TRUE(eventually(2000, [&] { return stat_of(*node, "leases") == 0; }))
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*node, "leases") == 0; }))
       << "the leases of what was cut are gone as well";
 }
 

@@ -262,7 +262,7 @@ TEST_F(RdmaFaults, AnOpEndsAtItsDeadlineAndItsMemoryIsLeftAloneAfterwards) {
   const uint64_t took_ms =
       duration_ms([&] { EXPECT_EQ(client_->run(read(0, 4 * kMiB, 200)).code(), Code::kTimeout); });
   EXPECT_GE(took_ms, 200U);
-  EXPECT_LE(took_ms, 200 + kDeadlineGraceMs);
+  EXPECT_LE(took_ms, 200 + kDeadlineGraceMs + kBusyMs);
   fabric_.faults.is_silent = false;
   fabric_.resume();
   EXPECT_TRUE(client_->path().probe().ok()) << "so that what was left would have been carried out";
@@ -289,7 +289,7 @@ TEST_F(RdmaFaults, AQueuePairThatDoesNotEvenFlushIsDestroyedBeforeItsOpsAreCompl
   fabric_.faults.is_stuck = true;
   const uint64_t took_ms =
       duration_ms([&] { EXPECT_EQ(client_->run(read(0, 2 * kMiB, 200)).code(), Code::kTimeout); });
-  EXPECT_LE(took_ms, 200 + kDeadlineGraceMs);
+  EXPECT_LE(took_ms, 200 + kDeadlineGraceMs + kBusyMs);
   EXPECT_GE(stat(client_->transport(), "flushes_overdue"), 1U);
   fabric_.faults.is_stuck = false;
   fabric_.resume();
@@ -304,7 +304,7 @@ TEST_F(RdmaFaults, ClosingAStuckPathCompletesEachOpOnceAndInTime) {
   std::vector<Op> ops;
   for (uint64_t i = 0; i < 100; ++i) ops.push_back(read(i * 4096, 4096));
   ASSERT_EQ(client_->path().submit(ops), ops.size());
-  EXPECT_LE(duration_ms([&] { client_->path().close(); }), kDeadlineGraceMs);
+  EXPECT_LE(duration_ms([&] { client_->path().close(); }), kDeadlineGraceMs + kBusyMs);
   EXPECT_EQ(client_->recorder().codes(), (std::map<Code, size_t>{{Code::kCancelled, 100}}));
   EXPECT_EQ(client_->path().submit(ops), 0U);
   fabric_.faults.is_stuck = false;
@@ -331,7 +331,7 @@ TEST_F(RdmaFaults, APortThatGoesDownEndsAllOpsAtOnceAndComesBackWithAProbe) {
   for (uint64_t i = 0; i < 100; ++i) ops.push_back(read(i * 4096, 4096));
   ASSERT_TRUE(client_->submit_all(ops));
   fabric_.set_port("fake0", false);
-  ASSERT_TRUE(client_->recorder().wait_count(ops.size(), 1000));
+  ASSERT_TRUE(client_->recorder().wait_count(ops.size(), 20'000));
   EXPECT_EQ(client_->recorder().codes(), (std::map<Code, size_t>{{Code::kUnavailable, 100}}));
   const Status probed = client_->path().probe();
   EXPECT_EQ(probed.code(), Code::kUnavailable);

@@ -66,7 +66,7 @@ TEST(RemoteHits, WhatOneNodeHasIsReadAtAnother) {
   // Now they are here.
   expect_hits(*b, 0, 20, kPageSize);
   EXPECT_EQ(stat_of(*b->node, "remote_fetched_pages"), 20u);
-  EXPECT_TRUE(eventually(5000, [&] { return stat_of(*a->node, "leases") == 0; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*a->node, "leases") == 0; }));
 }
 
 TEST(RemoteHits, AGetFindsWhatIsNoMoreWhereItWas) {
@@ -93,8 +93,9 @@ TEST(RemoteHits, NodesThatAreGoneTakeNobodysPlace) {
     auto writer = cluster.add("writer");  // Another process each time.
     writer->put(n, 1, kPageSize);
     std::vector<uint8_t> bytes;
-    EXPECT_TRUE(eventually(5000, [&] { return reader->client.get(key_of(n), bytes) == Code::kOk; }))
-        << n;
+    EXPECT_TRUE(eventually(20'000, [&] {
+      return reader->client.get(key_of(n), bytes) == Code::kOk;
+    })) << n;
   }
 }
 
@@ -150,7 +151,7 @@ TEST(RemoteHits, ALookUpWithIntentBringsTheChainHere) {
   std::vector<Code> codes;
   b->client.client.lookup(b->client.space, keys_of(0, 40), {true, true}, codes);
   for (size_t i = 0; i < 40; ++i) EXPECT_EQ(codes[i], i < 30 ? Code::kOk : Code::kNotFound) << i;
-  EXPECT_TRUE(eventually(5000, [&] { return stat_of(*b->node, "remote_fetched_pages") == 30; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*b->node, "remote_fetched_pages") == 30; }));
   expect_hits(*b, 0, 30, kPageSize);
   EXPECT_EQ(stat_of(*a->node, "peer_leased_pages"), 30u);
 }
@@ -237,7 +238,7 @@ TEST(RemoteHits, AFlippedByteIsNeverDelivered) {
   EXPECT_EQ(codes, (std::vector<Code>{Code::kOk, Code::kNotFound, Code::kOk}));
   EXPECT_EQ(stat_of(*b->node, "remote_corrupt_pages"), 1u);
   // The owner has heard of it.
-  EXPECT_TRUE(eventually(5000, [&] { return stat_of(*a->node, "corrupt_pages") == 1; }));
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*a->node, "corrupt_pages") == 1; }));
   EXPECT_EQ(a->client.lookup(key_of(1)), Code::kNotFound);
 }
 
@@ -340,7 +341,7 @@ TEST(RemoteHits, WhatIsRemovedWhileItComesStaysAway) {
   EXPECT_EQ(codes, std::vector<Code>(20, Code::kOk));
   a->client.client.remove(a->client.space, keys_of(0, 20), codes);
   b->client.client.remove(b->client.space, keys_of(0, 20), codes);
-  EXPECT_TRUE(eventually(5000, [&] {
+  EXPECT_TRUE(eventually(20'000, [&] {
     return stat_of(*b->node, "remote_coming_bytes") == 0 && stat_of(cluster.server(), "pages") == 0;
   }));
   b->client.client.lookup(b->client.space, keys_of(0, 20), {false, false}, codes);

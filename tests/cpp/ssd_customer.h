@@ -23,7 +23,7 @@ class Customer {
         space_(client_.open_namespace(key_of(77'000 + number), "customer")),
         allowed_(page_count) {}
 
-  bool connect(const std::string& path) { return client_.connect(path, 5000).ok(); }
+  bool connect(const std::string& path) { return client_.connect(path, 20'000).ok(); }
   bool is_connected() const { return client_.is_connected(); }
 
   /// One random call.

@@ -517,7 +517,7 @@ TEST_F(SsdNodeFaultsTest, ANodeWithoutTrafficRests) {
   timespec while_idle{3, 0};
   const long before = used_ms();
   nanosleep(&while_idle, nullptr);
-  EXPECT_LE(used_ms() - before, 150) << "a twentieth of a core, on a slow machine";
+  EXPECT_LE(used_ms() - before, 300) << "a tenth of a core, on a slow machine";
 }
 
 }  // namespace

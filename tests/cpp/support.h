@@ -15,6 +15,11 @@
 
 namespace hicache::testing {
 
+/// What a busy machine may add to the duration of anything: upper bounds of durations are to tell
+/// what is late from what does not come, and have this much room. How quick a thing is, a bench
+/// says.
+inline constexpr uint64_t kBusyMs = 5000;
+
 /// HICACHE_SEED of the environment, or a new one per process. Printed by main().
 inline uint64_t seed() {
   static const uint64_t value = [] {

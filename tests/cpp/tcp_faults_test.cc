@@ -16,6 +16,7 @@ namespace {
 using testing::bytes_of;
 using testing::ChildProcess;
 using testing::duration_ms;
+using testing::kBusyMs;
 using testing::op_of;
 using testing::TcpEnd;
 using testing::TcpSharedFile;
@@ -82,14 +83,15 @@ TEST_F(TcpFaults, APeerThatDiesEndsEverythingAtOnce) {
               peer_.end();
               EXPECT_TRUE(client_.completions.wait_count(ops.size(), 10'000));
             }),
-            1000U);
+            kBusyMs);
   EXPECT_TRUE(client_.completions.each_once());
   EXPECT_EQ(client_.completions.status(ops.back().token).code(), Code::kUnavailable);
   const std::vector<uint8_t> then = local_;
   // What is given to it now ends at once, too.
   const Op late = op_of(Direction::kRead, local_.data(), file_.told().address, 4096, 2000);
   EXPECT_EQ(run(late).code(), Code::kUnavailable);
-  EXPECT_LT(duration_ms([&] { EXPECT_EQ(path_->probe().code(), Code::kUnavailable); }), 1500U);
+  EXPECT_LT(duration_ms([&] { EXPECT_EQ(path_->probe().code(), Code::kUnavailable); }),
+            1000 + kBusyMs);
   EXPECT_TRUE(local_ == then);
 }
 
@@ -107,7 +109,7 @@ TEST_F(TcpFaults, ReadsOfAStoppedPeerEndAtTheirDeadlineAndTouchNothingAfterwards
     EXPECT_TRUE(client_.completions.wait_count(ops.size(), 10'000));
   });
   EXPECT_GE(took_ms, 300U);
-  EXPECT_LT(took_ms, 400 + kDeadlineGraceMs + 500);
+  EXPECT_LT(took_ms, 400 + kDeadlineGraceMs + kBusyMs);
   for (const Op& op : ops) {
     EXPECT_EQ(client_.completions.status(op.token).code(), Code::kTimeout);
   }
@@ -131,10 +133,10 @@ TEST_F(TcpFaults, WritesToAStoppedPeerEndAtTheirDeadlineAndAreNotAppliedLater) {
     submit(ops);
     EXPECT_TRUE(client_.completions.wait_count(ops.size(), 10'000));
   });
-  EXPECT_LT(took_ms, 400 + kDeadlineGraceMs + 500);
+  EXPECT_LT(took_ms, 400 + kDeadlineGraceMs + kBusyMs);
   EXPECT_EQ(client_.completions.status(ops.front().token).code(), Code::kTimeout);
   peer_.signal(SIGCONT);
-  EXPECT_TRUE(testing::eventually(5000, [&] { return path_->probe().ok(); }));
+  EXPECT_TRUE(testing::eventually(20'000, [&] { return path_->probe().ok(); }));
   EXPECT_EQ(std::vector<uint8_t>(file_.bytes(), file_.bytes() + TcpSharedFile::kSize),
             std::vector<uint8_t>(TcpSharedFile::kSize, 0x5A));
   EXPECT_TRUE(run(op_of(Direction::kWrite, local_.data(), file_.told().address, kMiB, 1000)).ok());
@@ -143,7 +145,8 @@ TEST_F(TcpFaults, WritesToAStoppedPeerEndAtTheirDeadlineAndAreNotAppliedLater) {
 
 TEST_F(TcpFaults, AStoppedPeerIsFoundByAProbeWithinASecondAndComesBack) {
   peer_.signal(SIGSTOP);
-  EXPECT_LT(duration_ms([&] { EXPECT_EQ(path_->probe().code(), Code::kUnavailable); }), 1500U);
+  EXPECT_LT(duration_ms([&] { EXPECT_EQ(path_->probe().code(), Code::kUnavailable); }),
+            1000 + kBusyMs);
   peer_.signal(SIGCONT);
   // One lane that answers is enough for a path; each probe opens those that are missing.
   EXPECT_TRUE(testing::eventually(
@@ -157,7 +160,7 @@ TEST_F(TcpFaults, ClosingWhileThePeerIsStoppedDoesNotWaitForIt) {
   ops.insert(ops.end(), reads.begin(), reads.end());
   peer_.signal(SIGSTOP);
   submit(ops);
-  EXPECT_LT(duration_ms([&] { path_->close(); }), 1000U);
+  EXPECT_LT(duration_ms([&] { path_->close(); }), kBusyMs);
   EXPECT_EQ(client_.completions.count(), ops.size());
   EXPECT_TRUE(client_.completions.each_once());
 }
@@ -172,7 +175,7 @@ TEST_F(TcpFaults, DeadlinesOfQueuedOpsHoldToo) {
   }
   ASSERT_EQ(path_->submit(ops), ops.size());
   EXPECT_LT(duration_ms([&] { EXPECT_TRUE(client_.completions.wait_count(ops.size(), 10'000)); }),
-            600 + kDeadlineGraceMs + 500);
+            600 + kDeadlineGraceMs + kBusyMs);
   for (const Op& op : ops) {
     const Code code = client_.completions.status(op.token).code();
     EXPECT_TRUE(code == Code::kTimeout || code == Code::kUnavailable) << code_name(code);
@@ -191,11 +194,11 @@ TEST(TcpIdle, AHundredOpenPathsCostNothing) {
   TcpEnd server({.lanes_in_max = 1000});
   TcpEnd client({.lanes = 1});
   for (int i = 0; i < 100; ++i) client.open(server.descriptor());
-  ASSERT_TRUE(testing::eventually(5000, [&] { return server.stat("lanes_in") == 100; }));
+  ASSERT_TRUE(testing::eventually(20'000, [&] { return server.stat("lanes_in") == 100; }));
   const uint64_t before_us = cpu_us();
   EXPECT_FALSE(testing::eventually(1000, [&] { return server.stat("hostile") != 0; }));
   // Of a second of both ends; looking 500 times at a figure is most of it.
-  EXPECT_LT(cpu_us() - before_us, 100'000U);
+  EXPECT_LT(cpu_us() - before_us, 250'000U);
 }
 
 /// Accepts lanes and never reads nor answers: a peer behind a cut cable, as far as bytes go.
@@ -234,7 +237,7 @@ TEST(TcpBlackhole, ALaneThatSwallowsEverythingTimesOut) {
   }
   ASSERT_EQ(path.submit(ops), ops.size());
   EXPECT_LT(duration_ms([&] { ASSERT_TRUE(client.completions.wait_count(ops.size(), 10'000)); }),
-            300 + kDeadlineGraceMs + 500);
+            300 + kDeadlineGraceMs + kBusyMs);
   control.value()->stop();
 }
 

@@ -195,18 +195,18 @@ TEST(TcpIoLoop, CallsSourcesAtTheirTimeAndWhenTheyAreReady) {
   const Result<uint64_t> id = loop.add(source->event.get(), EPOLLIN, source);
   ASSERT_TRUE(id.ok());
   source->event.signal();
-  EXPECT_TRUE(testing::eventually(5000, [&] { return source->events == 1; }));
+  EXPECT_TRUE(testing::eventually(20'000, [&] { return source->events == 1; }));
   const uint64_t wanted_ns = monotonic_ns() + 50'000'000;
   loop.wake_by(wanted_ns + 10'000'000'000);
   loop.wake_by(wanted_ns);
-  EXPECT_TRUE(testing::eventually(5000, [&] { return source->called_ns != 0; }));
+  EXPECT_TRUE(testing::eventually(20'000, [&] { return source->called_ns != 0; }));
   EXPECT_GE(source->called_ns, wanted_ns);
   std::atomic<bool> is_removed{false};
   loop.post([&] {
     loop.remove(id.value(), source->event.get());
     is_removed = true;
   });
-  EXPECT_TRUE(testing::eventually(5000, [&] { return is_removed.load(); }));
+  EXPECT_TRUE(testing::eventually(20'000, [&] { return is_removed.load(); }));
   EXPECT_EQ(source.use_count(), 1);
 }
 

@@ -250,8 +250,7 @@ TEST_P(TransportContract, ADeadlineThatHasPassedEndsAnOpAtOnce) {
   for (const uint64_t size : {4 * kKiB, 8 * kMiB}) {
     Op op = client_.op(Direction::kRead, local.data(), address_of(kLarge), size);
     op.deadline_ns = monotonic_ns() - 1;
-    EXPECT_LT(duration_ms([&] { EXPECT_EQ(client_.run(op).code(), Code::kTimeout); }),
-              kDeadlineGraceMs);
+    EXPECT_LT(duration_ms([&] { EXPECT_EQ(client_.run(op).code(), Code::kTimeout); }), kBusyMs);
   }
 }
 
@@ -268,7 +267,7 @@ TEST_P(TransportContract, AnotherSecretOrEpochOpensNoPath) {
 
 TEST_P(TransportContract, AWorkingPathProbesWell) {
   uint64_t took_ms = duration_ms([&] { EXPECT_TRUE(path().probe().ok()); });
-  EXPECT_LT(took_ms, 1000U);
+  EXPECT_LT(took_ms, kBusyMs);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TransportContract, ::testing::ValuesIn(cases()), case_name);

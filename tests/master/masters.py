@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mooncake_hicache import _core
-from tests.metadata.servers import direct, wait_for
+from tests.metadata.servers import direct
+from tests.processes import wait_for
 
 SECRET = "of the cluster"
 

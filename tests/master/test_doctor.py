@@ -17,7 +17,8 @@ from mooncake_hicache.cli.checks_cluster import cluster_checks
 from mooncake_hicache.cli.finding import Check
 from mooncake_hicache.config import StoreOptions
 from tests.master.masters import SECRET, MasterProcess
-from tests.metadata.servers import free_port, wait_for
+from tests.metadata.servers import free_port
+from tests.processes import wait_for
 
 
 @pytest.fixture

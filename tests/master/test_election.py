@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.master.masters import MasterProcess, client_of
-from tests.metadata.servers import Etcd, wait_for
+from tests.metadata.servers import Etcd
+from tests.processes import wait_for
 
 TTL_S = 2
 

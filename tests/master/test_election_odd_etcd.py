@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from mooncake_hicache.master.election import Election
-from tests.metadata.servers import wait_for
+from tests.processes import wait_for
 
 KEPT_EPOCH = 2**61
 

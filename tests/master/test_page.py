@@ -13,7 +13,7 @@ import pytest
 
 from mooncake_hicache import Store
 from tests.master.masters import SECRET, MasterProcess
-from tests.metadata.servers import wait_for
+from tests.processes import wait_for
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = [

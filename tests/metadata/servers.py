@@ -10,10 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -21,8 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from mooncake_hicache.metadata.server import MetadataServer, listen
-
-DEADLINE_S = 60.0
+from tests.processes import wait_for
 
 # Not through a proxy of the environment.
 direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -36,15 +34,6 @@ print("published", flush=True)
 sys.stdin.read()
 metadata.close()
 """
-
-
-def wait_for(what: str, condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> float:
-    """Wait for a condition; return the seconds it took, fail with its name after the deadline."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < deadline_s, f"not within {deadline_s:.0f} s: {what}"
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def free_port() -> int:

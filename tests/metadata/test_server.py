@@ -24,7 +24,8 @@ from mooncake_hicache.metadata import Entry
 from mooncake_hicache.metadata.http import TOKEN_ENVIRONMENT, HttpMetadata
 from mooncake_hicache.metadata.server import MetadataServer, listen
 from mooncake_hicache.metadata.table import KEY_SIZE_MAX, Limits, Outcome, Table, tag_of
-from tests.metadata.servers import OurServer, ask, wait_for
+from tests.metadata.servers import OurServer, ask
+from tests.processes import wait_for
 
 HERE = Entry("10.0.0.1:15001", 1)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,18 +17,9 @@ import pytest
 from mooncake_hicache.config import StoreOptions
 from mooncake_hicache.node.paths import NodePaths, node_paths
 from mooncake_hicache.node.state import NodeState, is_locked, read_state
+from tests.processes import end_all_with, wait_for
 
 POOL_SIZE = "64MiB"
-DEADLINE_S = 30.0
-
-
-def wait_for(what: str, condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> float:
-    """Wait for a condition; return the seconds it took, fail with its name after the deadline."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < deadline_s, f"not within {deadline_s:.0f} s: {what}"
-        time.sleep(0.01)
-    return time.monotonic() - began
 
 
 @dataclass(frozen=True)
@@ -94,12 +83,9 @@ class NodeFolder:
         )
 
     def end(self) -> None:
-        """End the node that lives here, however it is."""
-        state = self.state
-        if state is not None and state.is_our_living_process():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(state.pid, signal.SIGKILL)
-        wait_for("the node is gone", lambda: not self.is_held)
+        """End the node that lives here, or is about to, however it is."""
+        end_all_with(str(self.path))
+        assert not self.is_held
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from mooncake_hicache import Store
 from mooncake_hicache.config import StoreOptions, options_file_text
 from mooncake_hicache.metrics import NODE_METRICS
 from mooncake_hicache.node.paths import SOCKET_PATH_SIZE_MAX
-from tests.node.conftest import NodeFolder, wait_for
+from tests.node.conftest import NodeFolder
+from tests.processes import wait_for
 
 RUNNING, NOT_RUNNING, UNRESPONSIVE = 0, 3, 4
 

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from mooncake_hicache import Namespace, Store
-from tests.node.conftest import NodeFolder, wait_for
+from tests.node.conftest import NodeFolder
+from tests.processes import wait_for
 
 CALL_TIMEOUT_MS = 1000
 MISS_WITHIN_S = 2.0  # The call's own deadline, and as much again for a busy machine.

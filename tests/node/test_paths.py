@@ -20,7 +20,8 @@ from mooncake_hicache.node.paths import (
     default_runtime_dir,
     node_paths,
 )
-from tests.node.conftest import NodeFolder, wait_for
+from tests.node.conftest import NodeFolder
+from tests.processes import wait_for
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")

@@ -18,7 +18,8 @@ from mooncake_hicache import Store
 from mooncake_hicache.errors import BusyError, Error, InvalidArgumentError, NoSpaceError
 from mooncake_hicache.machine import file_system_of
 from mooncake_hicache.node.ssd import LOG_NAME
-from tests.node.conftest import NodeFolder, wait_for
+from tests.node.conftest import NodeFolder
+from tests.processes import wait_for
 
 PAGE_COUNT = 64
 PAGE_SIZE = 64 << 10

@@ -20,8 +20,9 @@ from mooncake_hicache import (
     UnavailableError,
 )
 from mooncake_hicache.p2p import P2PStore
-from tests.metadata.servers import Etcd, direct, wait_for
+from tests.metadata.servers import Etcd, direct
 from tests.p2p.peer import Peer, content_of, digest_of
+from tests.processes import wait_for
 
 KiB, MiB = 1 << 10, 1 << 20
 SIZE = 64 * MiB + 12_345

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mooncake_hicache.compat.store import MooncakeDistributedStore
-from mooncake_hicache.node.state import is_locked, read_state
 from tests.master.masters import SECRET, MasterProcess
-from tests.metadata.servers import wait_for
+from tests.processes import end_all_with
 
 MiB = 1 << 20
 RUNTIME_DIR = "MOONCAKE_HICACHE_RUNTIME_DIR"
@@ -33,12 +31,7 @@ def machine() -> Iterator[Path]:
         try:
             yield Path(name)
         finally:
-            for state_path in Path(name).glob("*/node.json"):
-                state = read_state(state_path)
-                if state is not None:
-                    state.send(signal.SIGTERM)
-                lock = state_path.with_name("node.lock")
-                wait_for("the node's end", lambda lock=lock: not is_locked(lock))
+            end_all_with(name)
 
 
 @contextlib.contextmanager

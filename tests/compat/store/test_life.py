@@ -15,7 +15,8 @@ from mooncake_hicache.compat.store import MooncakeDistributedStore
 from mooncake_hicache.compat.store.async_store import MooncakeDistributedStoreAsync
 from tests.compat.processes import Program
 from tests.compat.store.stores import MiB, machine, opened, running_master
-from tests.metadata.servers import free_port, wait_for
+from tests.metadata.servers import free_port
+from tests.processes import wait_for
 
 SETUP_MAX_S = 5.0
 

@@ -11,7 +11,8 @@ import pytest
 
 from tests.compat.processes import environment
 from tests.compat.store.stores import machine
-from tests.metadata.servers import free_port, wait_for
+from tests.metadata.servers import free_port
+from tests.processes import wait_for
 
 PROGRAM = """
 from mooncake.store import MooncakeDistributedStore
