@@ -85,7 +85,7 @@ class NodeFolder:
     def end(self) -> None:
         """End the node that lives here, or is about to, however it is."""
         end_all_with(str(self.path))
-        assert not self.is_held
+        wait_for("what it held is free", lambda: not self.is_held)
 
 
 @pytest.fixture

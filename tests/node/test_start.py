@@ -22,7 +22,9 @@ from mooncake_hicache.errors import (
     TransientError,
     UnavailableError,
 )
+from mooncake_hicache.node.paths import node_paths
 from mooncake_hicache.node.state import NodeState, hold_lock, process_start_time
+from mooncake_hicache.supervisor import JOIN_TIMEOUT_S
 from tests.node.conftest import NodeFolder
 from tests.processes import wait_for
 
