@@ -41,6 +41,8 @@ class FakeVerbs final : public Verbs {
     std::atomic<uint32_t> inline_max{256};
     /// The status of the next completion of a request that moves bytes.
     std::atomic<int> next_status{IBV_WC_SUCCESS};
+    /// The peer refuses requests that move exactly that many bytes; 0: none.
+    std::atomic<uint64_t> refused_size{0};
     /// Requests that move bytes are not carried out; a flush still brings them back.
     std::atomic<bool> is_silent{false};
     /// Not even a flush brings anything back.
@@ -471,8 +473,9 @@ class FakeVerbs final : public Verbs {
                                   writes ? 0 : IBV_ACCESS_LOCAL_WRITE)) {
       return IBV_WC_LOC_PROT_ERR;
     }
-    if (!is_allowed(peer->second->context, one.request.wr.rdma.rkey, remote, size,
-                    writes ? IBV_ACCESS_REMOTE_WRITE : IBV_ACCESS_REMOTE_READ)) {
+    const bool is_refused = size == faults.refused_size;
+    if (is_refused || !is_allowed(peer->second->context, one.request.wr.rdma.rkey, remote, size,
+                                  writes ? IBV_ACCESS_REMOTE_WRITE : IBV_ACCESS_REMOTE_READ)) {
       return IBV_WC_REM_ACCESS_ERR;
     }
     void* local_bytes = reinterpret_cast<void*>(one.range.addr);

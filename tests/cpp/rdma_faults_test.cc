@@ -256,6 +256,21 @@ TEST_F(RdmaFaults, AnOpThatThePeerRefusesDoesNotHarmItsNeighbours) {
             (std::map<Code, size_t>{{Code::kOk, 199}, {Code::kInvalidArgument, 1}}));
 }
 
+TEST_F(RdmaFaults, OpsThatAreRefusedWhileTheirPathConnectsHarmNoOthers) {
+  start();
+  constexpr uint64_t kRefused = 4097;
+  fabric_.faults.refused_size = kRefused;
+  for (int round = 0; round < 50; ++round) {
+    std::vector<Op> ops;
+    for (uint64_t i = 0; i < 64; ++i) ops.push_back(read(i * 8192, i % 4 == 0 ? kRefused : 4096));
+    const size_t before = client_->recorder().count();
+    ASSERT_TRUE(client_->submit_all(ops));
+    ASSERT_TRUE(client_->recorder().wait_count(before + ops.size(), 20'000));
+  }
+  EXPECT_EQ(client_->recorder().codes(),
+            (std::map<Code, size_t>{{Code::kOk, 50 * 48}, {Code::kInvalidArgument, 50 * 16}}));
+}
+
 TEST_F(RdmaFaults, AnOpEndsAtItsDeadlineAndItsMemoryIsLeftAloneAfterwards) {
   start();
   fabric_.faults.is_silent = true;

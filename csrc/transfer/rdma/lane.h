@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -70,7 +71,9 @@ class Lane {
   QueuePair pair;
   State state = State::kJoining;
   uint64_t flush_by_ns = UINT64_MAX;  // When its pair is destroyed, flushed or not.
-  uint64_t pings_done = 0;
+  /// Outlives the lane for who waits for one: what was answered stays so when an op breaks the
+  /// lane.
+  const std::shared_ptr<uint64_t> pings_done = std::make_shared<uint64_t>(0);
 
  private:
   const uint32_t serial_;

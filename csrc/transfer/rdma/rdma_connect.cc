@@ -157,23 +157,23 @@ Result<ConnectReply> RdmaPathCore::exchange(const ConnectRequest& request, uint6
 
 /// Takes the connected pairs in, as soon as each has answered.
 Status RdmaPathCore::join(std::vector<QueuePair> pairs, uint64_t connection, uint64_t deadline_ns) {
-  std::vector<uint32_t> serials;
+  std::vector<AwaitedPing> pings;
   std::unique_lock lock(mutex_);
   for (QueuePair& pair : pairs) {
     if (state_ == State::kClosed) return named(Code::kCancelled, "the path was closed");
-    serials.push_back(next_serial_++);
-    lanes_.push_back(std::make_unique<Lane>(serials.back(), connection, std::move(pair)));
+    lanes_.push_back(std::make_unique<Lane>(next_serial_++, connection, std::move(pair)));
+    pings.push_back(AwaitedPing(*lanes_.back()));
     if (!ping(*lanes_.back())) {
       return named(Code::kUnavailable, "ibv_post_send on a new queue pair failed");
     }
   }
   Status status;
-  for (const uint32_t serial : serials) {
-    if (status.ok()) status = await_ping(lock, serial, 0, deadline_ns);
+  for (const AwaitedPing& ping : pings) {
+    if (status.ok()) status = await_ping(lock, ping, deadline_ns);
   }
   if (status.ok()) return status;
-  for (const uint32_t serial : serials) {
-    if (Lane* lane = find_lane(serial)) break_lane(*lane, status);
+  for (const AwaitedPing& ping : pings) {
+    if (Lane* lane = find_lane(ping.serial)) break_lane(*lane, status);
   }
   return status;
 }
@@ -193,21 +193,19 @@ bool RdmaPathCore::ping(Lane& lane) {
   return true;
 }
 
-/// Locked; waits without the lock until the lane has answered more than `before` pings, or is gone.
-Status RdmaPathCore::await_ping(std::unique_lock<std::mutex>& lock, uint32_t serial,
-                                uint64_t before, uint64_t deadline_ns) {
-  const auto answered = [&] {
-    const Lane* lane = find_lane(serial);
-    return lane != nullptr && lane->state == Lane::State::kUp && lane->pings_done > before;
+/// Locked; waits without the lock until the lane has answered more than `before` pings, or is gone
+/// without.
+Status RdmaPathCore::await_ping(std::unique_lock<std::mutex>& lock, const AwaitedPing& ping,
+                                uint64_t deadline_ns) {
+  const auto is_answered = [&] { return *ping.done > ping.before; };
+  const auto is_over = [&] {
+    const Lane* lane = find_lane(ping.serial);
+    return is_answered() || lane == nullptr || lane->state == Lane::State::kBroken;
   };
-  const auto is_gone = [&] {
-    const Lane* lane = find_lane(serial);
-    return lane == nullptr || lane->state == Lane::State::kBroken;
-  };
-  if (!changed_.wait_until(lock, time_of(deadline_ns), [&] { return answered() || is_gone(); })) {
+  if (!changed_.wait_until(lock, time_of(deadline_ns), is_over)) {
     return named(Code::kUnavailable, "the peer does not answer on its queue pair");
   }
-  return answered() ? Status() : why_broken_;
+  return is_answered() ? Status() : why_broken_;
 }
 
 Status RdmaPathCore::probe() {
@@ -219,10 +217,15 @@ Status RdmaPathCore::probe() {
   if (state_ == State::kClosed) return named(Code::kCancelled, "the path was closed");
   if (state_ == State::kUp && lanes_up() == lane_count_) {
     Lane& lane = *lanes_.front();
-    const uint64_t before = lane.pings_done;
-    const uint32_t serial = lane.serial();
+    const AwaitedPing awaited(lane);
     if (lane.state == Lane::State::kUp && lane.count() < lane_depth_ && ping(lane)) {
-      return await_ping(lock, serial, before, deadline_ns);
+      const Status status = await_ping(lock, awaited, deadline_ns);
+      if (status.ok() || state_ != State::kUp || monotonic_ns() >= deadline_ns) return status;
+      // An op that was refused has broken it, which says nothing of the peer: connected anew, it
+      // answers or not.
+      if (!changed_.wait_until(lock, time_of(deadline_ns), [this] { return !is_connecting_; })) {
+        return named(Code::kUnavailable, "it is still being connected");
+      }
     }
   }
   is_connecting_ = true;

@@ -232,7 +232,7 @@ void RdmaPathCore::fail_op(OpSlot slot, const Status& status) {
 
 void RdmaPathCore::part_done(Lane& lane, const WorkPart& part) {
   if (part.slot == kPing) {
-    ++lane.pings_done;
+    ++*lane.pings_done;
     if (lane.state == Lane::State::kJoining) lane.state = Lane::State::kUp;
     changed_.notify_all();
     return;

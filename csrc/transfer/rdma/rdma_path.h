@@ -113,6 +113,15 @@ class RdmaPathCore final : public RdmaRail::Client,
   Status named(Code code, const std::string& what) const;
 
   // rdma_connect.cc
+  /// The next answer of a lane.
+  struct AwaitedPing {
+    explicit AwaitedPing(const Lane& lane)
+        : serial(lane.serial()), done(lane.pings_done), before(*lane.pings_done) {}
+
+    uint32_t serial;
+    std::shared_ptr<const uint64_t> done;
+    uint64_t before;
+  };
   void want_connection();
   bool run_job(Errands::Urgency urgency, std::function<void()> job);
   void connect_wanted();
@@ -122,7 +131,7 @@ class RdmaPathCore final : public RdmaRail::Client,
   Result<ConnectReply> exchange(const ConnectRequest& request, uint64_t deadline_ns);
   Status join(std::vector<QueuePair> pairs, uint64_t connection, uint64_t deadline_ns);
   bool ping(Lane& lane);
-  Status await_ping(std::unique_lock<std::mutex>& lock, uint32_t serial, uint64_t before,
+  Status await_ping(std::unique_lock<std::mutex>& lock, const AwaitedPing& ping,
                     uint64_t deadline_ns);
   Lane* find_lane(uint32_t serial);
   size_t lanes_up() const;
