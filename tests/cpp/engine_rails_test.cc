@@ -117,7 +117,7 @@ TEST_F(EngineRailsTest, ARailThatBreaksInTheMiddleCostsNothingButItself) {
   EXPECT_EQ(worse_->count_of(&FakeRail::op_count), 0u) << "the other rail of that kind was there";
 }
 
-TEST_F(EngineRailsTest, ARailThatWorksAgainGetsWorkAgainWithinFiveSeconds) {
+TEST_F(EngineRailsTest, ARailThatWorksAgainGetsWorkAgain) {
   first_->set(FakeMode::kBroken);
   expect_read(kMiB);
   const size_t before = first_->count_of(&FakeRail::op_count);
@@ -125,6 +125,7 @@ TEST_F(EngineRailsTest, ARailThatWorksAgainGetsWorkAgainWithinFiveSeconds) {
   EXPECT_EQ(first_->count_of(&FakeRail::op_count), before) << "it had failed";
   ASSERT_TRUE(eventually(20'000, [&] { return first_->count_of(&FakeRail::probe_count) >= 3; }));
   first_->set(FakeMode::kWorks);
+  second_->set(FakeMode::kBroken);  // Or it could go on being the better choice.
   EXPECT_TRUE(eventually(20'000, [&] {
     expect_read(remote_.size());
     return first_->count_of(&FakeRail::op_count) > before;
