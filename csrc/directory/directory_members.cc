@@ -77,6 +77,9 @@ Code Directory::seat(const Member& member, SessionId session, NodeIndex& node,
   std::deque<Order> orders = std::move(row.orders);
   row = Row{};
   row.orders = std::move(orders);
+  // Who comes back stays.
+  std::erase_if(row.orders,
+                [](const Order& order) { return order.kind != OrderKind::kClearSpace; });
   row.is_gone = false;
   return Code::kOk;
 }

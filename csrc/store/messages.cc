@@ -49,6 +49,8 @@ std::string_view op_name(NodeOp op) {
       return "stop";
     case NodeOp::kList:
       return "list";
+    case NodeOp::kCopy:
+      return "copy";
   }
   return "";
 }

@@ -31,8 +31,9 @@ enum class NodeOp : uint16_t {
   kStats = 12,
   kStop = 13,
   kList = 14,
+  kCopy = 15,  // Of peers alone.
 };
-inline constexpr size_t kOpCount = 15;  // One more than the largest, so that ops index arrays.
+inline constexpr size_t kOpCount = 16;  // One more than the largest, so that ops index arrays.
 inline constexpr uint16_t kReplyBit = 0x8000;
 
 /// "lookup", "lease" …: the label of metrics; empty for what is not an op.

@@ -169,6 +169,16 @@ Status Node::join_cluster() {
   cluster_ = std::move(cluster.value());
   network_->attach(cluster_->directory());
   pages_.set_remote(network_->remote());
+  drainer_ = std::make_unique<Drainer>(
+      Drainer::Options{.own_name = options_.cluster->name,
+                       .own_incarnation = network_->incarnation(),
+                       .failure_domain = options_.cluster->failure_domain,
+                       .call_timeout_ms = options_.cluster->call_timeout_ms},
+      Drainer::Surroundings{
+          .store = store_,
+          .directory = cluster_->directory(),
+          .remote = network_->remote(),
+          .post = [this](Drainer::Task task) { cluster_->post(std::move(task)); }});
   return Status();
 }
 
@@ -217,6 +227,16 @@ bool Node::flush(uint64_t timeout_ms) {
   const auto wait_ms = std::chrono::milliseconds(std::min(timeout_ms, kWaitStoppedMaxMs));
   changed_.wait_for(lock, wait_ms, [this] { return stopping_ || is_flush_over_; });
   return is_flush_over_ && flush_left_bytes_ == 0;
+}
+
+bool Node::drain(uint64_t timeout_ms) {
+  if (!drainer_) return false;
+  drain_ = DrainState::kAsked;
+  wake();
+  std::unique_lock lock(mutex_);
+  const auto wait_ms = std::chrono::milliseconds(std::min(timeout_ms, kWaitStoppedMaxMs));
+  changed_.wait_for(lock, wait_ms, [this] { return stopping_ || drain_ != DrainState::kAsked; });
+  return drain_ == DrainState::kDone;
 }
 
 uint64_t Node::idle_ms() const {
@@ -310,6 +330,7 @@ void Node::run() {
         cluster_due_ms_ = cluster_->advance(now_ms);
         answer_clears();
       }
+      cluster_due_ms_ = std::min(cluster_due_ms_, advance_drain(now_ms));
       next_ms = cluster_->is_due() ? now_ms : std::min(next_ms, cluster_due_ms_);
       busy_ns_ += monotonic_ns() - turn_ns;
     }

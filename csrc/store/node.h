@@ -19,6 +19,7 @@
 #include "base/status.h"
 #include "io/memory.h"
 #include "store/cluster.h"
+#include "store/drainer.h"
 #include "store/messages.h"
 #include "store/node_pages.h"
 #include "store/notice_list.h"
@@ -68,6 +69,11 @@ class Node : private PeerPages {
   /// Writes everything worth keeping to the SSDs. Blocks until it is there (true), the time is
   /// over, the node was stopped, or there is no SSD to write to (false). The node serves meanwhile.
   bool flush(uint64_t timeout_ms);
+
+  /// Has the directory know that this node is about to leave, and other nodes take what it has in
+  /// memory. Blocks until each page is safe or given up (true), the time is over, the node was
+  /// stopped, or there is nobody to give it to (false). The node serves meanwhile.
+  bool drain(uint64_t timeout_ms);
 
   const std::string& socket_path() const { return options_.socket_path; }
   uint64_t incarnation() const { return incarnation_; }
@@ -128,6 +134,8 @@ class Node : private PeerPages {
   /// Of look-ups and leases (node_peers.cc).
   bool ask_peers(Connection& connection, NodeOp op, uint64_t request_id, Payload payload);
   uint64_t advance_network(uint64_t now_ms);
+  /// Gives away what is here, if that was ordered or asked for. Returns when it is due again.
+  uint64_t advance_drain(uint64_t now_ms);
   /// Of removals and replacements, done here already: has peers drop their copies.
   bool ask_to_remove(Connection& connection, NodeOp op, uint64_t request_id, Payload payload);
   bool answer_removal(Connection& connection, std::span<const uint8_t> found, Payload payload);
@@ -159,6 +167,7 @@ class Node : private PeerPages {
   void lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
                       WireWriter& writer) override;
   void remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) override;
+  void copy_for_peer(const PeerCopyRequest& request, std::vector<Code>& codes) override;
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) override {
     pages_.release(session, refs, now_ms);
   }
@@ -196,6 +205,8 @@ class Node : private PeerPages {
   std::unique_ptr<Cluster> cluster_;      // Null: none.
   uint64_t cluster_due_ms_ = 0;           // Likewise.
   std::unique_ptr<PeerNetwork> network_;  // Null: no cluster.
+  std::unique_ptr<Drainer> drainer_;      // Likewise.
+  uint64_t drain_order_ms_ = 0;           // The directory is asked for it, if it must be.
   std::vector<int> clear_waiters_;        // Connections whose reply waits for the directory.
   std::vector<int> remote_waiters_;       // Connections whose reply waits for pages of peers.
   std::vector<std::pair<uint32_t, PageRef>> replaced_;  // Of the commit in hand, by number.
@@ -232,6 +243,8 @@ class Node : private PeerPages {
   bool has_ended_ = false;     // The thread.
   bool is_disk_busy_ = false;  // Then.
   std::atomic<bool> stopping_{false};
+  enum class DrainState : uint8_t { kNone, kAsked, kDone, kNobody };
+  std::atomic<DrainState> drain_{DrainState::kNone};
   std::atomic<bool> flush_asked_{false};
   std::atomic<uint64_t> flush_left_bytes_{UINT64_MAX};
   std::atomic<bool> is_flush_over_{false};

@@ -8,6 +8,11 @@
 #include "store/node_connection.h"
 
 namespace hicache {
+namespace {
+
+constexpr uint64_t kDrainOrderMs = 1000;  // Until it is asked for again.
+
+}  // namespace
 
 NodeTally Node::tally() const {
   const NodeStats now = stats();
@@ -32,6 +37,27 @@ uint64_t Node::clear_ordered(const NamespaceDigest& digest) {
   const Result<NamespaceIndex> index = open_namespace(digest, "");
   if (index.ok()) (void)pages_.clear(index.value(), ticket);
   return ticket;
+}
+
+uint64_t Node::advance_drain(uint64_t now_ms) {
+  const bool is_draining = cluster_->membership().is_draining();
+  drainer_->set_on(is_draining);
+  uint64_t next_ms = drainer_->advance(now_ms);
+  if (drain_ != DrainState::kAsked) return next_ms;
+  DirectoryLine& directory = cluster_->directory();
+  const bool has_master = directory.connection_number() != 0;
+  if (has_master && !is_draining && now_ms >= drain_order_ms_) {
+    drain_order_ms_ = now_ms + kDrainOrderMs;
+    directory.ask<PlainReply>(DrainRequest{0, true, options_.cluster->name},
+                              Deadline::after_ms(kDrainOrderMs), [](Result<PlainReply>) {});
+  }
+  if (!has_master || drainer_->is_alone() || drainer_->is_over()) {
+    const std::lock_guard lock(mutex_);  // Or the waiter could miss it.
+    drain_ = has_master && drainer_->is_over() ? DrainState::kDone : DrainState::kNobody;
+    changed_.notify_all();
+    return next_ms;
+  }
+  return is_draining ? next_ms : std::min(next_ms, drain_order_ms_);
 }
 
 void Node::clear_elsewhere(Connection& connection, const NamespaceDigest& digest) {

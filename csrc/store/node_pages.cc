@@ -68,6 +68,39 @@ void NodePages::remove_for_peer(const PeerKeysRequest& request, std::vector<Code
   }
 }
 
+void NodePages::copy_for_peer(NamespaceIndex index, const PeerCopyRequest& request, uint64_t now_ms,
+                              std::vector<Code>& codes) {
+  codes.assign(request.keys.size(), Code::kAlreadyExists);
+  const std::vector<uint32_t> missing = store_.missing(index, request.keys, now_ms);
+  Code code = Code::kOk;
+  if (remote_ == nullptr) {
+    code = Code::kUnavailable;
+  } else if (!request.may_evict && request.size_bytes > room_for_copies()) {
+    code = Code::kNoSpace;
+  } else if (!missing.empty()) {
+    const SpaceIndex space = store_.space_of(index);
+    RemoteTier::Question question{.session = RemoteTier::kNobody,
+                                  .space = space,
+                                  .is_prefix = false,
+                                  .leases = false,
+                                  .keys = {},
+                                  .parents = {}};
+    for (const uint32_t i : missing) {
+      const bool has_parent = request.parents[i] != kNoParent;
+      question.keys.push_back(request.keys[i]);
+      question.parents.push_back(has_parent ? page_hash(space, request.parents[i]) : 0);
+    }
+    if (!remote_->begin_copy(std::move(question), now_ms)) code = Code::kBusy;
+  }
+  for (const uint32_t i : missing) codes[i] = code;
+}
+
+/// Without evicting what anybody may ask for.
+uint64_t NodePages::room_for_copies() const {
+  const uint64_t room = store_.reachable_free_bytes() + store_.spare_bytes();
+  return room - std::min(room, remote_->expected_bytes());
+}
+
 void NodePages::lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
                                uint64_t now_ms, WireWriter& writer) {
   std::vector<PageStore::Location> locations(request.keys.size());

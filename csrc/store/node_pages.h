@@ -41,6 +41,9 @@ class NodePages {
   /// Writes places in the pool. kBusy: it is on its way there.
   void lease_for_peer(SessionIndex session, const PeerKeysRequest& request, uint64_t now_ms,
                       WireWriter& writer);
+  /// kOk: a copy is to come; kNoSpace, kBusy: none will; kAlreadyExists.
+  void copy_for_peer(NamespaceIndex index, const PeerCopyRequest& request, uint64_t now_ms,
+                     std::vector<Code>& codes);
   void remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes);
 
   // --- for clients, where there are peers to ask
@@ -58,6 +61,8 @@ class NodePages {
   const Counts& counts() const { return counts_; }
 
  private:
+  uint64_t room_for_copies() const;
+
   PageStore& store_;
   SsdTier* ssd_ = nullptr;        // Null: none.
   RemoteTier* remote_ = nullptr;  // Likewise.

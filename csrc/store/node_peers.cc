@@ -161,6 +161,7 @@ void Node::add_network_stats(NodeStats& stats) const {
   stats.peer_leased_pages = pages_.counts().peer_leased_pages;
   stats.peer_leased_bytes = pages_.counts().peer_leased_bytes;
   if (network_->has_directory()) network_->remote().add_stats(stats);
+  if (drainer_) drainer_->add_stats(stats);
 }
 
 // ---------------------------------------------------------------- what it answers
@@ -190,6 +191,15 @@ void Node::lookup_for_peer(SessionIndex session, const PeerKeysRequest& request,
 void Node::lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
                           WireWriter& writer) {
   pages_.lease_for_peer(session, request, monotonic_ms(), writer);
+}
+
+void Node::copy_for_peer(const PeerCopyRequest& request, std::vector<Code>& codes) {
+  const bool is_leaving = cluster_ && cluster_->membership().is_draining();
+  Result<NamespaceIndex> index =
+      is_leaving ? Result<NamespaceIndex>(Status(Code::kBusy, "this node is about to leave"))
+                 : open_namespace(request.digest, request.description);
+  if (index.ok()) return pages_.copy_for_peer(index.value(), request, monotonic_ms(), codes);
+  codes.assign(request.keys.size(), index.status().code());
 }
 
 void Node::remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) {

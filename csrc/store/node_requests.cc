@@ -89,6 +89,7 @@ bool Node::handle(Connection& connection, NodeOp op, uint64_t request_id, Payloa
       break;
     }
     case NodeOp::kHello:
+    case NodeOp::kCopy:
       break;
   }
   if (!valid) {
@@ -364,8 +365,9 @@ std::string Node::make_stats_json() const {
   }
   json.open_member("requests_seconds", '{');
   for (size_t i = 0; i < kOpCount; ++i) {
-    const std::string_view name = op_name(static_cast<NodeOp>(i));
-    if (name.empty()) continue;
+    const auto op = static_cast<NodeOp>(i);
+    const std::string_view name = op_name(op);
+    if (name.empty() || op == NodeOp::kCopy) continue;
     add_histogram(json, name, durations_[i]);
   }
   json.close('}');

@@ -182,6 +182,8 @@ class PageStore {
   /// A page of this hash is present.
   bool has_hash(uint64_t hash) const;
   bool is_present(PageRef ref) const;
+  /// The key of its parent, if that is present, too; else all zero.
+  Key parent_key_of(PageIndex page) const;
   uint64_t hash_of(PageIndex page) const;
   /// The page to evict next, or kNoPage.
   PageIndex next_victim(uint64_t now_ms);

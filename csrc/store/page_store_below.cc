@@ -24,6 +24,14 @@ bool PageStore::has_hash(uint64_t hash) const {
   return table_.find(hash, [&](PageIndex page) { return hash_of(page) == hash; }) != kNoPage;
 }
 
+Key PageStore::parent_key_of(PageIndex page) const {
+  const uint64_t hash = records_[page].parent_hash;
+  if (hash == 0) return Key();
+  const PageIndex parent =
+      table_.find(hash, [&](PageIndex other) { return hash_of(other) == hash; });
+  return parent == kNoPage ? Key() : records_[parent].key;
+}
+
 bool PageStore::is_present(PageRef ref) const {
   return records_.contains(ref.page) && records_[ref.page].generation == ref.generation &&
          records_[ref.page].state == PageState::kPresent;

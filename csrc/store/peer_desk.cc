@@ -24,6 +24,8 @@ bool PeerDesk::answer(Guest& guest, NodeOp op, Payload payload, uint64_t now_ms,
     case NodeOp::kLease:
     case NodeOp::kRemove:
       return answer_keys(guest, op, payload, frame);
+    case NodeOp::kCopy:
+      return answer_copy(payload, frame);
     case NodeOp::kRelease:
       is_sound = decode(WireReader(payload), refs_);
       if (is_sound) pages_.release(guest.session, refs_.refs, now_ms);
@@ -44,6 +46,13 @@ bool PeerDesk::answer_hello(Guest& guest, Payload payload, std::vector<uint8_t>&
   guest.has_session = true;
   WireWriter writer(frame);
   encode(writer, hello_);
+  return true;
+}
+
+bool PeerDesk::answer_copy(Payload payload, std::vector<uint8_t>& frame) {
+  if (!decode(WireReader(payload), copy_)) return false;
+  pages_.copy_for_peer(copy_, codes_);
+  WireWriter(frame).put_array(std::span<const Code>(codes_));
   return true;
 }
 

@@ -1,8 +1,8 @@
 // Where requests of other nodes meet this one's pages: each is decoded, carried out, and its reply
 // encoded. It knows no sockets; who calls seals frames and decides whom to listen to.
 //
-// A peer says hello once, before everything else. It can put nothing and make no namespace; what
-// it holds are leases, which end with its session or by their time.
+// A peer says hello once, before everything else. It can put nothing, but ask for copies to be made
+// here; what it holds are leases, which end with its session or by their time.
 //
 // Threads: one owner.
 #pragma once
@@ -28,6 +28,8 @@ class PeerPages {
   virtual void lease_for_peer(SessionIndex session, const PeerKeysRequest& request,
                               WireWriter& writer) = 0;
   virtual void remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) = 0;
+  /// Has copies made here, in a namespace that may have to be made first.
+  virtual void copy_for_peer(const PeerCopyRequest& request, std::vector<Code>& codes) = 0;
   virtual void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) = 0;
   virtual void report_corrupt(std::span<const PageRef> refs) = 0;
 };
@@ -53,11 +55,13 @@ class PeerDesk {
   using Payload = std::span<const uint8_t>;
 
   bool answer_hello(Guest& guest, Payload payload, std::vector<uint8_t>& frame);
+  bool answer_copy(Payload payload, std::vector<uint8_t>& frame);
   bool answer_keys(const Guest& guest, NodeOp op, Payload payload, std::vector<uint8_t>& frame);
 
   const PeerHelloReply hello_;
   PeerPages& pages_;
   PeerKeysRequest keys_;  // Kept to save allocations.
+  PeerCopyRequest copy_;
   RefsRequest refs_;
   std::vector<Code> codes_;
 };

@@ -40,4 +40,24 @@ bool decode(WireReader reader, PeerKeysRequest& message) {
   return reader.finished();
 }
 
+void encode(WireWriter& writer, const PeerCopyRequest& message) {
+  writer.put(message.digest);
+  writer.put_string(message.description);
+  writer.put(static_cast<uint8_t>(message.may_evict));
+  writer.put(message.size_bytes);
+  writer.put_array(std::span(message.keys));
+  writer.put_array(std::span(message.parents));
+}
+
+bool decode(WireReader reader, PeerCopyRequest& message) {
+  message.digest = reader.get<NamespaceDigest>();
+  message.description = reader.get_string(kDescriptionSizeMax);
+  const auto may_evict = reader.get<uint8_t>();
+  message.may_evict = may_evict != 0;
+  message.size_bytes = reader.get<uint64_t>();
+  reader.get_array(message.keys, kPeerKeysMax);
+  reader.get_array(message.parents, kPeerKeysMax);
+  return reader.finished() && may_evict <= 1 && message.parents.size() == message.keys.size();
+}
+
 }  // namespace hicache

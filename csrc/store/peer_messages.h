@@ -1,11 +1,11 @@
 // What nodes say to each other, and its codecs: the part of the clients' protocol (messages.h) that
 // needs no memory in common.
 //
-// Hello, Lookup, Lease, Release, ReportCorrupt and Remove, in frames with a seal
+// Hello, Lookup, Lease, Release, ReportCorrupt, Remove and Copy, in frames with a seal
 // (directory/frame_pipe.h). A namespace is named by its digest, so that nothing is kept of a peer
-// but its leases, and asking for one makes none. A reply of Lease places pages in the pool alone:
-// bytes in files are for who is on the same machine. Everything else is refused, and so is a
-// payload that does not decode exactly: the connection is closed.
+// but its leases, and asking for one makes none; a Copy, which brings pages, may. A reply of Lease
+// places pages in the pool alone: bytes in files are for who is on the same machine. Everything
+// else is refused, and so is a payload that does not decode exactly: the connection is closed.
 #pragma once
 
 #include <cstdint>
@@ -42,13 +42,28 @@ struct PeerKeysRequest {
   std::vector<Key> keys;
 };
 
+/// Asks for copies of pages that the asker has. Whoever is asked reads them from where the
+/// directory says they are, as it would for a client. The reply has a code for each: kOk: it will
+/// be tried; kAlreadyExists; kNoSpace; kBusy: not now.
+struct PeerCopyRequest {
+  NamespaceDigest digest;
+  std::string description;  // Of the namespace, for whom it is new.
+  bool may_evict = false;   // Pages that are worth more than the least of what is there.
+  uint64_t size_bytes = 0;  // Of all of them.
+  std::vector<Key> keys;
+  std::vector<Key> parents;  // As many; kNoParent: none, or not known.
+};
+inline constexpr Key kNoParent{};
+
 void encode(WireWriter& writer, const PeerHello& message);
 void encode(WireWriter& writer, const PeerHelloReply& message);
 void encode(WireWriter& writer, const PeerKeysRequest& message);
+void encode(WireWriter& writer, const PeerCopyRequest& message);
 
 /// False for a payload that is not exactly such a message, or is beyond a bound.
 bool decode(WireReader reader, PeerHello& message);
 bool decode(WireReader reader, PeerHelloReply& message);
 bool decode(WireReader reader, PeerKeysRequest& message);
+bool decode(WireReader reader, PeerCopyRequest& message);
 
 }  // namespace hicache

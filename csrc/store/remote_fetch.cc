@@ -56,7 +56,7 @@ void RemoteTier::want(const Wait& wait, size_t number, RemoteWaitId waiter, uint
   Wanted& wanted = entry->second;
   if (waiter != 0) {
     wanted.waiters.push_back(waiter);
-  } else {
+  } else if (wait.question.session != kNobody) {
     wanted.promised_to = wait.question.session;
   }
   if (is_new) {

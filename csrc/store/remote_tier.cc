@@ -170,7 +170,11 @@ void RemoteTier::on_located(RemoteWaitId id, const Result<LocateReply>& reply) {
     resolve(found->second, reply.value());
     return go_on(id);
   }
-  if (unresolved_.size() >= kUnresolvedMax) return settle(found->second);
+  if (unresolved_.size() >= kUnresolvedMax) {
+    // Nobody looks for the end of a copy.
+    if (found->second.kind == WaitKind::kCopy) return (void)waits_.erase(found);
+    return settle(found->second);
+  }
   unresolved_.emplace_back(id, reply.value());
   ask_members();
 }
@@ -281,6 +285,7 @@ void RemoteTier::go_on(RemoteWaitId id) {
   Wait& wait = waits_.at(id);
   if (wait.kind == WaitKind::kGet) return fetch_all(id, wait);
   if (wait.kind == WaitKind::kRemove) return ask_to_remove(id, wait);
+  if (wait.kind == WaitKind::kCopy) return copy_all(id);
   if (wait.question.leases) return ask_peers(id, wait);
   for (size_t i = 0; i < wait.hashes.size(); ++i) wait.found[i] = wait.sources[i].count() != 0;
   settle(wait);
@@ -306,6 +311,16 @@ void RemoteTier::ask_peers(RemoteWaitId id, Wait& wait) {
   for (const auto& [peer, numbers] : by_peer) ask_codes(NodeOp::kLookup, id, wait, peer, numbers);
 }
 
+Result<std::vector<Code>> RemoteTier::codes_of(const Result<PeerLine::Answer>& answer,
+                                               size_t count) {
+  if (!answer.ok()) return answer.status();
+  std::vector<Code> codes;
+  const bool is_sound =
+      decode_codes(WireReader(answer.value().payload), codes) && codes.size() == count;
+  return is_sound ? Result<std::vector<Code>>(std::move(codes))
+                  : Result<std::vector<Code>>(Status(Code::kCorrupt, "malformed"));
+}
+
 /// All that have it, not the best one.
 void RemoteTier::ask_to_remove(RemoteWaitId id, Wait& wait) {
   std::map<PeerId, std::vector<uint32_t>> by_peer;
@@ -325,16 +340,8 @@ void RemoteTier::ask_to_remove(RemoteWaitId id, Wait& wait) {
 void RemoteTier::ask_codes(NodeOp op, RemoteWaitId id, const Wait& wait, PeerId peer,
                            const std::vector<uint32_t>& numbers) {
   PeerLine* link = link_of(peers_.at(peer));
-  const auto done = [inbox = inbox_, op, id, numbers](Result<PeerLine::Answer> answer) {
-    Result<std::vector<Code>> codes = answer.status();
-    std::vector<Code> decoded;
-    if (answer.ok()) {
-      const bool is_sound = decode_codes(WireReader(answer.value().payload), decoded) &&
-                            decoded.size() == numbers.size();
-      codes = is_sound ? Result<std::vector<Code>>(std::move(decoded))
-                       : Result<std::vector<Code>>(Status(Code::kCorrupt, "malformed"));
-    }
-    inbox->post([op, id, numbers, codes = std::move(codes)](RemoteTier& tier) {
+  const auto done = [inbox = inbox_, op, id, numbers](const Result<PeerLine::Answer>& answer) {
+    inbox->post([op, id, numbers, codes = codes_of(answer, numbers.size())](RemoteTier& tier) {
       op == NodeOp::kRemove ? tier.on_removed(id, numbers, codes)
                             : tier.on_looked_up(id, numbers, codes);
     });

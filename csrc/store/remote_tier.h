@@ -63,9 +63,11 @@ class RemoteTier {
   RemoteTier(Options options, Surroundings surroundings);
   ~RemoteTier();
 
+  static constexpr SessionIndex kNobody = UINT32_MAX;
+
   /// Pages that one request asks for and that this node lacks.
   struct Question {
-    SessionIndex session;
+    SessionIndex session;  // kNobody: it is this node that wants them.
     SpaceIndex space;
     bool is_prefix;  // Behind one that nobody has, none counts.
     bool leases;     // Of a look-up: with intent.
@@ -78,6 +80,16 @@ class RemoteTier {
   /// Has the peers that have these pages remove them. A copy that is made meanwhile, or that the
   /// directory has not heard of, may stay.
   RemoteWaitId begin_remove(Question question, uint64_t patience_ms, uint64_t now_ms);
+  /// Has copies of these pages made here, in the background. Nobody waits for them; false: too much
+  /// is under way.
+  bool begin_copy(Question question, uint64_t now_ms);
+  /// Asks a member to make copies of pages that are here. advance() calls `done`: a code for each
+  /// of them, or why there is none.
+  using CodesDone = std::function<void(const Result<std::vector<Code>>&)>;
+  void ask_to_copy(const std::string& name, uint64_t incarnation, const PeerCopyRequest& request,
+                   CodesDone done);
+  /// What the directory has said of its members, whoever had asked.
+  void take_members(const MembersReply& reply);
   /// If not, `next_ms` becomes the time at which it will be at the latest, if that is earlier.
   bool is_settled(RemoteWaitId wait, uint64_t now_ms, uint64_t* next_ms);
   struct Answer {
@@ -101,6 +113,8 @@ class RemoteTier {
   void add_stats(NodeStats& stats) const;
   /// Who waits, and pages that are wanted.
   size_t pending_count() const { return waits_.size() + wanted_.size(); }
+  /// About so many bytes are to come.
+  uint64_t expected_bytes() const { return wanted_.size() * mean_size_; }
   const DurationHistogram& lookup_seconds() const { return lookup_seconds_; }
   const DurationHistogram& fetch_seconds() const { return fetch_seconds_; }
 
@@ -137,7 +151,7 @@ class RemoteTier {
     std::unique_ptr<PeerLine> link;
     std::unique_ptr<PeerReader> reader;
   };
-  enum class WaitKind : uint8_t { kLookup, kGet, kRemove };
+  enum class WaitKind : uint8_t { kLookup, kGet, kRemove, kCopy };
   struct Wait {
     Question question;
     std::vector<uint64_t> hashes;
@@ -173,7 +187,6 @@ class RemoteTier {
     std::vector<RemoteWaitId> waiters;
     SessionIndex promised_to = kNobody;
   };
-  static constexpr SessionIndex kNobody = UINT32_MAX;
   struct Leased {
     Places places;
     std::shared_ptr<const PeerHelloReply> peer;
@@ -186,7 +199,6 @@ class RemoteTier {
   void on_located(RemoteWaitId id, const Result<LocateReply>& reply);
   void ask_members();
   void on_members(const Result<MembersReply>& reply);
-  void take_members(const MembersReply& reply);
   /// Replicas as the directory names them become sources of the wait's pages.
   void resolve(Wait& wait, const LocateReply& reply);
   PageSources sources_of(std::span<const Replica> replicas);
@@ -197,12 +209,15 @@ class RemoteTier {
   void ask_to_remove(RemoteWaitId id, Wait& wait);
   void ask_codes(NodeOp op, RemoteWaitId id, const Wait& wait, PeerId peer,
                  const std::vector<uint32_t>& numbers);
+  static Result<std::vector<Code>> codes_of(const Result<PeerLine::Answer>& answer, size_t count);
   void on_removed(RemoteWaitId id, const std::vector<uint32_t>& numbers,
                   const Result<std::vector<Code>>& codes);
   void on_looked_up(RemoteWaitId id, const std::vector<uint32_t>& numbers,
                     const Result<std::vector<Code>>& codes);
   void stage(const Wait& wait);
   void settle(Wait& wait);
+  /// Copies (remote_copy.cc)
+  void copy_all(RemoteWaitId id);
   // Peers
   Peer* usable(PeerId id);
   PeerLine* link_of(Peer& peer);

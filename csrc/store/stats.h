@@ -88,6 +88,9 @@ namespace hicache {
   COUNTER(cluster_announcements)           \
   COUNTER(cluster_overflows)               \
   COUNTER(cluster_refused_batches)         \
+  GAUGE(drain_left_bytes)                  \
+  COUNTER(drained_pages)                   \
+  COUNTER(drain_given_up_pages)            \
   GAUGE(peers)                             \
   GAUGE(remote_peers)                      \
   GAUGE(remote_coming_bytes)               \

@@ -24,13 +24,15 @@ void decode_peer_message(std::span<const uint8_t> input) {
 inline void peer_messages(std::span<const uint8_t> input) {
   if (input.empty()) return;
   const std::span<const uint8_t> payload = input.subspan(1);
-  switch (input[0] % 3) {
+  switch (input[0] % 4) {
     case 0:
       return decode_peer_message<PeerHello>(payload);
     case 1:
       return decode_peer_message<PeerHelloReply>(payload);
-    default:
+    case 2:
       return decode_peer_message<PeerKeysRequest>(payload);
+    default:
+      return decode_peer_message<PeerCopyRequest>(payload);
   }
 }
 

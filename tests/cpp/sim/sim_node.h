@@ -14,6 +14,7 @@
 #include "sim/sim_roads.h"
 #include "sim/sim_world.h"
 #include "store/announcer.h"
+#include "store/drainer.h"
 #include "store/membership.h"
 #include "store/node_pages.h"
 #include "store/peer_desk.h"
@@ -71,6 +72,7 @@ class SimNode : private PeerPages {
   uint64_t lease_count() const { return store_.stats().leases; }
   uint64_t delivered_count() const { return delivered_; }
   const RemoteTier& remote() const { return remote_; }
+  const Drainer& drainer() const { return drainer_; }
 
  private:
   struct Client {
@@ -113,6 +115,13 @@ class SimNode : private PeerPages {
   void remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) override {
     pages_.remove_for_peer(request, codes);
   }
+  void copy_for_peer(const PeerCopyRequest& request, std::vector<Code>& codes) override {
+    const auto index = store_.find_namespace(request.digest);
+    codes.assign(request.keys.size(), Code::kBusy);
+    if (index && !membership_.is_draining()) {
+      pages_.copy_for_peer(*index, request, monotonic_ms(), codes);
+    }
+  }
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) override {
     pages_.release(session, refs, now_ms);
   }
@@ -154,6 +163,7 @@ class SimNode : private PeerPages {
   Membership membership_;
   SimRoads roads_;
   RemoteTier remote_;
+  Drainer drainer_;
   PeerDesk desk_;
   std::vector<std::function<void()>> posted_;
   std::vector<Waiter> waiters_;
