@@ -94,6 +94,14 @@ class Node:
         again: `ssd_flush_left_bytes` of stats() tells how much is left.
         """
 
+    def drain(self, timeout_ms: int) -> bool:
+        """
+        Have the cluster know that this node is about to leave, and other nodes take what it has
+        in memory; it serves meanwhile. Block until each page is safe or given up: True. False:
+        the time-out came first, or there is no master or no other node. `drain_left_bytes` of
+        stats() tells how much is left.
+        """
+
     def idle_ms(self) -> int:
         """
         Return the milliseconds since the last client left, 0 while there is one.

@@ -158,6 +158,12 @@ class NodeOptions(OptionsBase):
     meanwhile. 60 s at 2 GB/s are 120 GB; service managers must wait as long. 0: nothing is
     written."""
 
+    drain_timeout_s: Seconds = 30
+    """Seconds that a node of a cluster which stops may take to give its pages to other nodes, those
+    first that were read. It serves meanwhile; what they have no room for is lost with its memory,
+    or flushed. 30 s at 10 GB/s are 300 GB; service managers must wait as long. 0: none are
+    given."""
+
     read_lease_ttl_ms: Annotated[Milliseconds, Field(ge=100, le=600_000)] = 5000
     """Milliseconds that a page stays put for a reader. Longer than any call's deadline, short
     enough that a reader that hangs does not hold memory for long."""

@@ -139,6 +139,9 @@ _SSD_METRICS = (
 _CLUSTER_METRICS = (
     NodeMetric("cluster_joined", "gauge", "", "1 if a master counts this node as a member"),
     NodeMetric("cluster_draining", "gauge", "", "1 if it was asked to give its pages away"),
+    NodeMetric("drain_left_bytes", "gauge", "bytes", "Bytes to give away before it leaves"),
+    NodeMetric("drained_pages", "counter", "pages", "Pages that others took as it leaves"),
+    NodeMetric("drain_given_up_pages", "counter", "pages", "Pages that none of them took"),
     NodeMetric("cluster_announcing", "gauge", "", "1 while it tells a master all it has"),
     NodeMetric("cluster_pending_pages", "gauge", "pages", "Pages whose change waits to be told"),
     NodeMetric("cluster_lag_ms", "gauge", "seconds", "Age of the oldest change no master knows of"),

@@ -152,6 +152,16 @@ nb::object stats_of(const PythonNode& self) {
   return json_to_python(json.value());
 }
 
+bool flush(PythonNode& self, uint64_t timeout_ms) {
+  const nb::gil_scoped_release no_gil;
+  return self.node->flush(timeout_ms);
+}
+
+bool drain(PythonNode& self, uint64_t timeout_ms) {
+  const nb::gil_scoped_release no_gil;
+  return self.node->drain(timeout_ms);
+}
+
 }  // namespace
 
 void bind_node(nb::module_& m) {
@@ -194,17 +204,19 @@ void bind_node(nb::module_& m) {
           nb::arg("timeout_ms"),
           "Block until a client asked the node to stop, or stop() was called; False at the "
           "time-out.")
+      .def("flush", &flush, nb::arg("timeout_ms"),
+           "Write everything worth keeping to the SSDs; it serves meanwhile. Block until that is\n"
+           "done: True. False: the time-out came first, or there is no SSD to write to. May be "
+           "called\n"
+           "again: `ssd_flush_left_bytes` of stats() tells how much is left.")
       .def(
-          "flush",
-          [](PythonNode& self, uint64_t timeout_ms) {
-            nb::gil_scoped_release no_gil;
-            return self.node->flush(timeout_ms);
-          },
-          nb::arg("timeout_ms"),
-          "Write everything worth keeping to the SSDs; it serves meanwhile. Block until that is\n"
-          "done: True. False: the time-out came first, or there is no SSD to write to. May be "
-          "called\n"
-          "again: `ssd_flush_left_bytes` of stats() tells how much is left.")
+          "drain", &drain, nb::arg("timeout_ms"),
+          "Have the cluster know that this node is about to leave, and other nodes take what it "
+          "has\n"
+          "in memory; it serves meanwhile. Block until each page is safe or given up: True. "
+          "False:\n"
+          "the time-out came first, or there is no master or no other node. `drain_left_bytes` of\n"
+          "stats() tells how much is left.")
       .def(
           "idle_ms", [](const PythonNode& self) { return self.node->idle_ms(); },
           "Return the milliseconds since the last client left, 0 while there is one.")

@@ -23,8 +23,15 @@ from mooncake_hicache.cli.common import EXIT_UNRESPONSIVE, console, with_options
 from mooncake_hicache.cli.reach import NodeView, look
 from mooncake_hicache.config import NodeOptions, StoreOptions
 from mooncake_hicache.errors import Error, TransientError, UnavailableError
+from mooncake_hicache.node.last_work import DRAIN, FLUSH
 from mooncake_hicache.node.spawn import start_detached
-from mooncake_hicache.node.state import is_locked, lives_already, read_state
+from mooncake_hicache.node.state import (
+    LAST_PHASES,
+    Phase,
+    is_locked,
+    lives_already,
+    read_state,
+)
 
 __all__ = ["node_command", "stop_command"]
 
@@ -68,16 +75,17 @@ def stop_command(
         float, typer.Option("--timeout", metavar="SECONDS", help="How long to wait for its end.")
     ] = 15.0,
     now: Annotated[
-        bool, typer.Option("--now", help="Do not write to SSD what is only in memory: it is lost.")
+        bool, typer.Option("--now", help="Do not save what is only in its memory: it is lost.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Kill a node that does not answer or does not end.")
     ] = False,
 ) -> None:
-    """Stop the node and give its memory back, once its pages are on SSD.
+    """Stop the node and give its memory back, once its pages are at other nodes and on SSD.
 
-    Waits for that, however long it takes; the node itself gives up after its flush_timeout_s. A
-    node without SSD, or one stopped with --now, loses what it has in memory.
+    Waits for that, however long it takes; the node itself gives up after its drain_timeout_s and
+    its flush_timeout_s. A node without either, or one stopped with --now, loses what it has in
+    memory.
 
     Engines that are still connected start a new one when they need it: stop them first, or set
     MOONCAKE_HICACHE_AUTOSTART=0 for them.
@@ -134,12 +142,12 @@ def _ask_to_stop(view: NodeView, *, now: bool) -> None:
 def _wait_gone(options: StoreOptions, view: NodeView, timeout_s: float) -> bool:
     """Wait until that very node is gone; another may have been started meanwhile.
 
-    The time-out counts from the end of a flush.
+    The time-out counts from the end of what it does before it ends.
     """
     if view.client is None:
         timeout_s = min(timeout_s, options.node_unresponsive_ms / 1000)
     deadline = time.monotonic() + timeout_s
-    with _flush_progress() as show:
+    with _last_progress() as show:
         while time.monotonic() < deadline:
             if view.state is not None:
                 is_gone = not view.state.is_our_living_process()
@@ -147,50 +155,52 @@ def _wait_gone(options: StoreOptions, view: NodeView, timeout_s: float) -> bool:
                 is_gone = not is_locked(view.paths.node_lock)
             if is_gone:
                 return True
-            flush_left_s = _flush_left_s(view)
-            if flush_left_s > 0:
-                deadline = max(deadline, time.monotonic() + flush_left_s + timeout_s)
-                show.advance(view.client)
+            phase, left_s = _last_phase(view)
+            if left_s > 0:
+                deadline = max(deadline, time.monotonic() + left_s + timeout_s)
+                show.advance(view.client, phase)
             time.sleep(WAIT_STEP_S)
     return False
 
 
-def _flush_left_s(view: NodeView) -> float:
-    """Return the seconds after which a flush will have ended; 0 if there is none."""
+def _last_phase(view: NodeView) -> tuple[Phase, float]:
+    """Return what the node does before it ends, and the seconds after which that will be over; 0 if
+    it does nothing."""
     state = read_state(view.paths.state)
     is_same = state is not None and view.state is not None and state.pid == view.state.pid
-    if state is None or not is_same or state.phase != "flushing":
-        return 0
-    return max(0.0, state.flush_until - time.time())
+    if state is None or not is_same or state.phase not in LAST_PHASES:
+        return "stopping", 0
+    return state.phase, max(0.0, state.phase_until - time.time())
 
 
-class _FlushProgress:
-    """A bar that appears when a flush does, and follows it."""
+class _LastProgress:
+    """A bar that appears when a node saves its pages, one for each way, and follows it."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._next = 0.0
-        self._total = 0
+        self._totals: dict[Phase, int] = {}
 
-    def advance(self, client: _core.Client | None) -> None:
+    def advance(self, client: _core.Client | None, phase: Phase) -> None:
         """Ask the node how much is left, a few times a second, and show it."""
         if client is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + PROGRESS_STEP_S
         try:
-            left = int(cast(dict[str, Any], client.node_stats())["ssd_flush_left_bytes"])
+            stats = cast(dict[str, Any], client.node_stats())
         except Error:
             return  # It has just ended.
-        self._total = max(self._total, left)
-        if not self._progress.tasks:
-            self._progress.add_task("flushing to SSD")
-        self._progress.update(
-            self._progress.task_ids[0], total=self._total, completed=self._total - left
-        )
+        task = DRAIN if phase == "draining" else FLUSH
+        left = int(stats[task.left_name])
+        if phase not in self._totals:
+            self._progress.add_task(task.doing)
+        total = self._totals[phase] = max(self._totals.get(phase, 0), left)
+        bar = self._progress.task_ids[list(self._totals).index(phase)]
+        self._progress.update(bar, total=total, completed=total - left)
 
 
 @contextlib.contextmanager
-def _flush_progress() -> Iterator[_FlushProgress]:
+def _last_progress() -> Iterator[_LastProgress]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -201,4 +211,4 @@ def _flush_progress() -> Iterator[_FlushProgress]:
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
-        yield _FlushProgress(progress)
+        yield _LastProgress(progress)

@@ -21,6 +21,7 @@ from mooncake_hicache.cli.reach import NodeView, look
 from mooncake_hicache.cli.status_cluster import show_cluster
 from mooncake_hicache.cli.status_ssd import share, ssd_rows, ssd_trouble
 from mooncake_hicache.config import StoreOptions
+from mooncake_hicache.node.state import LAST_PHASES
 from mooncake_hicache.units import format_duration_ms, format_size
 
 __all__ = ["status_command"]
@@ -89,7 +90,9 @@ def _cluster(stats: dict[str, Any]) -> str:
     name = f"{stats['cluster']['name']} at {stats['cluster']['masters']}"
     if not stats["cluster_joined"]:
         return f"{name}: no master counts it as a member, so others do not find its pages"
-    words = ["draining" if stats["cluster_draining"] else "member"]
+    words = ["member"]
+    if stats["cluster_draining"]:
+        words = [f"draining, {format_size(stats['drain_left_bytes'])} left"]
     if stats["cluster_announcing"]:
         words.append("telling what it has")
     pending, lag_ms = stats["cluster_pending_pages"], stats["cluster_lag_ms"]
@@ -100,7 +103,8 @@ def _cluster(stats: dict[str, Any]) -> str:
 
 def _rows(view: NodeView, stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     state = view.state if view.state is not None and view.state.pid == stats["pid"] else None
-    word = "flushing" if state is not None and state.phase == "flushing" else "running"
+    is_leaving = state is not None and state.phase in LAST_PHASES
+    word = state.phase if state is not None and is_leaving else "running"
     yield "node", f"{word}, pid {stats['pid']}, up {format_duration_ms(stats['uptime_ms'])}"
     yield "socket", view.paths.socket
     if state is not None:

@@ -31,7 +31,7 @@ from mooncake_hicache import _core
 from mooncake_hicache.config import NodeOptions, environment_name
 from mooncake_hicache.errors import BusyError, Error, InvalidArgumentError, UnavailableError
 from mooncake_hicache.node.engine import StartedEngine, engine_from_options, engine_stats
-from mooncake_hicache.node.flush import Flush
+from mooncake_hicache.node.last_work import DRAIN, FLUSH, LastWork, Task
 from mooncake_hicache.node.paths import NodePaths, cannot_log, node_paths
 from mooncake_hicache.node.state import (
     NodeState,
@@ -67,8 +67,9 @@ def run_from_json(options_json: str, report_descriptor: int) -> int:
 def run(options: NodeOptions, report: _Report | None = None) -> int:
     """Run a node until it is stopped, is idle for too long, or gets SIGTERM, SIGINT or SIGQUIT.
 
-    Before it ends it writes to SSD what is only in memory, for at most `flush_timeout_s`; not
-    after SIGQUIT. Blocks; for the main thread of a process only. Returns the exit status.
+    Before it ends it gives its pages to other nodes, for at most `drain_timeout_s`, and writes to
+    SSD what is only in memory, for at most `flush_timeout_s`; not after SIGQUIT. Blocks; for the
+    main thread of a process only. Returns the exit status.
 
     Raises:
         BusyError: A node lives already at this place.
@@ -154,7 +155,7 @@ class _Daemon:
         self._log_start(started)
         async with self._http():
             reason = await self._reason_to_end(engine)
-            await self._flush(started)
+            await self._save_pages(started)
             return reason
 
     async def _reason_to_end(self, engine: _core.Node) -> str:
@@ -169,13 +170,20 @@ class _Daemon:
         # After a signal the thread watches on until the engine is stopped.
         return "got a signal" if self._signalled.is_set() else await watch
 
-    async def _flush(self, started: StartedEngine) -> None:
-        timeout_s = self._options.flush_timeout_s
-        if not started.ssd.directories or timeout_s == 0 or self._hurried.is_set():
+    async def _save_pages(self, started: StartedEngine) -> None:
+        if self._options.master:
+            await self._do_last(started, "draining", DRAIN, self._options.drain_timeout_s)
+        if started.ssd.directories:
+            await self._do_last(started, "flushing", FLUSH, self._options.flush_timeout_s)
+
+    async def _do_last(
+        self, started: StartedEngine, phase: Phase, task: Task, timeout_s: int
+    ) -> None:
+        if timeout_s == 0 or self._hurried.is_set():
             return
-        self._state = dataclasses.replace(self._state, flush_until=time.time() + timeout_s)
-        self._enter("flushing")
-        await Flush(started, timeout_s).run(self._hurried)
+        self._state = dataclasses.replace(self._state, phase_until=time.time() + timeout_s)
+        self._enter(phase)
+        await LastWork(started, task, timeout_s).run(self._hurried)
         self._log_notices()  # Why it is not all there, if so.
 
     def _enter(self, phase: Phase) -> None:

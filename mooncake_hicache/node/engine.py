@@ -1,5 +1,5 @@
 """Making the engine of a node from its options, for the daemon and for a store in this process;
-and writing what it holds to SSD before it ends."""
+and saving what it holds before it ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from mooncake_hicache.machine import numa_node_count
 from mooncake_hicache.node.cluster import cluster_options
 from mooncake_hicache.node.ssd import SsdPlan, make_directories, ssd_plan
 
-__all__ = ["StartedEngine", "engine_from_options", "engine_stats", "flush_engine"]
+__all__ = [
+    "StartedEngine",
+    "drain_engine",
+    "engine_from_options",
+    "engine_stats",
+    "flush_engine",
+]
 
 
 class StartedEngine(NamedTuple):
@@ -55,6 +61,16 @@ def engine_from_options(
         # What it is that fails decides whether it fails again.
         plan = plan.without(str(error))
     return StartedEngine(_started(options, socket_path, plan), plan)
+
+
+def drain_engine(started: StartedEngine, timeout_s: int) -> bool:
+    """Give what is in memory to other nodes of the cluster. Blocks until each page is there or
+    nobody wants it, the time is over, or the engine is stopped; it serves meanwhile.
+
+    Returns:
+        Whether that is done; False also when there is no other node, or no master.
+    """
+    return started.engine.drain(timeout_s * 1000)
 
 
 def flush_engine(started: StartedEngine, timeout_s: int) -> bool:

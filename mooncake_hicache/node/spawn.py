@@ -153,7 +153,7 @@ class _Finder:
             state = read_state(self._paths.state)
             if state is not None and state == self._suspect:
                 began = min(began, self._suspect_since)
-            # One that is flushing before it ends serves like any other: asked, it answers.
+            # One that saves its pages before it ends serves like any other: asked, it answers.
             is_starting = state is None or state.phase == "starting"
             patience_ms = (
                 self._options.start_timeout_ms

@@ -16,6 +16,7 @@ from mooncake_hicache.config import environment_name
 from mooncake_hicache.errors import BusyError, IoError
 
 __all__ = [
+    "LAST_PHASES",
     "NodeState",
     "Phase",
     "hold_lock",
@@ -26,8 +27,12 @@ __all__ = [
 ]
 
 
-Phase = Literal["starting", "ready", "flushing", "stopping"]
-"""While flushing, which is writing to SSD what is only in memory, a node serves as when ready."""
+Phase = Literal["starting", "ready", "draining", "flushing", "stopping"]
+"""While draining, which is giving pages to other nodes, and while flushing, which is writing to SSD
+what is only in memory, a node serves as when ready."""
+
+LAST_PHASES: tuple[Phase, ...] = ("draining", "flushing")
+"""Those in which it saves its pages, before it ends."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,8 @@ class NodeState:
     """The limit in bytes of each directory on SSD."""
     ssd_write_budget_bytes: int = 0
     """Per day; 0: no limit."""
-    flush_until: float = 0.0
-    """Seconds of Unix time at which a flush that is under way is given up."""
+    phase_until: float = 0.0
+    """Seconds of Unix time at which what it does before it ends is given up."""
 
     def write(self, path: Path) -> None:
         """Write the file so that a reader sees the old or the new one, whole."""

@@ -74,6 +74,15 @@ class Cluster:
         self.nodes[name].wait()
         (self._folder / name / "node.sock").unlink(missing_ok=True)
 
+    def stop_node(self, name: str) -> None:
+        """As a service manager would, and wait for its end."""
+        self.nodes[name].terminate()
+        assert self.nodes[name].wait(timeout=90) == 0
+
+    def log(self, name: str) -> str:
+        """What a machine's node has logged."""
+        return (self._folder / f"{name}.log").read_text()
+
     def members(self) -> dict[str, str]:
         """Return the state of each node, as the master knows it."""
         command = ["status", f"--cluster={self.machines.address('master')}:{PORT}", "--json"]

@@ -77,6 +77,22 @@ def test_a_machine_whose_cable_is_pulled_costs_misses_and_comes_back(cluster: Cl
         wait_for("its pages", lambda: right(b, theirs, 64 * KiB) == len(theirs))
 
 
+def test_a_node_that_stops_leaves_its_pages_with_the_others(cluster: Cluster) -> None:
+    keys = [f"a{i}" for i in range(40)]
+    with cluster.store("a") as a:
+        put_all(a, keys, MiB)
+    cluster.stop_node("a")
+    assert "gave its pages to other nodes in" in cluster.log("a")
+    cluster.wait_for(a="gone")
+    with cluster.store("b") as b:
+        assert right(b, keys, MiB) == len(keys)
+        stats = b.stats()["node"]
+        assert stats is not None
+        assert stats["remote_fetched_pages"] == len(keys), "all of them before it ended"
+    cluster.stop_node("b")
+    assert "gave up" in cluster.log("b"), "there was nobody left to give them to"
+
+
 def test_a_node_that_is_killed_takes_its_pages_and_nothing_else(cluster: Cluster) -> None:
     theirs, own = [f"a{i}" for i in range(6)], [f"b{i}" for i in range(6)]
     with cluster.store("a") as a, cluster.store("b") as b:

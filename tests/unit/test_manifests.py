@@ -76,12 +76,13 @@ def test_nodes_end_before_they_are_killed() -> None:
     node = compose["services"]["node"]
     daemons = kubernetes()[2]["spec"]["template"]["spec"]
     given = {one["name"]: one.get("value") for one in daemons["containers"][0]["env"]}
-    flush = "MOONCAKE_HICACHE_FLUSH_TIMEOUT_S"
-    for text, seconds in (
-        (node["environment"][flush], int(node["stop_grace_period"].removesuffix("s"))),
-        (given[flush], daemons["terminationGracePeriodSeconds"]),
+    for environment, seconds in (
+        (node["environment"], int(node["stop_grace_period"].removesuffix("s"))),
+        (given, daemons["terminationGracePeriodSeconds"]),
     ):
-        assert NodeOptions(flush_timeout_s=text).flush_timeout_s < seconds
+        flush = environment["MOONCAKE_HICACHE_FLUSH_TIMEOUT_S"]
+        options = NodeOptions(flush_timeout_s=flush)
+        assert options.flush_timeout_s + options.drain_timeout_s < seconds
 
 
 def test_the_file_for_clusters_is_valid() -> None:

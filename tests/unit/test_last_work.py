@@ -1,4 +1,4 @@
-"""Following a flush: what is logged, and what ends it."""
+"""Following what a node does before it ends: what is logged, and what ends it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import time
 import pytest
 
 from mooncake_hicache.machine import FileSystem
-from mooncake_hicache.node import flush
+from mooncake_hicache.node import last_work
 from mooncake_hicache.node.engine import StartedEngine, flush_engine
-from mooncake_hicache.node.flush import Flush, progress_text
+from mooncake_hicache.node.last_work import FLUSH, LastWork, progress_text
 from mooncake_hicache.node.ssd import SsdDirectory, SsdPlan
 
 MIB = 1 << 20
@@ -53,12 +53,12 @@ def started(steps: int) -> StartedEngine:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(flush, "PROGRESS_S", 0.01)
+    monkeypatch.setattr(last_work, "PROGRESS_S", 0.01)
     caplog.set_level(logging.INFO, "mooncake_hicache.node")
 
 
 def test_a_flush_says_how_far_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    assert asyncio.run(Flush(started(3), 60).run(asyncio.Event()))
+    assert asyncio.run(LastWork(started(3), FLUSH, 60).run(asyncio.Event()))
     assert "flushing to SSD: 0 bytes of 3 MiB" in caplog.text
     assert "1 MiB of 3 MiB, " in caplog.text
     assert "flushed to SSD in " in caplog.text
@@ -66,7 +66,7 @@ def test_a_flush_says_how_far_it_is(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_flush_that_takes_too_long_says_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
     began = time.monotonic()
-    assert not asyncio.run(Flush(started(1 << 20), 1).run(asyncio.Event()))
+    assert not asyncio.run(LastWork(started(1 << 20), FLUSH, 1).run(asyncio.Event()))
     assert time.monotonic() - began >= 1
     assert "gave up after" in caplog.text
     assert "go with the node" in caplog.text
@@ -77,7 +77,7 @@ def test_a_flush_that_is_hurried_ends_at_once(caplog: pytest.LogCaptureFixture) 
 
     async def hurry_soon() -> bool:
         hurried = asyncio.Event()
-        run = asyncio.ensure_future(Flush(engine, 3600).run(hurried))
+        run = asyncio.ensure_future(LastWork(engine, FLUSH, 3600).run(hurried))
         while "flushing to SSD: 1 MiB" not in caplog.text:
             await asyncio.sleep(0)
         hurried.set()
