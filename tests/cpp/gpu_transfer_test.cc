@@ -238,6 +238,8 @@ TEST(GpuOverTcp, UnregisteringWaitsForCopiesAndNothingIsTouchedAfterwards) {
       Op op = rig.op(way == Way::kFromDevice ? Direction::kWrite : Direction::kRead,
                      rig.local_address() + 2 * kMiB, memory, 10, ++tries);
       op.remote_buffer = id;
+      // One that comes before the removal may wait for the copies that are held.
+      op.deadline_ns = monotonic_ns() + 200'000'000;
       EXPECT_EQ(path.submit({&op, 1}), 1U);
       EXPECT_TRUE(other.completions.wait_count(tries));
       return other.completions.status(tries).code() == Code::kInvalidArgument;
