@@ -65,11 +65,13 @@ void DirectoryClient::submit(DirectoryOp op, std::vector<uint8_t> frame, Deadlin
       const uint64_t id = next_id_++;
       const uint64_t deadline_ns = monotonic_ns() + deadline.remaining_ns();
       seal_frame(frame, static_cast<uint16_t>(op), id);
-      const bool is_first = unsent_.empty();
+      // The thread sends all that is there, and looks at their deadlines after that; while the
+      // socket takes nothing it waits for the first of these.
+      const bool is_first =
+          unsent_.empty() || deadlines_.empty() || deadline_ns < deadlines_.begin()->first;
       unsent_.insert(unsent_.end(), frame.begin(), frame.end());
       deadlines_.emplace(deadline_ns, id);
       calls_.emplace(id, Call{op, deadline_ns, std::move(done)});
-      // The thread sends all that is there, and looks at their deadlines after that.
       if (is_first) wake_.signal();
       return;
     }

@@ -204,26 +204,62 @@ TEST_F(DirectoryServerTest, QuestionsUnderWayEndWhenTheServerDoes) {
   EXPECT_TRUE(eventually(20'000, [&] { return ended == 1000; }));
 }
 
+/// Accepts and greets one client, and reads nothing that it sends.
+class SilentServer {
+ public:
+  SilentServer() {
+    Result<Listening> listening = tcp_listen("127.0.0.1", 0, 0);
+    EXPECT_TRUE(listening.ok());
+    listening_ = std::move(listening.value());
+    thread_ = std::thread([this] {
+      Fd socket;
+      while (!socket.valid()) {
+        pollfd waited{listening_.fd.get(), POLLIN, 0};
+        poll(&waited, 1, 20'000);
+        Result<Fd> accepted = tcp_accept(listening_.fd);
+        if (accepted.ok()) socket = std::move(accepted.value());
+      }
+      EXPECT_TRUE(greet_client(socket, kClusterSecret, 0, soon()).ok());
+      over_.get_future().wait();
+    });
+  }
+  ~SilentServer() {
+    over_.set_value();
+    thread_.join();
+  }
+  uint16_t port() const { return listening_.port; }
+
+ private:
+  Listening listening_;
+  std::promise<void> over_;
+  std::thread thread_;
+};
+
 TEST_F(DirectoryServerTest, ASilentServerCostsTheDeadlineAndNoMore) {
-  Result<Listening> listening = tcp_listen("127.0.0.1", 0, 0);
-  ASSERT_TRUE(listening.ok());
-  std::promise<void> over;
-  std::thread silent([&] {
-    Fd socket;
-    while (!socket.valid()) {
-      pollfd waited{listening.value().fd.get(), POLLIN, 0};
-      poll(&waited, 1, 20'000);
-      Result<Fd> accepted = tcp_accept(listening.value().fd);
-      if (accepted.ok()) socket = std::move(accepted.value());
-    }
-    EXPECT_TRUE(greet_client(socket, kClusterSecret, 0, soon()).ok());
-    over.get_future().wait();
-  });
-  auto someone = connected_client(client_options({listening.value().port}));
+  const SilentServer silent;
+  auto someone = connected_client(client_options({silent.port()}));
   EXPECT_EQ(someone->call<MembersReply>(MembersRequest{}, Deadline::after_ms(50)).status().code(),
             Code::kTimeout);
-  over.set_value();
-  silent.join();
+}
+
+TEST_F(DirectoryServerTest, AQuestionBehindAFullSocketEndsByItsOwnDeadline) {
+  const SilentServer silent;
+  auto someone = connected_client(client_options({silent.port()}));
+  const auto ask_patiently = [&](uint64_t key_count) {
+    someone->ask<LocateReply>(LocateRequest{0, kSpaceA, true, 1, keys_of(0, key_count)},
+                              Deadline::after_ms(600'000), [](const Result<LocateReply>&) {});
+  };
+  // More than a socket takes, and something that waits behind it.
+  for (int i = 0; i < 24; ++i) ask_patiently(kLocateKeysMax);
+  for (int i = 0; i < 3; ++i) {
+    ask_patiently(1);
+    auto code = std::make_shared<std::atomic<Code>>(Code::kOk);
+    someone->ask<MembersReply>(
+        MembersRequest{}, Deadline::after_ms(50),
+        [code](const Result<MembersReply>& reply) { *code = reply.status().code(); });
+    ASSERT_TRUE(eventually(20'000, [&] { return *code != Code::kOk; })) << i;
+    EXPECT_EQ(*code, Code::kTimeout);
+  }
 }
 
 // ---- strangers
