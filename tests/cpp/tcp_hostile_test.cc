@@ -75,11 +75,12 @@ class TcpHostile : public ::testing::Test {
             .size = size};
   }
 
-  TcpEnd server_;
-  TcpEnd client_;
+  // The memory outlives the ends, which may be serving it yet.
   std::vector<uint8_t> memory_ = bytes_of(1, kMiB);
   const std::vector<uint8_t> before_ = memory_;
   std::vector<uint8_t> local_ = std::vector<uint8_t>(kMiB);
+  TcpEnd server_;
+  TcpEnd client_;
   Path* path_ = nullptr;
   uint64_t token_ = 0;
 };

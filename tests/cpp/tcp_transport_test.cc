@@ -32,10 +32,10 @@ TEST_P(TcpTransfers, RandomOpsMoveExactlyTheirBytes) {
   HICACHE_TRACE_SEED();
   Random random(500);
   constexpr uint64_t kSize = 24 * kMiB;
-  TcpEnd server(GetParam().setup);
-  TcpEnd client(GetParam().setup);
   std::vector<uint8_t> remote = bytes_of(1, kSize);
   std::vector<uint8_t> local = bytes_of(2, kSize);
+  TcpEnd server(GetParam().setup);
+  TcpEnd client(GetParam().setup);
   server.share(remote.data(), kSize);
   Path& path = client.open(server.descriptor());
   std::vector<uint8_t> remote_oracle = remote;
@@ -77,7 +77,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 struct Ends {
   explicit Ends(const TcpEnd::Setup& setup = {}, uint64_t size = 8 * kMiB)
-      : server(setup), client(setup), remote(bytes_of(1, size)), local(bytes_of(2, size)) {
+      : remote(bytes_of(1, size)), local(bytes_of(2, size)), server(setup), client(setup) {
     server.share(remote.data(), size);
     path = &client.open(server.descriptor());
   }
@@ -88,10 +88,11 @@ struct Ends {
     return client.completions.status(op.token);
   }
 
-  TcpEnd server;
-  TcpEnd client;
+  // The memory outlives the ends, which may be serving it yet.
   std::vector<uint8_t> remote;
   std::vector<uint8_t> local;
+  TcpEnd server;
+  TcpEnd client;
   Path* path;
 };
 
@@ -162,9 +163,9 @@ TEST(TcpTransport, OnlyRegisteredRangesAreTouched) {
 }
 
 TEST(TcpTransport, ReadOnlyMemoryIsReadAndNeverWritten) {
-  Ends ends;
   std::vector<uint8_t> fixed = bytes_of(3, kMiB);
   const std::vector<uint8_t> before = fixed;
+  Ends ends;
   ends.server.share(fixed.data(), fixed.size(), kTcpReadOnly, false);
   Op op = op_of(Direction::kWrite, ends.local.data(), fixed.data(), fixed.size(), 0);
   op.remote_buffer = kTcpReadOnly;
@@ -370,10 +371,10 @@ TEST(TcpTransport, PeersWithoutOrWithABadEndpointGiveNoPath) {
 }
 
 TEST(TcpTransport, LanesBeyondTheBoundAreClosedAndCounted) {
-  TcpEnd server({.lanes_in_max = 2});
-  TcpEnd client({.lanes = 1});
   std::vector<uint8_t> remote = bytes_of(1, 4096);
   std::vector<uint8_t> local(4096);
+  TcpEnd server({.lanes_in_max = 2});
+  TcpEnd client({.lanes = 1});
   server.share(remote.data(), remote.size());
   client.open(server.descriptor());
   Path& second = client.open(server.descriptor());

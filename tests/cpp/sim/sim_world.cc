@@ -56,10 +56,14 @@ void Stream::deliver(int end) {
 
 void Stream::close(int end) {
   if (!ends_[end].is_open) return;
+  shut(end);
+  tell_closed(1 - end, world_.delay_us());
+}
+
+void Stream::shut(int end) {
   ends_[end].is_open = false;
   ends_[end].on_message = nullptr;
   ends_[end].on_close = nullptr;
-  tell_closed(1 - end, world_.delay_us());
 }
 
 void Stream::cut() {
@@ -74,7 +78,7 @@ void Stream::cut() {
 void Stream::lose_end(const Host& host) {
   for (int end : {0, 1}) {
     if (ends_[end].host != &host || !ends_[end].is_open) continue;
-    ends_[end].is_open = false;
+    shut(end);
     tell_closed(1 - end, world_.delay_us());
   }
 }
@@ -88,10 +92,8 @@ void Stream::tell_closed(int end, uint64_t delay_us) {
     self->world_.after_us(*told.host, 0, [self, end] {
       End& closed = self->ends_[end];
       if (!closed.is_open) return;
-      closed.is_open = false;
       const auto on_close = closed.on_close;
-      closed.on_message = nullptr;
-      closed.on_close = nullptr;
+      self->shut(end);
       if (on_close) on_close();
     });
   });
@@ -101,6 +103,12 @@ void Stream::tell_closed(int end, uint64_t delay_us) {
 
 World::World(uint64_t number, bool traces) : random_(5'000'000 + number), traces_(traces) {
   seed_tokens(random_.bits());
+}
+
+World::~World() {
+  for (const StreamRef& stream : streams_) {
+    for (int end : {0, 1}) stream->shut(end);
+  }
 }
 
 Host& World::add_host(std::string name) {

@@ -74,6 +74,9 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void cut();
   /// A process of one of its machines has ended.
   void lose_end(const Host& host);
+  /// Closes an end, and nobody hears of it. Who listened may have kept the stream, which keeps
+  /// them.
+  void shut(int end);
   bool is_over() const { return !ends_[0].is_open && !ends_[1].is_open; }
 
  private:
@@ -89,6 +92,7 @@ using StreamRef = std::shared_ptr<Stream>;
 class World {
  public:
   explicit World(uint64_t number, bool traces);
+  ~World();
 
   Random& random() { return random_; }
   Faults& faults() { return faults_; }
