@@ -346,6 +346,7 @@ Status Client::put_range(const PutRange& range, PutOptions* options, Deadline* u
   *until = until->later_by_ns(monotonic_ns() - begun_ns);  // The deadline is for waiting.
 
   CommitRequest request{options->ttl_ms, options->replace, {}};
+  request.replica_count = options->replica_count;
   for (size_t n = 0; n < written.size(); ++n) {
     request.items.push_back(
         {places.places[written[n]].ref, plan.page_checksum(n), outcome_of(plan.outcome(n))});

@@ -79,6 +79,7 @@ class Client {
     bool replace = false;
     Pin pin = Pin::kNone;
     uint64_t ttl_ms = 0;
+    uint8_t replica_count = 1;     // That the cluster should have: 1 … kReplicaCountMax.
     SpaceIndex space = kAnySpace;  // Set by put(): a clear() ends the puts that it met.
   };
 

@@ -132,6 +132,7 @@ void Membership::answered(uint64_t connection, const Result<HeartbeatReply>& rep
   is_heartbeat_out_ = false;
   if (!reply.ok()) return;  // The next one will tell.
   if (reply.value().head.code != Code::kOk) return leave_seat();
+  members_version_ = reply.value().head.members_version;
   if (reply.value().must_announce) surroundings_.announcer.announce_again();
   take_orders(reply.value());
 }

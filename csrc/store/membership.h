@@ -67,6 +67,8 @@ class Membership {
   Seat seat() const { return {is_joined_ ? node_ : kNoNode, options_.member.incarnation}; }
   /// Of the leader that it joined last.
   uint64_t epoch() const { return epoch_; }
+  /// Changes with the list of members, as the last heartbeat was answered.
+  uint32_t members_version() const { return members_version_; }
   const Counts& counts() const { return counts_; }
 
  private:
@@ -96,6 +98,7 @@ class Membership {
   uint64_t join_at_ms_ = 0;  // Not before.
   NodeIndex node_ = kNoNode;
   uint64_t epoch_ = 0;
+  uint32_t members_version_ = 0;
   uint32_t heartbeat_interval_ms_ = 0;
   uint64_t heartbeat_at_ms_ = 0;
   bool is_heartbeat_out_ = false;

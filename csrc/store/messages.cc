@@ -154,6 +154,7 @@ bool decode(WireReader reader, ReserveRequest& message) {
 void encode(WireWriter& writer, const CommitRequest& message) {
   writer.put(message.ttl_ms);
   writer.put(message.replace);
+  writer.put(message.replica_count);
   writer.put(message.patience_ms);
   writer.put(static_cast<uint32_t>(message.items.size()));
   for (const CommitItem& item : message.items) {
@@ -165,6 +166,8 @@ void encode(WireWriter& writer, const CommitRequest& message) {
 bool decode(WireReader reader, CommitRequest& message) {
   message.ttl_ms = reader.get<uint64_t>();
   message.replace = reader.get<uint8_t>();
+  message.replica_count = reader.get<uint8_t>();
+  if (message.replica_count == 0 || message.replica_count > kReplicaCountMax) return false;
   message.patience_ms = reader.get<uint32_t>();
   std::vector<RawCommitItem> items;
   reader.get_array(items, kBatchCountMax);

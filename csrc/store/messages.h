@@ -131,6 +131,9 @@ struct Places {
 enum class WriteOutcome : uint8_t { kDropped = 0, kWritten = 1, kUnbacked = 2 };
 inline constexpr uint64_t kWriteOutcomeCount = 3;
 
+/// Of one page in a cluster.
+inline constexpr uint8_t kReplicaCountMax = 8;
+
 struct CommitItem {
   PageRef ref;
   uint64_t checksum;
@@ -141,6 +144,7 @@ struct CommitRequest {
   uint8_t replace = 0;
   std::vector<CommitItem> items;
   uint32_t patience_ms = kPatient;
+  uint8_t replica_count = 1;  // That the cluster should have: 1 … kReplicaCountMax.
 };
 struct ClearReply {
   Code code;

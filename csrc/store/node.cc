@@ -30,7 +30,8 @@ constexpr uint64_t kRecoveryPatienceMs = 200;  // That the first answer may be l
 constexpr int kFramesPerTurn = 32;             // Of one client; then others have theirs.
 constexpr uint64_t kGrowthSize = 512 * kMiB;   // Backed ahead of the writers.
 constexpr uint64_t kMemoryLeftMin = 256 * kMiB;
-constexpr uint64_t kGrowthRetryMs = 30'000;              // After the machine had no memory left.
+constexpr uint64_t kReplicaWalkMs = 30'000;  // A copy that was lost is made anew by then.
+constexpr uint64_t kGrowthRetryMs = 30'000;  // After the machine had no memory left.
 constexpr uint64_t kIncarnationMax = uint64_t{1} << 53;  // Exact in every JSON reader.
 
 PageStore::Options store_options(const Node::Options& options, std::function<bool()> grow) {
@@ -169,16 +170,17 @@ Status Node::join_cluster() {
   cluster_ = std::move(cluster.value());
   network_->attach(cluster_->directory());
   pages_.set_remote(network_->remote());
-  drainer_ = std::make_unique<Drainer>(
-      Drainer::Options{.own_name = options_.cluster->name,
-                       .own_incarnation = network_->incarnation(),
-                       .failure_domain = options_.cluster->failure_domain,
-                       .call_timeout_ms = options_.cluster->call_timeout_ms},
-      Drainer::Surroundings{
+  replicator_ = std::make_unique<Replicator>(
+      Replicator::Options{.own_name = options_.cluster->name,
+                          .own_incarnation = network_->incarnation(),
+                          .failure_domain = options_.cluster->failure_domain,
+                          .call_timeout_ms = options_.cluster->call_timeout_ms,
+                          .walk_interval_ms = kReplicaWalkMs},
+      Replicator::Surroundings{
           .store = store_,
           .directory = cluster_->directory(),
           .remote = network_->remote(),
-          .post = [this](Drainer::Task task) { cluster_->post(std::move(task)); }});
+          .post = [this](Replicator::Task task) { cluster_->post(std::move(task)); }});
   return Status();
 }
 
@@ -230,7 +232,7 @@ bool Node::flush(uint64_t timeout_ms) {
 }
 
 bool Node::drain(uint64_t timeout_ms) {
-  if (!drainer_) return false;
+  if (!replicator_) return false;
   drain_ = DrainState::kAsked;
   wake();
   std::unique_lock lock(mutex_);
@@ -330,7 +332,7 @@ void Node::run() {
         cluster_due_ms_ = cluster_->advance(now_ms);
         answer_clears();
       }
-      cluster_due_ms_ = std::min(cluster_due_ms_, advance_drain(now_ms));
+      cluster_due_ms_ = std::min(cluster_due_ms_, advance_copies(now_ms));
       next_ms = cluster_->is_due() ? now_ms : std::min(next_ms, cluster_due_ms_);
       busy_ns_ += monotonic_ns() - turn_ns;
     }

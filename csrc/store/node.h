@@ -19,13 +19,13 @@
 #include "base/status.h"
 #include "io/memory.h"
 #include "store/cluster.h"
-#include "store/drainer.h"
 #include "store/messages.h"
 #include "store/node_pages.h"
 #include "store/notice_list.h"
 #include "store/page_store.h"
 #include "store/peer_network.h"
 #include "store/pool_backer.h"
+#include "store/replicator.h"
 #include "store/ssd_tier.h"
 
 namespace hicache {
@@ -134,8 +134,9 @@ class Node : private PeerPages {
   /// Of look-ups and leases (node_peers.cc).
   bool ask_peers(Connection& connection, NodeOp op, uint64_t request_id, Payload payload);
   uint64_t advance_network(uint64_t now_ms);
-  /// Gives away what is here, if that was ordered or asked for. Returns when it is due again.
-  uint64_t advance_drain(uint64_t now_ms);
+  /// Has copies made elsewhere, and gives everything away if that was ordered or asked for. Returns
+  /// when it is due again.
+  uint64_t advance_copies(uint64_t now_ms);
   /// Of removals and replacements, done here already: has peers drop their copies.
   bool ask_to_remove(Connection& connection, NodeOp op, uint64_t request_id, Payload payload);
   bool answer_removal(Connection& connection, std::span<const uint8_t> found, Payload payload);
@@ -200,15 +201,15 @@ class Node : private PeerPages {
   // Of the node's thread.
   PageStore store_;
   NodePages pages_{store_};
-  std::unique_ptr<SsdTier> ssd_;          // Null: none.
-  uint64_t ssd_due_ms_ = 0;               // Its advance() at the latest.
-  std::unique_ptr<Cluster> cluster_;      // Null: none.
-  uint64_t cluster_due_ms_ = 0;           // Likewise.
-  std::unique_ptr<PeerNetwork> network_;  // Null: no cluster.
-  std::unique_ptr<Drainer> drainer_;      // Likewise.
-  uint64_t drain_order_ms_ = 0;           // The directory is asked for it, if it must be.
-  std::vector<int> clear_waiters_;        // Connections whose reply waits for the directory.
-  std::vector<int> remote_waiters_;       // Connections whose reply waits for pages of peers.
+  std::unique_ptr<SsdTier> ssd_;            // Null: none.
+  uint64_t ssd_due_ms_ = 0;                 // Its advance() at the latest.
+  std::unique_ptr<Cluster> cluster_;        // Null: none.
+  uint64_t cluster_due_ms_ = 0;             // Likewise.
+  std::unique_ptr<PeerNetwork> network_;    // Null: no cluster.
+  std::unique_ptr<Replicator> replicator_;  // Likewise.
+  uint64_t drain_order_ms_ = 0;             // The directory is asked for it, if it must be.
+  std::vector<int> clear_waiters_;          // Connections whose reply waits for the directory.
+  std::vector<int> remote_waiters_;         // Connections whose reply waits for pages of peers.
   std::vector<std::pair<uint32_t, PageRef>> replaced_;  // Of the commit in hand, by number.
   uint32_t peer_count_ = 0;  // Who reads here keeps the node from being idle.
   uint64_t busy_ns_ = 0;     // That the thread did not wait, in a cluster.

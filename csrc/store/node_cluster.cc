@@ -39,10 +39,12 @@ uint64_t Node::clear_ordered(const NamespaceDigest& digest) {
   return ticket;
 }
 
-uint64_t Node::advance_drain(uint64_t now_ms) {
-  const bool is_draining = cluster_->membership().is_draining();
-  drainer_->set_on(is_draining);
-  uint64_t next_ms = drainer_->advance(now_ms);
+uint64_t Node::advance_copies(uint64_t now_ms) {
+  const Membership& membership = cluster_->membership();
+  const bool is_draining = membership.is_draining();
+  replicator_->note_members(membership.epoch(), membership.members_version());
+  replicator_->set_draining(is_draining);
+  uint64_t next_ms = replicator_->advance(now_ms);
   if (drain_ != DrainState::kAsked) return next_ms;
   DirectoryLine& directory = cluster_->directory();
   const bool has_master = directory.connection_number() != 0;
@@ -51,9 +53,9 @@ uint64_t Node::advance_drain(uint64_t now_ms) {
     directory.ask<PlainReply>(DrainRequest{0, true, options_.cluster->name},
                               Deadline::after_ms(kDrainOrderMs), [](Result<PlainReply>) {});
   }
-  if (!has_master || drainer_->is_alone() || drainer_->is_over()) {
+  if (!has_master || replicator_->is_alone() || replicator_->is_drained()) {
     const std::lock_guard lock(mutex_);  // Or the waiter could miss it.
-    drain_ = has_master && drainer_->is_over() ? DrainState::kDone : DrainState::kNobody;
+    drain_ = has_master && replicator_->is_drained() ? DrainState::kDone : DrainState::kNobody;
     changed_.notify_all();
     return next_ms;
   }

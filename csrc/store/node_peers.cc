@@ -161,7 +161,7 @@ void Node::add_network_stats(NodeStats& stats) const {
   stats.peer_leased_pages = pages_.counts().peer_leased_pages;
   stats.peer_leased_bytes = pages_.counts().peer_leased_bytes;
   if (network_->has_directory()) network_->remote().add_stats(stats);
-  if (drainer_) drainer_->add_stats(stats);
+  if (replicator_) replicator_->add_stats(stats);
 }
 
 // ---------------------------------------------------------------- what it answers

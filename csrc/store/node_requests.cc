@@ -271,7 +271,8 @@ bool Node::handle_reserve(Connection& connection, Payload payload) {
 bool Node::handle_commit(Connection& connection, Payload payload) {
   CommitRequest request;
   if (!decode(WireReader(payload), request)) return false;
-  const PageStore::CommitOptions options{request.ttl_ms, request.replace != 0};
+  const PageStore::CommitOptions options{request.ttl_ms, request.replace != 0,
+                                         request.replica_count};
   patience_ms_ = request.patience_ms;
   const uint64_t now_ms = monotonic_ms();
   codes_.clear();
@@ -299,6 +300,7 @@ bool Node::handle_commit(Connection& connection, Payload payload) {
 Code Node::commit(SessionIndex session, const CommitItem& item,
                   const PageStore::CommitOptions& options, uint64_t now_ms) {
   const Code code = store_.commit(session, item.ref, item.checksum, options, now_ms);
+  if (code == Code::kOk && replicator_ && options.replica_count > 1) replicator_->want(item.ref);
   if (code == Code::kOk && ssd_) {
     ticket_ = std::max(ticket_, ssd_->note_stored(item.ref, options.replace, now_ms));
   }

@@ -61,11 +61,12 @@ struct alignas(64) PageRecord {
   PageState state = PageState::kFree;
   Pin pin = Pin::kNone;
   bool is_held = false;  // Counted as not evictable.
-  bool has_expiry = false;
-  bool is_kept = false;  // Until it was given to an SSD: the node is about to end.
-  uint8_t reads = 0;     // Since it came into the pool; saturates.
+  bool has_expiry : 1 = false;
+  bool is_kept : 1 = false;  // Until it was given to an SSD: the node is about to end.
   bool is_spare = false;
-  bool is_refused = false;  // To the eviction policy, which is told when it is not held any more.
+  bool is_refused = false;    // To the eviction policy, which is told when it is not held any more.
+  uint8_t reads = 0;          // Since it came into the pool; saturates.
+  uint8_t replica_count = 1;  // That the cluster should have, this one counted.
 
   alignas(64) uint64_t checksum = 0;
   uint64_t parent_hash = 0;  // 0: chain root, or unknown.

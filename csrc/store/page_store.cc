@@ -318,6 +318,8 @@ Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
   unlink(sessions_[session].reserved, ref.page);
   reserved_bytes_ -= record.size;
   record.checksum = checksum;
+  record.replica_count = options.replica_count;
+  replicated_count_ += record.replica_count > 1;
   const uint64_t ttl_max_ms = UINT64_MAX - now_ms;
   set_expiry(ref.page, options.ttl_ms == 0 ? 0 : now_ms + std::min(options.ttl_ms, ttl_max_ms));
   make_present(ref.page, space->second, now_ms);
@@ -385,6 +387,7 @@ void PageStore::condemn(PageIndex page, EraseReason reason) {
   }
   unlink(list_of(record), page);
   set_expiry(page, 0);
+  replicated_count_ -= record.replica_count > 1;
   record.state = PageState::kCondemned;
   if (record.leases == kNoLease) {
     free_page(page);

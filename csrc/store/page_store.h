@@ -84,6 +84,7 @@ class PageStore {
   struct CommitOptions {
     uint64_t ttl_ms;  // 0: until evicted.
     bool replace;
+    uint8_t replica_count = 1;  // That the cluster should have of it.
   };
 
   explicit PageStore(Options options);
@@ -221,6 +222,8 @@ class PageStore {
   uint64_t reachable_bytes() const { return reachable_bytes_; }
   /// Bytes of pages that leave first.
   uint64_t spare_bytes() const { return spares_.size_bytes(); }
+  /// Present pages of which there should be more than this copy.
+  uint64_t replicated_count() const { return replicated_count_; }
   const PageRecord& record(PageIndex page) const { return records_[page]; }
   NodeStats stats() const;
   /// The namespaces that use most, most first.
@@ -316,6 +319,7 @@ class PageStore {
   uint64_t held_bytes_ = 0;
   uint64_t reserved_bytes_ = 0;
   uint64_t pinned_bytes_ = 0;
+  uint64_t replicated_count_ = 0;
   uint64_t lookup_leased_bytes_ = 0;
   uint64_t extent_heap_bytes_ = 0;
   NodeStats counts_;  // Only its counters; stats() fills in the gauges.

@@ -62,6 +62,7 @@ std::string PageStore::check_invariants() const {
   uint64_t held = 0;
   uint64_t reserved = 0;
   uint64_t pinned = 0;
+  uint64_t replicated = 0;
   uint64_t used = 0;
   uint64_t present = 0;
   uint64_t spare = 0;
@@ -72,6 +73,7 @@ std::string PageStore::check_invariants() const {
     if (record.is_held) held += SlotAllocator::footprint(record.size);
     if (record.state == PageState::kReserved) reserved += record.size;
     if (record.pin == Pin::kHard) pinned += record.size;
+    replicated += record.state == PageState::kPresent && record.replica_count > 1;
     uint64_t extents = 0;
     for (const Extent& extent : record.extents.span()) extents += extent.size;
     if (extents != record.size) return "the extents of a page do not add up to its size";
@@ -95,6 +97,7 @@ std::string PageStore::check_invariants() const {
   if (held != held_bytes_) return "held_bytes is wrong";
   if (reserved != reserved_bytes_) return "reserved_bytes is wrong";
   if (pinned != pinned_bytes_) return "pinned_bytes is wrong";
+  if (replicated != replicated_count_) return "replicated_count is wrong";
   if (used != allocator_.used_bytes()) return "used bytes differ from the allocator's";
   if (std::string wrong = allocator_.check_invariants(); !wrong.empty()) return wrong;
   return eviction_->check_invariants();

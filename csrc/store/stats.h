@@ -88,6 +88,8 @@ namespace hicache {
   COUNTER(cluster_announcements)           \
   COUNTER(cluster_overflows)               \
   COUNTER(cluster_refused_batches)         \
+  GAUGE(replica_pages)                     \
+  COUNTER(replicated_pages)                \
   GAUGE(drain_left_bytes)                  \
   COUNTER(drained_pages)                   \
   COUNTER(drain_given_up_pages)            \

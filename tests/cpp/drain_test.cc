@@ -66,8 +66,8 @@ TEST(Drain, ByOrderItGoesOnUntilTheOrderIsTakenBack) {
   const auto drain = [&](bool is_on) {
     const auto reply = b->directory->call<PlainReply>(DrainRequest{0, is_on, "a"}, soon());
     ASSERT_TRUE(reply.ok() && reply.value().head.code == Code::kOk);
-    ASSERT_TRUE(eventually(
-        kPatienceMs, [&] { return (stat_of(*a->node, "cluster_draining") == 1) == is_on; }));
+    ASSERT_TRUE(eventually(kPatienceMs,
+                           [&] { return (stat_of(*a->node, "cluster_draining") == 1) == is_on; }));
   };
   drain(true);
   b->await_known(keys_of(0, 10));

@@ -367,8 +367,10 @@ class Simulation {
       return;
     }
     if (page.life == Life::kReserved) check_bytes(id, page);
-    const PageStore::CommitOptions options{random_.one_in(3) ? random_.between(1, 2000) : 0,
-                                           random_.one_in(3)};
+    const PageStore::CommitOptions options{
+        .ttl_ms = random_.one_in(3) ? random_.between(1, 2000) : 0,
+        .replace = random_.one_in(3),
+        .replica_count = static_cast<uint8_t>(random_.between(1, 3))};
     const Code code = store_.commit(session, page.ref, id, options, now_ms_);
     if (!is_mine) {
       ASSERT_EQ(code, Code::kCancelled);

@@ -73,8 +73,13 @@ void SimNode::commit(size_t client, uint64_t space, uint64_t key, const Writing&
   const uint64_t checksum = page_checksum(writing.bytes.data(), writing.bytes.size());
   const uint64_t ttl_ms =
       world_.chance(world_.faults().short_life) ? world_.random().between(1, 3000) : 0;
-  const Code code = store_.commit(clients_[client].session, writing.ref, checksum,
-                                  {.ttl_ms = ttl_ms, .replace = writing.replaces}, monotonic_ms());
+  const auto replica_count =
+      static_cast<uint8_t>(world_.random().one_in(4) ? world_.random().between(2, 3) : 1);
+  const Code code =
+      store_.commit(clients_[client].session, writing.ref, checksum,
+                    {.ttl_ms = ttl_ms, .replace = writing.replaces, .replica_count = replica_count},
+                    monotonic_ms());
+  if (code == Code::kOk && replica_count > 1) replicator_.want(writing.ref);
   world_.note(&host_, std::string(writing.replaces ? "replaces " : "puts ") + named(space, key) +
                           ": " + std::string(code_name(code)));
   if (code != Code::kOk || !writing.replaces) return finish(client);

@@ -63,18 +63,19 @@ SimNode::SimNode(World& world, PageOracle& oracle, const Options& options)
       roads_(world, host_, options.name, pool_.data(), options.find),
       remote_(remote_options(options),
               {.store = store_, .roads = roads_, .directory = bulk_, .wake = [this] { wake(); }}),
-      drainer_({.own_name = options.name,
-                .own_incarnation = options.incarnation,
-                .failure_domain = "",
-                .call_timeout_ms = kCallTimeoutMs},
-               {.store = store_,
-                .directory = bulk_,
-                .remote = remote_,
-                .post =
-                    [this](Drainer::Task task) {
-                      posted_.push_back(std::move(task));
-                      wake();
-                    }}),
+      replicator_({.own_name = options.name,
+                   .own_incarnation = options.incarnation,
+                   .failure_domain = "",
+                   .call_timeout_ms = kCallTimeoutMs,
+                   .walk_interval_ms = 500},
+                  {.store = store_,
+                   .directory = bulk_,
+                   .remote = remote_,
+                   .post =
+                       [this](Replicator::Task task) {
+                         posted_.push_back(std::move(task));
+                         wake();
+                       }}),
       desk_({options.incarnation, reinterpret_cast<uint64_t>(pool_.data()), options.pool_size_bytes,
              address_of(options.port)},
             *this),
@@ -151,8 +152,9 @@ void SimNode::step() {
   }
   for (const auto& task : std::exchange(posted_, {})) task();
   next_ms = std::min(next_ms, membership_.advance(now_ms));
-  drainer_.set_on(membership_.is_draining());
-  next_ms = std::min(next_ms, drainer_.advance(now_ms));
+  replicator_.note_members(membership_.epoch(), membership_.members_version());
+  replicator_.set_draining(membership_.is_draining());
+  next_ms = std::min(next_ms, replicator_.advance(now_ms));
   const bool is_due = remote_.is_due() || (membership_.can_send() && announcer_.is_due());
   if (is_due) wake();
   if (next_ms == UINT64_MAX || next_ms >= step_at_ms_) return;

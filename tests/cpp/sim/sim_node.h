@@ -14,10 +14,10 @@
 #include "sim/sim_roads.h"
 #include "sim/sim_world.h"
 #include "store/announcer.h"
-#include "store/drainer.h"
 #include "store/membership.h"
 #include "store/node_pages.h"
 #include "store/peer_desk.h"
+#include "store/replicator.h"
 
 namespace hicache::testing {
 
@@ -72,7 +72,7 @@ class SimNode : private PeerPages {
   uint64_t lease_count() const { return store_.stats().leases; }
   uint64_t delivered_count() const { return delivered_; }
   const RemoteTier& remote() const { return remote_; }
-  const Drainer& drainer() const { return drainer_; }
+  const Replicator& replicator() const { return replicator_; }
 
  private:
   struct Client {
@@ -163,7 +163,7 @@ class SimNode : private PeerPages {
   Membership membership_;
   SimRoads roads_;
   RemoteTier remote_;
-  Drainer drainer_;
+  Replicator replicator_;
   PeerDesk desk_;
   std::vector<std::function<void()>> posted_;
   std::vector<Waiter> waiters_;

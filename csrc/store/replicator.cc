@@ -1,4 +1,4 @@
-#include "store/drainer.h"
+#include "store/replicator.h"
 
 #include <algorithm>
 #include <tuple>
@@ -7,45 +7,68 @@
 namespace hicache {
 namespace {
 
-constexpr uint64_t kWindowBytes = 256 * kMiB;  // That are being given away at the same time.
+constexpr uint64_t kWindowBytes = 256 * kMiB;  // That are being copied at the same time.
 constexpr size_t kWindowCount = 4096;
+constexpr size_t kFreshMax = 65536;         // More wait for the next walk.
+constexpr PageIndex kWalkCount = 4096;      // Records that one step looks at.
+constexpr uint64_t kWalkPauseMs = 10;       // From one step to the next.
 constexpr size_t kAskedMax = 1024;          // Pages of one request.
 constexpr uint64_t kLookAgainMs = 50;       // For what is being copied.
 constexpr uint64_t kTryAgainMs = 500;       // After a question that failed, or with nobody there.
 constexpr uint64_t kRescanMs = 2000;        // For pages that came meanwhile.
 constexpr uint64_t kCopyPatienceMs = 5000;  // Until somebody else is asked.
 constexpr uint64_t kHeardMs = 1000;         // Until the directory hears what a node has.
-constexpr size_t kTargetsMax = 3;           // That are asked for one page.
+constexpr size_t kAsksMax = 3;              // Of nodes, for one copy.
 
 }  // namespace
 
-Drainer::Drainer(Options options, Surroundings surroundings)
+Replicator::Replicator(Options options, Surroundings surroundings)
     : options_(std::move(options)),
       surroundings_(std::move(surroundings)),
       store_(surroundings_.store) {}
 
-void Drainer::set_on(bool is_on) {
-  if (std::exchange(is_on_, is_on) == is_on) return;
+void Replicator::want(PageRef ref) {
+  if (fresh_.size() < kFreshMax) fresh_.push_back(ref);
+}
+
+void Replicator::note_members(uint64_t epoch, uint32_t version) {
+  if (std::exchange(noted_members_, {epoch, version}) == std::pair{epoch, version}) return;
+  walk_at_ = 0;
+  walk_ms_ = 0;
+}
+
+void Replicator::set_draining(bool is_draining) {
+  if (std::exchange(is_draining_, is_draining) == is_draining) return;
   ++round_;  // What is still to be answered belongs to none.
   is_round_on_ = false;
-  is_over_ = is_alone_ = false;
+  is_drained_ = is_alone_ = false;
   next_round_ms_ = 0;
   window_.clear();
+  in_window_.clear();
   window_bytes_ = 0;
   list_.clear();
   list_at_ = 0;
-  if (is_on) scan(0);
+  walk_at_ = 0;
+  walk_ms_ = 0;  // For what was in the window.
+  if (is_draining) scan(0);
 }
 
-uint64_t Drainer::advance(uint64_t now_ms) {
+bool Replicator::has_work() const {
+  return is_draining_ || !window_.empty() || !fresh_.empty() ||
+         (store_.replicated_count() != 0 && now_ms_ >= walk_ms_);
+}
+
+uint64_t Replicator::advance(uint64_t now_ms) {
   now_ms_ = now_ms;
-  if (!is_on_ || is_round_on_) return UINT64_MAX;
-  if (now_ms >= next_round_ms_) begin_round();
-  return is_round_on_ ? UINT64_MAX : next_round_ms_;
+  if (is_round_on_) return UINT64_MAX;
+  if (has_work() && now_ms >= next_round_ms_) begin_round();
+  if (is_round_on_) return UINT64_MAX;
+  if (has_work()) return next_round_ms_;
+  return store_.replicated_count() != 0 ? std::max(walk_ms_, next_round_ms_) : UINT64_MAX;
 }
 
 template <typename Reply>
-auto Drainer::in_round(std::function<void(const Result<Reply>&)> task) {
+auto Replicator::in_round(std::function<void(const Result<Reply>&)> task) {
   return [this, round = round_, task = std::move(task)](Result<Reply> reply) {
     surroundings_.post([this, round, task, reply = std::move(reply)] {
       if (round == round_) task(reply);
@@ -56,7 +79,7 @@ auto Drainer::in_round(std::function<void(const Result<Reply>&)> task) {
 // ---------------------------------------------------------------- which pages
 
 /// Lists what is here since then.
-void Drainer::scan(uint64_t from_ms) {
+void Replicator::scan(uint64_t from_ms) {
   scanned_ms_ = now_ms_;
   list_ = store_.pages_to_keep();
   std::erase_if(list_,
@@ -66,45 +89,78 @@ void Drainer::scan(uint64_t from_ms) {
   for (const PageRef& ref : list_) left_bytes_ += store_.record(ref.page).size;
 }
 
-void Drainer::fill_window() {
-  while (list_at_ < list_.size() && window_.size() < kWindowCount && window_bytes_ < kWindowBytes) {
-    const PageRef ref = list_[list_at_++];
-    const PageRecord& record = store_.record(ref.page);
-    if (!store_.is_present(ref)) continue;
-    const bool may_evict = record.reads != 0 || record.pin != Pin::kNone;
-    window_.push_back({ref, record.size, may_evict, false, 0, {}});
-    window_bytes_ += record.size;
+void Replicator::fill_window() {
+  const auto has_room = [this] {
+    return window_.size() < kWindowCount && window_bytes_ < kWindowBytes;
+  };
+  while (list_at_ < list_.size() && has_room()) add(list_[list_at_++]);
+  while (!fresh_.empty() && has_room()) {
+    add(fresh_.front());
+    fresh_.pop_front();
   }
+  if (store_.replicated_count() != 0 && now_ms_ >= walk_ms_ && has_room()) walk();
 }
 
-/// Those that are safe, or gone.
-void Drainer::drop_ended() {
+/// One step over the pool, to pages whose copies were lost or never came.
+void Replicator::walk() {
+  const PageIndex end = std::min(store_.record_count(), walk_at_ + kWalkCount);
+  for (; walk_at_ < end; ++walk_at_) {
+    const PageRecord& record = store_.record(walk_at_);
+    if (record.replica_count > 1) add({walk_at_, record.generation});
+  }
+  const bool is_over = walk_at_ >= store_.record_count();
+  if (is_over) walk_at_ = 0;
+  walk_ms_ = now_ms_ + (is_over ? options_.walk_interval_ms : kWalkPauseMs);
+}
+
+void Replicator::add(PageRef ref) {
+  if (!store_.is_present(ref)) return;
+  const PageRecord& record = store_.record(ref.page);
+  const size_t wanted_count =
+      std::max<size_t>(record.replica_count - size_t{1}, is_draining_ ? 1 : 0);
+  if (wanted_count == 0 || !in_window_.insert(ref.page).second) return;
+  const bool may_evict = record.replica_count > 1 || record.reads != 0 || record.pin != Pin::kNone;
+  window_.push_back({.ref = ref,
+                     .size = record.size,
+                     .may_evict = may_evict,
+                     .wanted_count = wanted_count,
+                     .not_to = {}});
+  window_bytes_ += record.size;
+}
+
+/// Those that have their copies, or are gone.
+void Replicator::drop_ended() {
   std::erase_if(window_, [this](const Item& item) {
-    if (!item.is_safe && store_.is_present(item.ref)) return false;
-    drained_pages_ += item.is_safe && !item.tried.empty();
-    window_bytes_ -= item.size;
-    forget_bytes(item.size);
+    const bool is_done = item.found_count >= item.wanted_count;
+    if (!is_done && store_.is_present(item.ref)) return false;
+    if (is_done && item.asked_count != 0) ++(is_draining_ ? drained_pages_ : replicated_pages_);
+    leave_window(item);
     return true;
   });
 }
 
-void Drainer::give_up(Item& item) {
-  ++given_up_pages_;
+void Replicator::leave_window(const Item& item) {
+  in_window_.erase(item.ref.page);
   window_bytes_ -= item.size;
-  forget_bytes(item.size);
+  left_bytes_ -= std::min(left_bytes_, item.size);
+}
+
+void Replicator::give_up(Item& item) {
+  given_up_pages_ += is_draining_;
+  leave_window(item);
   item.size = 0;
 }
 
 // ---------------------------------------------------------------- a round
 
-void Drainer::begin_round() {
+void Replicator::begin_round() {
   drop_ended();
-  if (is_over_) scan(scanned_ms_);
+  if (is_drained_) scan(scanned_ms_);
   fill_window();
-  is_over_ = window_.empty();
-  if (is_over_) {
+  is_drained_ = is_draining_ && window_.empty();
+  if (window_.empty()) {
     left_bytes_ = 0;
-    next_round_ms_ = now_ms_ + kRescanMs;
+    next_round_ms_ = now_ms_ + (is_draining_ ? kRescanMs : 0);
     return;
   }
   is_round_on_ = true;
@@ -114,26 +170,28 @@ void Drainer::begin_round() {
       in_round<MembersReply>([this](const auto& reply) { on_members(reply); }));
 }
 
-void Drainer::end_round(uint64_t pause_ms) {
+void Replicator::end_round(uint64_t pause_ms) {
   is_round_on_ = false;
   next_round_ms_ = now_ms_ + pause_ms;
 }
 
-void Drainer::on_members(const Result<MembersReply>& reply) {
+void Replicator::on_members(const Result<MembersReply>& reply) {
   if (!reply.ok() || reply.value().head.code != Code::kOk) return end_round(kTryAgainMs);
   surroundings_.remote.take_members(reply.value());
   take_targets(reply.value());
   locate();
 }
 
-void Drainer::take_targets(const MembersReply& reply) {
+void Replicator::take_targets(const MembersReply& reply) {
   targets_.clear();
+  own_node_ = kNoNode;
   members_epoch_ = reply.head.epoch;
   members_version_ = reply.head.members_version;
   for (const MemberView& view : reply.members) {
     const Member& member = view.member;
     const bool is_own =
         member.name == options_.own_name || member.incarnation == options_.own_incarnation;
+    if (is_own && view.state != NodeState::kGone) own_node_ = view.index;
     if (view.state != NodeState::kLive || is_own) continue;
     const bool is_apart =
         !member.failure_domain.empty() && member.failure_domain != options_.failure_domain;
@@ -148,7 +206,7 @@ void Drainer::take_targets(const MembersReply& reply) {
   is_alone_ = targets_.empty();
 }
 
-void Drainer::locate() {
+void Replicator::locate() {
   std::map<SpaceIndex, Numbers> by_space;
   for (uint32_t i = 0; i < window_.size(); ++i) {
     if (!store_.is_present(window_[i].ref)) continue;
@@ -167,7 +225,7 @@ void Drainer::locate() {
   }
 }
 
-void Drainer::on_located(const Numbers& numbers, const Result<LocateReply>& reply) {
+void Replicator::on_located(const Numbers& numbers, const Result<LocateReply>& reply) {
   // Another list of members names other nodes.
   const bool is_good = reply.ok() && reply.value().head.code == Code::kOk &&
                        reply.value().head.epoch == members_epoch_ &&
@@ -182,23 +240,37 @@ void Drainer::on_located(const Numbers& numbers, const Result<LocateReply>& repl
     const size_t count = std::min<size_t>(located.counts[n], located.replicas.size() - at);
     const auto replicas = std::span(located.replicas).subspan(at, count);
     at += count;
-    window_[numbers[n]].is_safe =
-        std::any_of(replicas.begin(), replicas.end(),
-                    [this](const Replica& replica) { return targets_.contains(replica.node); });
+    note_replicas(window_[numbers[n]], replicas);
   }
   if (--calls_left_ == 0) ask_for_copies();
+}
+
+void Replicator::note_replicas(Item& item, std::span<const Replica> replicas) const {
+  const size_t before = std::exchange(item.found_count, 0);
+  item.is_announced = false;
+  for (const Replica& replica : replicas) {
+    item.is_announced = item.is_announced || replica.node == own_node_;
+    const auto target = targets_.find(replica.node);
+    if (target == targets_.end()) continue;
+    ++item.found_count;
+    const uint64_t incarnation = target->second.incarnation;
+    if (std::ranges::count(item.not_to, incarnation) == 0) item.not_to.push_back(incarnation);
+  }
+  const size_t came = item.found_count - std::min(before, item.found_count);
+  item.coming_count =
+      now_ms_ < item.until_ms ? item.coming_count - std::min(came, item.coming_count) : 0;
 }
 
 // ---------------------------------------------------------------- copies
 
 /// False: nobody is left to be asked.
-bool Drainer::choose(Item& item, NodeIndex& chosen) {
-  if (item.tried.size() >= kTargetsMax) return false;
+bool Replicator::choose(Item& item, NodeIndex& chosen) {
+  if (item.asked_count >= kAsksMax * item.wanted_count) return false;
   std::vector<PlacementTarget> places;
   std::vector<NodeIndex> nodes;
   for (const auto& [node, target] : targets_) {
     places.push_back(target.place);
-    places.back().is_excluded = std::ranges::count(item.tried, target.incarnation) != 0;
+    places.back().is_excluded = std::ranges::count(item.not_to, target.incarnation) != 0;
     nodes.push_back(node);
   }
   const std::optional<size_t> best = best_target(places, item.size, item.may_evict);
@@ -206,23 +278,24 @@ bool Drainer::choose(Item& item, NodeIndex& chosen) {
   chosen = nodes[*best];
   PlacementTarget& place = targets_.at(chosen).place;
   place.free_bytes -= std::min(place.free_bytes, item.size);
+  ++item.asked_count;
+  item.not_to.push_back(targets_.at(chosen).incarnation);
   return true;
 }
 
-void Drainer::ask_for_copies() {
+void Replicator::ask_for_copies() {
   using Group = std::tuple<NodeIndex, SpaceIndex, bool>;
   std::map<Group, Numbers> groups;
   for (uint32_t i = 0; i < window_.size(); ++i) {
     Item& item = window_[i];
-    if (item.is_safe || !store_.is_present(item.ref) || now_ms_ < item.until_ms) continue;
+    if (!item.is_announced || !store_.is_present(item.ref)) continue;
+    if (targets_.empty() && is_draining_) continue;  // Somebody may come.
     NodeIndex node = kNoNode;
-    if (targets_.empty()) continue;  // Somebody may come.
-    if (!choose(item, node)) {
-      give_up(item);
-      continue;
+    while (item.found_count + item.coming_count < item.wanted_count && choose(item, node)) {
+      ++item.coming_count;
+      groups[{node, store_.record(item.ref.page).space, item.may_evict}].push_back(i);
     }
-    item.tried.push_back(targets_.at(node).incarnation);
-    groups[{node, store_.record(item.ref.page).space, item.may_evict}].push_back(i);
+    if (item.found_count < item.wanted_count && item.coming_count == 0) give_up(item);
   }
   calls_left_ = 1;
   for (const auto& [group, numbers] : groups) {
@@ -238,7 +311,8 @@ void Drainer::ask_for_copies() {
   answered_one();
 }
 
-void Drainer::ask(const Target& target, SpaceIndex space, bool may_evict, const Numbers& numbers) {
+void Replicator::ask(const Target& target, SpaceIndex space, bool may_evict,
+                     const Numbers& numbers) {
   PeerCopyRequest request{.digest = store_.digest_of(space),
                           .description = store_.description_of(space),
                           .may_evict = may_evict,
@@ -259,28 +333,30 @@ void Drainer::ask(const Target& target, SpaceIndex space, bool may_evict, const 
       });
 }
 
-void Drainer::on_answered(const Numbers& numbers, const Result<std::vector<Code>>& codes) {
+void Replicator::on_answered(const Numbers& numbers, const Result<std::vector<Code>>& codes) {
   for (size_t n = 0; n < numbers.size(); ++n) {
     Item& item = window_[numbers[n]];
     const Code code = codes.ok() ? codes.value()[n] : codes.status().code();
     if (code == Code::kAlreadyExists) {
       item.until_ms = now_ms_ + kHeardMs;
-    } else if (code != Code::kOk) {
-      item.until_ms = 0;
+    } else if (code != Code::kOk && item.coming_count != 0) {
+      --item.coming_count;
     }
   }
   answered_one();
 }
 
-void Drainer::answered_one() {
+void Replicator::answered_one() {
   if (--calls_left_ != 0) return;
   std::erase_if(window_, [](const Item& item) { return item.size == 0; });
   end_round(targets_.empty() ? kTryAgainMs : kLookAgainMs);
 }
 
-void Drainer::add_stats(NodeStats& stats) const {
-  stats.drain_left_bytes = left_bytes();
+void Replicator::add_stats(NodeStats& stats) const {
+  stats.drain_left_bytes = drain_left_bytes();
   stats.drained_pages = drained_pages_;
+  stats.replica_pages = store_.replicated_count();
+  stats.replicated_pages = replicated_pages_;
   stats.drain_given_up_pages = given_up_pages_;
 }
 
