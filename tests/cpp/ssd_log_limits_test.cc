@@ -48,11 +48,14 @@ TEST(SsdLogLimits, WhatLiesBeyondALowerLimitIsServedAndThenGivenBack) {
   rig.open();
   ASSERT_TRUE(rig.recover());
   fill(rig, 30);
-  const size_t before = rig.check_all().size();
+  const auto there = rig.check_all();
   ASSERT_GT(used_beyond(rig.log().volume(0), 5), 3u);
   rig.lease_everything(true);  // Readers of all of it: nothing can be given back.
   restart(rig, 5);
-  EXPECT_EQ(rig.check_all().size(), before);
+  // Also what was dropped, but not removed, from a region that was not written to again.
+  const auto found = rig.check_all();
+  for (const auto& [name, id] : there) EXPECT_TRUE(found.contains(name) && found.at(name) == id);
+  const size_t before = found.size();
   rig.lease_everything(false);
   ASSERT_TRUE(rig.step_until([&] { return used_beyond(rig.log().volume(0), 5) == 0; }));
   ASSERT_TRUE(rig.step_until([&] { return rig.log().volume(0).is_idle(); }));
