@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 KEY_SIZE: int = 32
 
+REPLICAS_MAX: int = 8
+
 class Code(enum.IntEnum):
     """How one item of a batch ended."""
 
@@ -148,7 +150,7 @@ class Client:
         sizes[i, :]. An object of another total size is NOT_FOUND.
         """
 
-    def put(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], *, parent: object | None, chained: bool, ttl_ms: int = 0, pin: int = 0, replace: bool = False) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def put(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], *, parent: object | None, chained: bool, ttl_ms: int = 0, pin: int = 0, replace: bool = False, replicas: int = 1) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         Store pages gathered from memory. OK: stored; ALREADY_EXISTS: nothing to do.
         """
@@ -179,7 +181,7 @@ class Client:
     def close(self) -> None:
         """Break the connection. May be called again."""
 
-    def object_put(self, namespace: int, names: object, addresses: object, sizes: object, *, pin: int, ttl_ms: int, replace: bool) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def object_put(self, namespace: int, names: object, addresses: object, sizes: object, *, pin: int, ttl_ms: int, replace: bool, replicas: int = 1) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         Store objects: for each an address and a size, or lists of them that are gathered.
         OK: stored; ALREADY_EXISTS: nothing to do.

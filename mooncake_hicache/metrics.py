@@ -139,6 +139,8 @@ _SSD_METRICS = (
 _CLUSTER_METRICS = (
     NodeMetric("cluster_joined", "gauge", "", "1 if a master counts this node as a member"),
     NodeMetric("cluster_draining", "gauge", "", "1 if it was asked to give its pages away"),
+    NodeMetric("replica_pages", "gauge", "pages", "Pages that should have copies at other nodes"),
+    NodeMetric("replicated_pages", "counter", "pages", "Pages that got theirs"),
     NodeMetric("drain_left_bytes", "gauge", "bytes", "Bytes to give away before it leaves"),
     NodeMetric("drained_pages", "counter", "pages", "Pages that others took as it leaves"),
     NodeMetric("drain_given_up_pages", "counter", "pages", "Pages that none of them took"),

@@ -106,6 +106,7 @@ class Namespace:
         ttl_ms: int = 0,
         pin: Pin = "none",
         replace: bool = False,
+        replicas: int = 1,
     ) -> bool:
         """Store a page.
 
@@ -116,13 +117,22 @@ class Namespace:
             ttl_ms: Milliseconds after which the page is dropped. 0: no such time.
             pin: `soft`: evicted only when nothing else is left. `hard`: never evicted.
             replace: Overwrite a page that is there. Otherwise it stays, which is success.
+            replicas: Copies that the cluster should have, 1 to 8, this one counted. The others are
+                made in the background, and made anew when they are lost, as far as there are nodes
+                with room and as long as this node has the page in memory.
 
         Returns:
             Whether a page is there now under that key. False: no room or no node; `put_batch`
         tells.
         """
         codes = self.put_batch(
-            [key_of(key)], [value], parent=parent, ttl_ms=ttl_ms, pin=pin, replace=replace
+            [key_of(key)],
+            [value],
+            parent=parent,
+            ttl_ms=ttl_ms,
+            pin=pin,
+            replace=replace,
+            replicas=replicas,
         )
         return int(codes[0]) in (_OK, _ALREADY_EXISTS)
 
@@ -184,6 +194,7 @@ class Namespace:
         ttl_ms: int = 0,
         pin: Pin = "none",
         replace: bool = False,
+        replicas: int = 1,
     ) -> Codes:
         """Store many pages in one call; see `put`.
 
@@ -195,6 +206,7 @@ class Namespace:
             ttl_ms: As for `put`.
             pin: As for `put`.
             replace: As for `put`.
+            replicas: As for `put`.
 
         Returns:
             `OK` for a page that was stored, `ALREADY_EXISTS` for one that was there, otherwise why
@@ -211,6 +223,7 @@ class Namespace:
             ttl_ms=ttl_ms,
             pin=pin,
             replace=replace,
+            replicas=replicas,
         )
 
     def get_batch(self, keys: Keys) -> list[bytes | None]:
@@ -267,6 +280,7 @@ class Namespace:
         ttl_ms: int = 0,
         pin: Pin = "none",
         replace: bool = False,
+        replicas: int = 1,
     ) -> Codes:
         """Store pages gathered from addresses; see `put_batch`.
 
@@ -280,10 +294,12 @@ class Namespace:
             ttl_ms: As for `put`.
             pin: As for `put`.
             replace: As for `put`.
+            replicas: As for `put`.
         """
         level = _pin_level(pin)
         parent_key = None if parent is None else key_of(parent, "parent")
         ttl = milliseconds("ttl_ms", ttl_ms)
+        replica_count = _replica_count(replicas)
         address_array = uint64_array("addresses", addresses)
         size_array = uint64_array("sizes", sizes)
         return self._with_keys(
@@ -298,6 +314,7 @@ class Namespace:
                 ttl_ms=ttl,
                 pin=level,
                 replace=replace,
+                replicas=replica_count,
             ),
         )
 
@@ -352,6 +369,13 @@ def _is_plain(name: object) -> bool:
         if isinstance(name, str)
         else isinstance(name, bytes) and len(name) == KEY_SIZE
     )
+
+
+def _replica_count(replicas: int) -> int:
+    is_number = isinstance(replicas, int) and not isinstance(replicas, bool)
+    if not is_number or not 1 <= replicas <= _core.REPLICAS_MAX:
+        raise InvalidArgumentError(f"replicas {replicas!r}: give 1 to {_core.REPLICAS_MAX}")
+    return replicas
 
 
 def _pin_level(pin: Pin) -> int:

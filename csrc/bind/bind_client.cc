@@ -119,13 +119,14 @@ CodeArray get(Client& self, size_t name_space, nb::handle keys, const U64Array& 
 
 CodeArray put(Client& self, size_t name_space, nb::handle keys, const U64Array& addresses,
               const U64Array& sizes, nb::object parent, bool chained, uint64_t ttl_ms, int pin,
-              bool replace) {
+              bool replace, int replicas) {
   const std::vector<Key> parsed = keys_from(keys);
   const PageMemory memory(parsed.size(), addresses, sizes);
   std::optional<Key> parent_key;
   if (!parent.is_none()) parent_key = key_from(parent);
-  const Client::PutOptions options{parent_key ? &*parent_key : nullptr, chained, replace,
-                                   pin_from(pin), ttl_ms};
+  Client::PutOptions options{parent_key ? &*parent_key : nullptr, chained, replace, pin_from(pin),
+                             ttl_ms};
+  options.replica_count = replica_count_from(replicas);
   std::vector<Code> codes;
   {
     nb::gil_scoped_release no_gil;
@@ -273,6 +274,7 @@ void bind_client(nb::module_& m) {
            "sizes[i, :]. An object of another total size is NOT_FOUND.")
       .def("put", &put, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
            "parent"_a.none(), "chained"_a, "ttl_ms"_a = 0, "pin"_a = 0, "replace"_a = false,
+           "replicas"_a = 1,
            "Store pages gathered from memory. OK: stored; ALREADY_EXISTS: nothing to do.")
       .def("get_bytes", &get_bytes, "namespace"_a, "key"_a,
            nb::sig("def get_bytes(self, namespace: int, key: bytes | str) -> bytes | None"),

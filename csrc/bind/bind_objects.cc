@@ -167,13 +167,14 @@ class Reading {
 };
 
 CodeArray put(Client& self, size_t name_space, nb::handle list, nb::handle addresses,
-              nb::handle sizes, int pin, uint64_t ttl_ms, bool replace) {
+              nb::handle sizes, int pin, uint64_t ttl_ms, bool replace, int replicas) {
   Names names = names_from(list);
   const Pieces pieces = pieces_from(addresses, sizes, names.names.size());
   Client::PutOptions options;
   options.replace = replace;
   options.pin = pin_from(pin);
   options.ttl_ms = ttl_ms;
+  options.replica_count = replica_count_from(replicas);
   std::vector<Code> codes;
   {
     nb::gil_scoped_release no_gil;
@@ -358,7 +359,7 @@ void bind_objects(nb::module_& m, nb::class_<Client>& client) {
   bind_buffer_handle(m);
   client
       .def("object_put", &put, "namespace"_a, "names"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
-           "pin"_a, "ttl_ms"_a, "replace"_a,
+           "pin"_a, "ttl_ms"_a, "replace"_a, "replicas"_a = 1,
            "Store objects: for each an address and a size, or lists of them that are gathered.\n"
            "OK: stored; ALREADY_EXISTS: nothing to do.")
       .def("object_get_into", &get_into, "namespace"_a, "names"_a, "addresses"_a, "sizes"_a,

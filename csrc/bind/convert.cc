@@ -73,6 +73,12 @@ Key key_from(nb::handle object) {
                                            std::string(nb::repr(object).c_str())));
 }
 
+uint8_t replica_count_from(int value) {
+  if (value >= 1 && value <= kReplicaCountMax) return static_cast<uint8_t>(value);
+  raise(Status(Code::kInvalidArgument, "replicas = " + std::to_string(value) + ": give 1 to " +
+                                           std::to_string(kReplicaCountMax)));
+}
+
 Pin pin_from(int value) {
   if (value >= 0 && value < kPinCount) return static_cast<Pin>(value);
   raise(Status(Code::kInvalidArgument,

@@ -35,6 +35,8 @@ std::vector<Key> keys_from(nanobind::handle object);
 TransportKind transport_from(const std::string& name);
 /// 0, 1 or 2.
 Pin pin_from(int value);
+/// 1 … kReplicaCountMax.
+uint8_t replica_count_from(int value);
 
 CodeArray to_numpy(std::vector<Code> codes);
 

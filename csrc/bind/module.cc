@@ -16,6 +16,7 @@ NB_MODULE(_core, m) {
   nb::set_leak_warnings(false);
   m.doc() = "The compiled core of mooncake_hicache. Use the modules of the package instead.";
   m.attr("KEY_SIZE") = hicache::kKeySize;
+  m.attr("REPLICAS_MAX") = hicache::kReplicaCountMax;
   nb::enum_<Code>(m, "Code", nb::is_arithmetic(), "How one item of a batch ended.")
       .value("OK", Code::kOk)
       .value("NOT_FOUND", Code::kNotFound, "A miss.")

@@ -131,9 +131,6 @@ struct Places {
 enum class WriteOutcome : uint8_t { kDropped = 0, kWritten = 1, kUnbacked = 2 };
 inline constexpr uint64_t kWriteOutcomeCount = 3;
 
-/// Of one page in a cluster.
-inline constexpr uint8_t kReplicaCountMax = 8;
-
 struct CommitItem {
   PageRef ref;
   uint64_t checksum;

@@ -50,6 +50,9 @@ enum class PageState : uint8_t {
 enum class Pin : uint8_t { kNone = 0, kSoft = 1, kHard = 2 };
 inline constexpr uint8_t kPinCount = 3;
 
+/// Copies of one page that a cluster may be asked to have.
+inline constexpr uint8_t kReplicaCountMax = 8;
+
 // Two cache lines. A look-up touches the first only.
 struct alignas(64) PageRecord {
   Key key;

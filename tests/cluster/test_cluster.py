@@ -8,6 +8,7 @@ import time
 import pytest
 
 from mooncake_hicache import Store
+from mooncake_hicache.errors import InvalidArgumentError
 from tests.cluster.nodes import Cluster
 from tests.processes import wait_for
 
@@ -91,6 +92,24 @@ def test_a_node_that_stops_leaves_its_pages_with_the_others(cluster: Cluster) ->
         assert stats["remote_fetched_pages"] == len(keys), "all of them before it ended"
     cluster.stop_node("b")
     assert "gave up" in cluster.log("b"), "there was nobody left to give them to"
+
+
+def test_pages_put_with_replicas_outlive_a_node_that_is_killed(cluster: Cluster) -> None:
+    keys = [f"a{i}" for i in range(20)]
+    with cluster.store("a") as a, cluster.store("b") as b:
+        space = a.namespace(SPACE)
+        for key in keys:
+            assert space.put(key, value_of(key, MiB), replicas=2)
+        with pytest.raises(InvalidArgumentError, match="replicas 9: give 1 to 8"):
+            space.put("another", b"x", replicas=9)
+
+        def replicated() -> bool:
+            stats = a.stats()["node"]
+            return stats is not None and stats["replicated_pages"] == len(keys)
+
+        wait_for("the copies", replicated)
+        cluster.kill_node("a")
+        assert right(b, keys, MiB) == len(keys)
 
 
 def test_a_node_that_is_killed_takes_its_pages_and_nothing_else(cluster: Cluster) -> None:

@@ -83,8 +83,9 @@ class TaskStatus(_Kind):
 class ReplicateConfig:
     """How an object is stored. All attributes may be set; there is no constructor with names.
 
-    What counts here: `with_hard_pin`, `soft_pin_action`, and that `replica_num` is not 0 (more
-    copies than one are made by nodes that read, when they read). A soft pin lasts as long as the
+    What counts here: `with_hard_pin`, `soft_pin_action`, and `replica_num` (up to 8; the copies are
+    made by other nodes after the put has returned, as far as they have room, and again when one is
+    lost). A soft pin lasts as long as the
     object, whatever `soft_pin_ttl_ms` says. Where an object lies is the node's decision, and it is
     evicted by its own use and not by its group's, so that nobody looks at preferred segments, and
     of `group_ids` only at whether there are as many as keys.

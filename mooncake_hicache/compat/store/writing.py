@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mooncake_hicache._core import Code
+from mooncake_hicache._core import REPLICAS_MAX, Code
 from mooncake_hicache.compat.store.codes import INVALID_PARAMS, OK, get_code, put_code
 from mooncake_hicache.compat.store.kinds import ReplicateConfig, SoftPinAction
 from mooncake_hicache.compat.store.reading import StoreReading
@@ -170,6 +170,7 @@ class StoreWriting(StoreReading):
             client, pages = self._need()
             pin = _pin_of(config)
             _check_config(config, len(keys))
+            copies = min(config.replica_num, REPLICAS_MAX)
             if len(addresses) != len(keys) or len(sizes) != len(keys):
                 raise InvalidArgumentError(
                     f"{len(keys)} keys, {len(addresses)} addresses, {len(sizes)} sizes"
@@ -178,7 +179,14 @@ class StoreWriting(StoreReading):
             wanted = [i for i, total in enumerate(totals) if total > 0 and keys[i]]
             if len(wanted) == len(keys):
                 codes = client.object_put(
-                    pages, keys, addresses, sizes, pin=pin, ttl_ms=0, replace=replace
+                    pages,
+                    keys,
+                    addresses,
+                    sizes,
+                    pin=pin,
+                    ttl_ms=0,
+                    replace=replace,
+                    replicas=copies,
                 )
                 return self._after_put(name, keys, codes, config)
             found = [INVALID_PARAMS] * len(keys)
@@ -191,6 +199,7 @@ class StoreWriting(StoreReading):
                 pin=pin,
                 ttl_ms=0,
                 replace=replace,
+                replicas=copies,
             )
             for i, code in zip(wanted, self._after_put(name, some, codes, config), strict=True):
                 found[i] = code
