@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
 import mmap
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -442,9 +444,13 @@ def run_in_child(check: object) -> int:
     child = os.fork()
     if child == 0:
         status = 1
+        faulthandler.dump_traceback_later(15, file=sys.__stderr__)  # Where it hangs, if it does.
         try:
             check()
             status = 0
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
+            raise
         finally:
             # Not sys.exit(): that would run the tests' own clean-up once more.
             os._exit(status)
