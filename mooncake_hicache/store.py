@@ -159,6 +159,9 @@ class Store:
         client.close()
         self._supervisor.join()
         client.close()  # The supervisor may have connected once more before it looked.
+        # Nothing keeps it now: it ends here with its threads, and not with some later collection of
+        # garbage, which might happen in a forked child that has none of them.
+        self._connect_client = _refuse
         # Forgotten too: its memory and the locks on its files go with the last reference.
         started, self._started = self._started, None
         if started is not None:
@@ -203,6 +206,10 @@ class Store:
             f"{os.getpid()} after fork(): open a new store in the child"
         )
         self._started = None
+
+
+def _refuse(socket_path: str, timeout_ms: int) -> None:
+    raise ClosedError(f"the store was closed before it was connected to {socket_path}")
 
 
 class _Gone:

@@ -80,9 +80,11 @@ class Supervisor:
         self._closing.set()
 
     def join(self) -> None:
-        """Wait for the thread to end, a few seconds at most."""
+        """Wait for the thread to end, a few seconds at most, and let go of the client."""
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(JOIN_TIMEOUT_S)
+        if not self._thread.is_alive():
+            del self._client, self._connect
 
     def _run(self) -> None:
         retry_s = RETRY_FIRST_S

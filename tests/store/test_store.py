@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import hashlib
 import mmap
 import os
@@ -489,6 +490,25 @@ def test_a_forked_child_may_open_its_own(store: Store, pages: Namespace) -> None
 
     assert run_in_child(use_in_child) == 0
     assert pages.put("page", b"x")
+
+
+def thread_count() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_closed_store_leaves_nothing_that_a_child_could_hang_on() -> None:
+    gc.collect()
+    threads = thread_count()
+    gc.disable()  # So that garbage would be left for the child.
+    try:
+        for _ in range(3):
+            with Store.open(in_process=True, pool_size="16MiB") as store:
+                assert store.namespace("x").put("page", b"y")
+        assert thread_count() == threads
+        assert run_in_child(gc.collect) == 0
+    finally:
+        gc.enable()
 
 
 FORK_AND_END = """
