@@ -12,6 +12,7 @@ Phases, in the order given:
     disk       our store's pages on SSD beside fio
     file       HiCache with SGLang's file backend, on tmpfs
     turns      conversations with growing context, on all of the above
+    variants   misses, hits and decoding under several settings (`--variants`)
 
 Writes FOLDER/gpu.json after each phase, and logs. A phase is left out when less time is left than
 it may take (`--time-limit`), and the result says so.
@@ -36,6 +37,7 @@ from bench.gpu.install import REPOSITORY, environment, install
 from bench.gpu.multiturn import TURNS, conversations
 from bench.gpu.run import FILE_FOLDER, WORK, Run, flush_node, stop_node, versions
 from bench.gpu.server import Server
+from bench.gpu.variants import VARIANT_S, phase_variants
 
 
 def phase_legs(run: Run) -> None:
@@ -90,20 +92,18 @@ def _keep(run: Run, samples: cases.Samples, server: Server, **more: object) -> N
     print("\n".join(samples.summary()), flush=True)
 
 
-def _split_hits(run: Run, tag: str) -> None:
-    """Say where the time of the hits from storage went."""
-    events = cases.read_events(WORK / f"{tag}.jsonl")
+def _split(run: Run, tag: str) -> None:
+    """Say where the time of misses and of hits from storage went."""
+    rows = [row for row in run.results["samples"] if row["server"] == tag]
+    cases.add_parts(rows, cases.read_events(WORK / f"{tag}.jsonl"))
     table: dict[tuple[int, str], list[dict[str, float]]] = {}
-    for row in run.results["samples"]:
-        if row["server"] == tag and row["source"] == "L3":
-            parts = cases.where_time_goes(row, events)
-            if parts:
-                row["parts_ms"] = parts
-                table.setdefault((row["length"], row["wanted"]), []).append(parts)
-    for (length, wanted), rows in sorted(table.items()):
-        print(f"{tag} {length} {wanted}: where {len(rows)} hits spent their time (median ms)")
-        for name in rows[0]:
-            print(f"    {statistics.median(row[name] for row in rows):9.2f}  {name}", flush=True)
+    for row in rows:
+        if "parts_ms" in row:
+            table.setdefault((row["length"], row["wanted"]), []).append(row["parts_ms"])
+    for (length, wanted), parts in sorted(table.items()):
+        print(f"{tag} {length} {wanted}: where the time of {len(parts)} went (median ms)")
+        for name in parts[0]:
+            print(f"    {statistics.median(row[name] for row in parts):9.2f}  {name}", flush=True)
 
 
 def phase_plain(run: Run, kind: str) -> None:
@@ -117,6 +117,7 @@ def phase_plain(run: Run, kind: str) -> None:
             if kind == "l2":
                 cases.hits_l2(server, samples, length, _rounds(length), answers)
         _keep(run, samples, server)
+    _split(run, kind)
 
 
 def _rounds(length: int) -> int:
@@ -142,9 +143,12 @@ def phase_ours(run: Run) -> None:
         (WORK / "references.json").write_text(json.dumps(references), encoding="utf-8")
         decode = cases.decode_beside_hits(server, samples, max(run.lengths), rounds=4)
         _keep(run, samples, server, flush_s=flushes)
-    _split_hits(run, "ours")
-    rates = cases.decode_rates(decode, cases.read_events(WORK / "ours.jsonl"))
-    run.results["servers"]["ours"]["decode_tokens_per_s"] = rates
+    _split(run, "ours")
+    events = cases.read_events(WORK / "ours.jsonl")
+    rates = cases.decode_rates(decode, events)
+    about = run.results["servers"]["ours"]
+    about["decode_tokens_per_s"] = rates
+    about["decode_step_s"] = cases.decode_steps(samples.rows, events)
     print("decode, tokens/s", {name: round(rate, 2) for name, rate in rates.items()}, flush=True)
 
 
@@ -161,7 +165,7 @@ def phase_ssd(run: Run) -> None:
     with run.server("ssd", "ours", cases.DEVICE_TOKENS, run.options.l2) as server:
         found.update(ssd.measure(run, server, samples, references))
         _keep(run, samples, server)
-    _split_hits(run, "ssd")
+    _split(run, "ssd")
     for what, value in found.items():
         print("ssd", what, _rounded(value), flush=True)
 
@@ -178,7 +182,7 @@ def phase_restart(run: Run) -> None:
         for length in run.lengths:
             cases.hits_l3(server, samples, length, 2, references[str(length)])
         _keep(run, samples, server)
-    _split_hits(run, "restart")
+    _split(run, "restart")
 
 
 def phase_file(run: Run) -> None:
@@ -197,7 +201,7 @@ def phase_file(run: Run) -> None:
             _keep(run, samples, server, flush_s=flushes)
     finally:
         shutil.rmtree(FILE_FOLDER, ignore_errors=True)
-    _split_hits(run, "file")
+    _split(run, "file")
 
 
 def phase_turns(run: Run) -> None:
@@ -219,6 +223,7 @@ def phase_turns(run: Run) -> None:
             server.flush()
             rows = conversations(server, TURNS, until_s=time.monotonic() + TURNS_LIMIT_S)
             _keep(run, samples, server)
+        _split(run, samples.tag)
         run.results["turns"][kind] = rows
         for row in rows:
             print(f"turns {kind:5}", {k: round(v, 3) for k, v in row.items()}, flush=True)
@@ -243,6 +248,7 @@ PHASES: dict[str, tuple[Callable[[Run], None], int]] = {
     "ssd": (phase_ssd, 150),
     "disk": (phase_disk, 60),
     "turns": (phase_turns, 100),
+    "variants": (phase_variants, VARIANT_S),
 }
 
 
@@ -263,6 +269,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--ssd", default="auto", help="folder on a disk for pages, auto or off")
     parser.add_argument("--commit", default="", help="what is measured, kept with the results")
     parser.add_argument("--turns", default="ours,l2,none,file", help="servers of the phase turns")
+    parser.add_argument(
+        "--variants", default="l2,ours", help="servers of the phase variants: ours+COPY_THREADS=8"
+    )
     parser.add_argument("--time-limit", type=float, default=560, help="seconds for all of it")
     parser.add_argument("--keep-node", action="store_true", help="for `ssd` in a later call")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 import statistics
 import threading
@@ -22,6 +23,7 @@ DEVICE_TOKENS = 49152
 PROMPTS = {4096: 14, 16384: 4, 32768: 3}
 
 HIT_EVERY_S = 0.6
+AFTER_HIT_S = 0.05  # By then the last token of a hit is answered, too.
 COMPLETE = 0.95  # Of a prompt; the last page and a token are always computed.
 
 
@@ -224,6 +226,25 @@ def decode_rates(runs: Sequence[Decode], events: Sequence[Sequence[Any]]) -> dic
     return rates
 
 
+def decode_steps(rows: Sequence[dict[str, Any]], events: list[list[Any]]) -> dict[str, float]:
+    """Return the mean seconds of a step of the request that decodes, while a hit is read and
+    between two hits: within one second of each other, so that a machine that becomes slower or
+    faster meanwhile does not count."""
+    begins = [event[1] for event in events if event[0].endswith(".run_batch")]
+    reads = [event for event in events if event[0].endswith("._page_transfer")]
+    steps: dict[str, list[float]] = {"while a hit is read": [], "between hits": []}
+    for row in rows:
+        if row["wanted"] != "L3 busy":
+            continue
+        sent, answered = row["sent_s"], row["sent_s"] + row["ttft_s"]
+        spans = [("while a hit is read", e[1], e[2]) for e in reads if sent < e[1] < answered]
+        spans.append(("between hits", answered + AFTER_HIT_S, sent + HIT_EVERY_S))
+        for name, first, last in spans:
+            inside = [begin for begin in begins if first <= begin < last]
+            steps[name] += [after - before for before, after in itertools.pairwise(inside)]
+    return {name: statistics.mean(found) for name, found in steps.items() if found}
+
+
 def read_events(path: Path) -> list[list[Any]]:
     """Return the events that the plugin noted, by begin."""
     if not path.exists():
@@ -231,6 +252,15 @@ def read_events(path: Path) -> list[list[Any]]:
     lines = path.read_text(encoding="utf-8").splitlines()
     found: list[list[Any]] = sorted((json.loads(line) for line in lines), key=lambda e: e[1])
     return found
+
+
+def add_parts(rows: Sequence[dict[str, Any]], events: list[list[Any]]) -> None:
+    """Keep with each miss and each hit from storage where its time went."""
+    for row in rows:
+        if row["source"] in ("cold", "L3"):
+            split = where_a_miss_goes if row["source"] == "cold" else where_time_goes
+            if parts := split(row, events):
+                row["parts_ms"] = parts
 
 
 def where_time_goes(row: dict[str, Any], events: list[list[Any]]) -> dict[str, float]:
@@ -264,5 +294,32 @@ def where_time_goes(row: dict[str, Any], events: list[list[Any]]) -> dict[str, f
         "read: SGLang": transfer[0][2] - transfer[0][1] - sum(e[2] - e[1] for e in gets),
         "wait for a scheduler step": progress[0][2] - transfer[0][2],
         "L2 to GPU, forward, answer": end - progress[0][2],
+    }
+    return {name: round(seconds * 1e3, 2) for name, seconds in steps.items()}
+
+
+def where_a_miss_goes(row: dict[str, Any], events: list[list[Any]]) -> dict[str, float]:
+    """Split the time to first token of one miss, in milliseconds."""
+    begin, end = row["sent_s"], row["sent_s"] + row["ttft_s"]
+    inside = [event for event in events if begin <= event[1] < end]
+
+    def of(name: str) -> list[list[Any]]:
+        return [event for event in inside if event[0].endswith("." + name)]
+
+    arrived, batches = of("handle_generate_request"), of("run_batch")
+    results = [event for event in of("process_batch_result") if event[2] <= end]
+    if not (arrived and batches and results):
+        return {}
+    puts = [e for e in events if e[0].endswith(".put_from") and e[2] > begin and e[1] < end]
+    first, last = batches[0], results[-1]
+    steps = {
+        "request reaches the scheduler": arrived[0][1] - begin,
+        "taken in": arrived[0][2] - arrived[0][1],
+        "waits for its look-up": first[1] - arrived[0][2],
+        "launch": first[2] - first[1],
+        "forward": last[2] - first[2],
+        "answer": end - last[2],
+        "puts beside it": sum(min(e[2], end) - max(e[1], begin) for e in puts),
+        "look-up thread": sum(e[2] - e[1] for e in of("_storage_hit_query")),
     }
     return {name: round(seconds * 1e3, 2) for name, seconds in steps.items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -69,9 +70,15 @@ def _wrap_progress(tree: Any, log: _Log) -> None:
     tree.check_prefetch_progress = timed
 
 
+def _wrap_scheduler(log: _Log) -> None:
+    from sglang.srt.managers.scheduler import Scheduler
+
+    for method in ("handle_generate_request", "run_batch", "process_batch_result"):
+        _wrap(Scheduler, method, log)
+
+
 def _wrap_all(backend: type, log: _Log) -> None:
     from sglang.srt.managers.cache_controller import HiCacheController
-    from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
 
     for method in ("batch_exists", "batch_get_v1", "batch_set_v1", "batch_get", "batch_set"):
@@ -81,8 +88,6 @@ def _wrap_all(backend: type, log: _Log) -> None:
     for method in ("prefetch_from_storage", "load_back"):
         _wrap(HiRadixCache, method, log)
     _wrap_progress(HiRadixCache, log)
-    for method in ("run_batch", "process_batch_result"):
-        _wrap(Scheduler, method, log)
     if backend.__module__.startswith("mooncake_hicache"):
         from mooncake_hicache.namespace import Namespace
 
@@ -95,6 +100,10 @@ def register() -> None:
     path = os.environ.get(VARIABLE)
     if not path:
         return
+    log = _Log(path)
+    # A scheduler loads plugins once it is imported itself; it has one without a backend, too.
+    if "sglang.srt.managers.scheduler" in sys.modules:
+        _wrap_scheduler(log)
     from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory
 
     original = StorageBackendFactory.create_backend
@@ -102,7 +111,7 @@ def register() -> None:
     @functools.wraps(original)
     def create(*args: Any, **kwargs: Any) -> Any:
         backend = original(*args, **kwargs)
-        _wrap_all(type(backend), _Log(path))
+        _wrap_all(type(backend), log)
         return backend
 
     StorageBackendFactory.create_backend = create

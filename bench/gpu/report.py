@@ -3,7 +3,8 @@
     python3 -m bench.gpu.report OUT FILE…     writes OUT.json, OUT.md and OUT.png
 
 Name the files in the order in which they were measured: where several measured the same, the last
-counts. Ratios are those of one run: where it has nothing to compare with, there is none.
+counts. The first one may be an earlier OUT.json, whose runs keep their numbers. Ratios are those of
+one run: where it has nothing to compare with, there is none.
 """
 
 from __future__ import annotations
@@ -59,8 +60,12 @@ def is_good(row: dict[str, Any]) -> bool:
 def merge(files: Sequence[Path]) -> dict[str, Any]:
     """Return one result of several."""
     merged: dict[str, Any] = {"runs": [], "samples": [], "from_run": {}}
-    for number, file in enumerate(files, 1):
+    for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
+        if not merged["runs"] and "runs" in result:
+            merged = result
+            continue
+        number = len(merged["runs"]) + 1
         for row in result.pop("samples", []):
             if is_good(row):
                 for name in ("tokens", "sent_s"):
@@ -131,11 +136,13 @@ def ttft_table(figures: Figures) -> list[str]:
     return lines
 
 
-def parts_table(figures: Figures) -> list[str]:
-    """Return where the time of hits from storage went, median milliseconds."""
+def parts_table(figures: Figures, *, of_misses: bool) -> list[str]:
+    """Return where the time of misses, or of hits from storage, went, median milliseconds."""
     columns = []
     for length in sorted({key[3] for key in figures}):
         for server, wanted, _ in PLACES:
+            if (wanted == "cold") != of_misses:
+                continue
             run = latest(figures, server, wanted, length)
             rows = figures.get((run, server, wanted, length), [])
             parts = [row["parts_ms"] for row in rows if row.get("parts_ms")]
@@ -149,6 +156,30 @@ def parts_table(figures: Figures) -> list[str]:
         cells = [f"{statistics.median(row[step] for row in rows):.1f}" for _, rows in columns]
         lines.append(f"| {step} | " + " | ".join(cells) + " |")
     return lines
+
+
+def variants_table(figures: Figures, merged: dict[str, Any]) -> list[str]:
+    """Return what was measured under several settings, if any."""
+    columns = (("cold", 4096), ("cold", 16384), ("L3", 32768), ("L3 busy", 32768))
+    lines = []
+    for number, run in enumerate(merged["runs"], 1):
+        for server, about in run.get("variants", {}).items():
+            found = [figures.get((number, server, *column)) for column in columns]
+            cells = [f"{p50_ms(rows):.1f}" if rows else "" for rows in found]
+            steps = about.get("decode_step_s", {})
+            ratio = steps["between hits"] / steps["while a hit is read"] if steps else None
+            cells.append(f"{ratio:.2f}" if ratio else "")
+            lines.append(f"| {about['variant']} | " + " | ".join(cells) + f" | {number} |")
+    if not lines:
+        return []
+    return [
+        "Median ms; decode: steps a second while a hit is read ÷ between two hits.",
+        "",
+        "| setting | miss, 4096 | miss, 16384 | hit, 32768 | the same beside decoding | decode "
+        "| run |",
+        "|---|---|---|---|---|---|---|",
+        *lines,
+    ]
 
 
 def flat(values: Any, name: str = "") -> list[tuple[str, Any]]:
@@ -224,7 +255,11 @@ def write_markdown(path: Path, merged: dict[str, Any], figures: Figures) -> None
     lines[-1] += "our tier attached and empty."
     lines += ["", "## What must hold", "", *holds_table(figures, merged), ""]
     lines += ["## All times", "", *ttft_table(figures), ""]
-    lines += ["## Where the time of a hit goes (median ms)", "", *parts_table(figures), ""]
+    for what, of_misses in (("hit", False), ("miss", True)):
+        if parts := parts_table(figures, of_misses=of_misses):
+            lines += [f"## Where the time of a {what} goes (median ms)", "", *parts, ""]
+    if variants := variants_table(figures, merged):
+        lines += ["## Settings beside each other", "", *variants, ""]
     if any("ssd" in run for run in merged["runs"]):
         lines += ["## The disk, GB/s", "", *disk_table(merged), ""]
     for name, title, table in (

@@ -120,9 +120,18 @@ def machine() -> dict[str, object]:
         "gpu": gpu,
         "cpu": cpu,
         "cores": os.cpu_count(),
+        "threads per core": _threads_per_core(),
         "kernel": platform.release(),
         "python": platform.python_version(),
     }
+
+
+def _threads_per_core() -> int:
+    siblings = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")
+    if not siblings.exists():
+        return 0
+    ranges = [part.split("-") for part in siblings.read_text(encoding="utf-8").strip().split(",")]
+    return sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)
 
 
 def versions(run: Run) -> dict[str, str]:

@@ -185,6 +185,16 @@ class Server:
                 raise RuntimeError(f"/flush_cache still answers {status}")
             time.sleep(0.1)
 
+    def clear_storage(self) -> None:
+        """Drop what the storage keeps. The memory that it has stays its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("POST", "/hicache/storage-backend/clear")
+        response = connection.getresponse()
+        said = response.read()
+        connection.close()
+        if response.status != 200:
+            raise RuntimeError(f"/hicache/storage-backend/clear: {response.status} {said[:500]!r}")
+
     def ask(self, ids: Sequence[int], new_tokens: int, on_token: Any = None) -> Answer:
         """Send one prompt and read the answer token by token."""
         sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
