@@ -1,7 +1,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/unique_ptr.h>
 
 #include <optional>
 #include <string>
@@ -9,6 +9,7 @@
 
 #include "bind/bind.h"
 #include "bind/convert.h"
+#include "bind/own_process.h"
 #include "store/client.h"
 
 namespace nb = nanobind;
@@ -68,7 +69,7 @@ class PageMemory {
   size_t size_stride_;
 };
 
-std::unique_ptr<Client> make_client(unsigned copy_threads, unsigned put_copy_threads,
+std::shared_ptr<Client> make_client(unsigned copy_threads, unsigned put_copy_threads,
                                     uint64_t call_timeout_ms, bool verify, std::string name) {
   const auto check = [](const char* option, unsigned threads) {
     if (threads >= 1 && threads <= 256) return;
@@ -77,8 +78,8 @@ std::unique_ptr<Client> make_client(unsigned copy_threads, unsigned put_copy_thr
   };
   check("copy_threads", copy_threads);
   check("put_copy_threads", put_copy_threads);
-  return std::make_unique<Client>(
-      Client::Options{copy_threads, call_timeout_ms, verify, std::move(name), put_copy_threads});
+  return of_own_process(std::make_unique<Client>(
+      Client::Options{copy_threads, call_timeout_ms, verify, std::move(name), put_copy_threads}));
 }
 
 size_t open_namespace(Client& self, const nb::bytes& digest, std::string description) {

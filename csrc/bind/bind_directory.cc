@@ -13,6 +13,7 @@
 
 #include "bind/bind.h"
 #include "bind/convert.h"
+#include "bind/own_process.h"
 #include "bind/without_gil.h"
 #include "directory/directory_client.h"
 #include "directory/directory_server.h"
@@ -77,10 +78,10 @@ nb::list to_python(const std::vector<MemberView>& members) {
 }
 
 struct PythonDirectory {
-  std::unique_ptr<DirectoryServer> server;
+  OwnProcessPtr<DirectoryServer> server;
 
   explicit PythonDirectory(const DirectoryServer::Options& options) {
-    server = without_gil([&] { return DirectoryServer::start(options); });
+    server = of_own_process(without_gil([&] { return DirectoryServer::start(options); }));
   }
   ~PythonDirectory() {
     nb::gil_scoped_release no_gil;  // It waits for threads.
@@ -133,10 +134,11 @@ nb::list members_of(const PythonDirectory& self) {
 }
 
 struct PythonDirectoryClient {
-  std::unique_ptr<DirectoryClient> client;
+  OwnProcessPtr<DirectoryClient> client;
 
   explicit PythonDirectoryClient(DirectoryClient::Options options) {
-    client = without_gil([&] { return DirectoryClient::start(std::move(options)); });
+    client =
+        of_own_process(without_gil([&] { return DirectoryClient::start(std::move(options)); }));
   }
   ~PythonDirectoryClient() {
     nb::gil_scoped_release no_gil;

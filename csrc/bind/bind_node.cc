@@ -14,6 +14,7 @@
 
 #include "bind/bind.h"
 #include "bind/convert.h"
+#include "bind/own_process.h"
 #include "store/node.h"
 
 namespace nb = nanobind;
@@ -94,7 +95,7 @@ ClusterOptions cluster_from(const nb::dict& given) {
 }
 
 struct PythonNode {
-  std::unique_ptr<Node> node;
+  OwnProcessPtr<Node> node;
 
   PythonNode(std::string socket_path, uint64_t pool_size_bytes, const std::string& huge_pages,
              int numa_node, const std::string& eviction_policy, uint64_t read_lease_ttl_ms,
@@ -134,7 +135,7 @@ struct PythonNode {
       return Node::start(std::move(options));
     }();
     raise_if_error(started.status());
-    node = std::move(started.value());
+    node = of_own_process(std::move(started.value()));
   }
 
   ~PythonNode() {

@@ -81,6 +81,7 @@ void keep_from_children(const Fd& socket) {
 }
 
 uint32_t fork_count() {
+  (void)Kept::of_process();  // Forks are counted from here on.
   return forks.load(std::memory_order_relaxed);
 }
 

@@ -506,6 +506,12 @@ def test_a_closed_store_leaves_nothing_that_a_child_could_hang_on() -> None:
             with Store.open(in_process=True, pool_size="16MiB") as store:
                 assert store.namespace("x").put("page", b"y")
         assert thread_count() == threads
+        with pytest.raises(NoSpaceError) as caught:  # Its frames keep what was made until then.
+            Store.open(in_process=True, pool_size="900TB")
+        kept = [caught]
+        kept.append(kept)  # Garbage that only a collection finds.
+        del caught, kept
+        assert thread_count() > threads
         assert run_in_child(gc.collect) == 0
     finally:
         gc.enable()
