@@ -148,16 +148,19 @@ def decode_rows(merged: dict[str, Any]) -> Iterator[str]:
 
 
 def turns_rows(merged: dict[str, Any]) -> Iterator[str]:
-    """Compare conversations with those on other servers, round by round."""
-    turns = {name: rows for name, rows in merged.get("turns", {}).items() if isinstance(rows, list)}
-    run = merged.get("from_run", {}).get("turns", 0)
+    """Compare conversations with those on other servers, round by round: the last run of both."""
     for other in ("l2", "file"):
-        for ours, theirs in zip(turns.get("ours", []), turns.get(other, []), strict=False):
-            ttft = ours["ttft_p50_s"] / theirs["ttft_p50_s"]
-            rate = ours["input_tokens_per_s"] / theirs["input_tokens_per_s"]
-            what = f"conversations, round {ours['round']}: ours ÷ {other}, TTFT and throughput"
-            holds = ttft < 1 and rate > 1
-            yield row(what, f"{ttft:.2f}, {rate:.2f}", "< 1, > 1", holds, run)
+        for number, run in reversed(list(enumerate(merged["runs"], 1))):
+            turns = run.get("turns", {})
+            if not all(isinstance(turns.get(name), list) for name in ("ours", other)):
+                continue
+            for ours, theirs in zip(turns["ours"], turns[other], strict=False):
+                ttft = ours["ttft_p50_s"] / theirs["ttft_p50_s"]
+                rate = ours["input_tokens_per_s"] / theirs["input_tokens_per_s"]
+                what = f"conversations, round {ours['round']}: ours ÷ {other}, TTFT and throughput"
+                holds = ttft < 1 and rate > 1
+                yield row(what, f"{ttft:.2f}, {rate:.2f}", "< 1, > 1", holds, number)
+            break
 
 
 def token_rows(figures: Figures) -> Iterator[str]:

@@ -44,14 +44,15 @@ PLACES = [
     ("turns-l2", "cold", "recompute, HiCache without storage, small L2"),
     ("turns-ours", "cold", "recompute, our tier attached and empty, small L2"),
 ]
+COLD_OTHERWISE = ("cold, backed", "cold, apart")
 LOCAL_OPTIONS = re.compile(r" --(?:out|carry|site|commit) \S+")
-SECTIONS = ("legs", "levers", "turns", "ssd_legs")
+SECTIONS = ("legs", "levers", "ssd_legs")
 
 
 def is_good(row: dict[str, Any]) -> bool:
     """Whether a prompt was found, whole, where it was looked for."""
     found = sum(row["cached"].get(place, 0) for place in ("device", "host", "storage"))
-    if row["wanted"] == "cold":
+    if str(row["wanted"]).startswith("cold"):
         return bool(found == 0)
     is_there = str(row["wanted"]).startswith(row["source"])
     return is_there and bool(found >= COMPLETE * row["length"])
@@ -158,26 +159,35 @@ def parts_table(figures: Figures, *, of_misses: bool) -> list[str]:
     return lines
 
 
+VARIANT_COLUMNS = (
+    *((wanted, length) for length in (4096, 16384) for wanted in ("cold", *COLD_OTHERWISE)),
+    ("L3", 32768),
+    ("L3 busy", 32768),
+)
+
+
 def variants_table(figures: Figures, merged: dict[str, Any]) -> list[str]:
     """Return what was measured under several settings, if any."""
-    columns = (("cold", 4096), ("cold", 16384), ("L3", 32768), ("L3 busy", 32768))
     lines = []
     for number, run in enumerate(merged["runs"], 1):
         for server, about in run.get("variants", {}).items():
-            found = [figures.get((number, server, *column)) for column in columns]
+            found = [figures.get((number, server, *column)) for column in VARIANT_COLUMNS]
             cells = [f"{p50_ms(rows):.1f}" if rows else "" for rows in found]
             steps = about.get("decode_step_s", {})
             ratio = steps["between hits"] / steps["while a hit is read"] if steps else None
-            cells.append(f"{ratio:.2f}" if ratio else "")
+            cells.append(f"{ratio:.2f} ({len(found[-1] or ())})" if ratio else "")
             lines.append(f"| {about['variant']} | " + " | ".join(cells) + f" | {number} |")
     if not lines:
         return []
+    heads = [f"{wanted.replace('cold', 'miss')}, {length}" for wanted, length in VARIANT_COLUMNS]
     return [
-        "Median ms; decode: steps a second while a hit is read ÷ between two hits.",
+        "Median ms, one server each. Misses one after the other beside the writes of the one "
+        "before, the same where the pool's memory is backed, and apart; hits (L3) alone and beside "
+        "a request that decodes. Decode: its steps a second while a hit is read ÷ between two "
+        "hits (of so many).",
         "",
-        "| setting | miss, 4096 | miss, 16384 | hit, 32768 | the same beside decoding | decode "
-        "| run |",
-        "|---|---|---|---|---|---|---|",
+        "| setting | " + " | ".join(heads) + " | decode | run |",
+        "|---" * (len(heads) + 3) + "|",
         *lines,
     ]
 
@@ -219,20 +229,25 @@ def disk_table(merged: dict[str, Any]) -> list[str]:
     return lines
 
 
-def turns_table(turns: dict[str, Any]) -> list[str]:
-    """Return the conversations by server and round."""
-    lines = [
-        "| server | round | TTFT p50 ms | TTFT p99 ms | input tokens/s | L1 | L2 | storage |",
-        "|---|---|---|---|---|---|---|---|",
+def turns_table(merged: dict[str, Any]) -> list[str]:
+    """Return the conversations by run, server and round, if any."""
+    lines = []
+    for number, run in enumerate(merged["runs"], 1):
+        for kind, rows in run.get("turns", {}).items():
+            for row in rows if isinstance(rows, list) else []:
+                shares = [f"{row[f'{place}_share']:.0%}" for place in ("device", "host", "storage")]
+                lines.append(
+                    f"| {kind} | {row['round']} | {row['ttft_p50_s'] * 1e3:.0f} | "
+                    f"{row['ttft_p99_s'] * 1e3:.0f} | {row['input_tokens_per_s']:,.0f} | "
+                    f"{' | '.join(shares)} | {number} |"
+                )
+    if not lines:
+        return []
+    return [
+        "| server | round | TTFT p50 ms | TTFT p99 ms | input tokens/s | L1 | L2 | storage | run |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *lines,
     ]
-    for kind, rows in turns.items():
-        for row in rows if isinstance(rows, list) else []:
-            shares = " | ".join(f"{row[f'{p}_share']:.0%}" for p in ("device", "host", "storage"))
-            lines.append(
-                f"| {kind} | {row['round']} | {row['ttft_p50_s'] * 1e3:.0f} | "
-                f"{row['ttft_p99_s'] * 1e3:.0f} | {row['input_tokens_per_s']:,.0f} | {shares} |"
-            )
-    return lines
 
 
 def write_markdown(path: Path, merged: dict[str, Any], figures: Figures) -> None:
@@ -262,14 +277,12 @@ def write_markdown(path: Path, merged: dict[str, Any], figures: Figures) -> None
         lines += ["## Settings beside each other", "", *variants, ""]
     if any("ssd" in run for run in merged["runs"]):
         lines += ["## The disk, GB/s", "", *disk_table(merged), ""]
-    for name, title, table in (
-        ("legs", "Bandwidth", rates_table),
-        ("levers", "What could make it faster", rates_table),
-        ("turns", "Conversations", turns_table),
-    ):
+    for name, title in (("legs", "Bandwidth"), ("levers", "What could make it faster")):
         if name in merged:
             run = merged["from_run"][name]
-            lines += [f"## {title} (run {run})", "", *table(merged[name]), ""]
+            lines += [f"## {title} (run {run})", "", *rates_table(merged[name]), ""]
+    if turns := turns_table(merged):
+        lines += ["## Conversations", "", *turns, ""]
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.gpu import report
-from bench.gpu.cases import Decode, decode_rates, progress
+from bench.gpu.cases import Decode, add_parts, decode_rates, decode_steps, progress
 from bench.gpu.disk import best_place, plain_read
 from bench.gpu.holds import holds_table
 from bench.gpu.server import KV_SIZE_PER_TOKEN
@@ -115,6 +115,76 @@ def test_the_decode_rate_while_hits_are_read_leaves_the_rest_out() -> None:
     assert rates["L3, while it is read"] == pytest.approx(50)
     assert rates["seconds of reading"] == pytest.approx(0.4)
     assert rates["L3"] < 40
+
+
+def test_decoding_beside_a_hit_is_held_against_the_moments_after_it() -> None:
+    busy = {"wanted": "L3 busy", "sent_s": 9.95, "ttft_s": 0.2}
+    others = [{"wanted": "L2 busy", "sent_s": 12.0, "ttft_s": 0.2}]
+    moments = [9.0, 9.1, 10.0, 10.03, 10.06, 10.09, 10.3, 10.32, 10.34, 12.0, 12.5]
+    events = [["S.run_batch", moment, moment + 0.01, 1] for moment in moments]
+    events.append(["C._page_transfer", 10.0, 10.1, 1])
+    steps = decode_steps([busy, *others], sorted(events, key=lambda event: event[1]))
+    assert steps["while a hit is read"] == pytest.approx(0.03)
+    assert steps["between hits"] == pytest.approx(0.02)
+
+
+def test_the_parts_of_a_miss_are_the_whole_of_it() -> None:
+    miss = {**sample("ours", "cold", 4096, 0.5), "sent_s": 1.0}
+    events = [
+        ["N.put_from", 0.5, 1.2, 64],  # Of the prompt before it.
+        ["S.handle_generate_request", 1.01, 1.02, 0],
+        ["C._storage_hit_query", 1.02, 1.03, 0],
+        ["S.run_batch", 1.05, 1.15, 1],
+        ["S.process_batch_result", 1.16, 1.45, 1],
+        ["S.process_batch_result", 1.48, 1.6, 1],  # Of the second token.
+    ]
+    add_parts([miss], events)
+    parts = miss["parts_ms"]
+    beside = {"puts beside it": 200, "look-up thread": 10}
+    assert {name: parts.pop(name) for name in beside} == pytest.approx(beside)
+    assert parts["waits for its look-up"] == pytest.approx(30)
+    assert parts["forward"] == pytest.approx(300)
+    assert sum(parts.values()) == pytest.approx(500)
+
+
+def test_misses_of_every_kind_stand_beside_their_setting(tmp_path: Path) -> None:
+    steps = {"between hits": 0.02, "while a hit is read": 0.025}
+    one = result(
+        tmp_path,
+        "1.json",
+        sample("variant-1-ours", "cold", 4096, 0.1),
+        sample("variant-1-ours", "cold, backed", 4096, 0.2),
+        sample("variant-1-ours", "cold, apart", 4096, 0.3),
+        sample("variant-1-ours", "L3 busy", 32768, 0.4),
+        {**sample("variant-1-ours", "cold, apart", 4096, 9.0), "cached": {"storage": 4096}},
+        variants={"variant-1-ours": {"variant": "ours+X=1", "decode_step_s": steps}},
+    )
+    merged = report.merge([one])
+    line = report.variants_table(report.grouped(merged), merged)[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == [
+        *("ours+X=1", "100.0", "200.0", "300.0"),
+        *("", "", "", "", "400.0", "0.80 (1)", "1"),
+    ]
+
+
+def test_a_later_run_adds_to_an_earlier_report(tmp_path: Path) -> None:
+    def turns(*kinds: str) -> dict[str, Any]:
+        shares = dict.fromkeys(("device_share", "host_share", "storage_share"), 0.0)
+        times = {"ttft_p50_s": 1.0, "ttft_p99_s": 1.0, "input_tokens_per_s": 1.0}
+        return {kind: [{"round": 1, **times, **shares}] for kind in kinds}
+
+    samples = [sample("ours", "L3", 4096, 0.1)]
+    first = result(tmp_path, "1.json", *samples, turns=turns("l2", "ours", "file"))
+    second = result(tmp_path, "2.json", *samples, turns=turns("l2", "ours"))
+    assert report.main([str(tmp_path / "earlier"), str(first)]) == 0
+    merged = report.merge([tmp_path / "earlier.json", second])
+    assert merged == report.merge([first, second])
+    assert [row["run"] for row in merged["samples"]] == [1, 2]
+    lines = [line for line in holds_table({}, merged) if "conversations" in line]
+    # The last run of both: nothing that was measured is lost by measuring something else.
+    assert ["÷ l2" in line and line.endswith("| 2 |") for line in lines] == [True, False]
+    assert ["÷ file" in line and line.endswith("| 1 |") for line in lines] == [False, True]
 
 
 def test_the_best_place_is_a_disk_and_not_memory() -> None:
