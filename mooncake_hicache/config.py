@@ -291,12 +291,12 @@ class StoreOptions(NodeOptions):
 
     copy_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads that copy and verify inside one call. 0: one per CPU, at most 16, beyond which memory
-    and not the CPU is the limit; under SGLang half as many, so that requests that decode meanwhile
-    are not held up."""
+    and not the CPU is the limit. With fewer a hit takes longer, and requests that decode meanwhile
+    may be held up less."""
 
     put_copy_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Of these, the threads that copy for a put. 0: all; under SGLang, where nobody waits for a
-    put and the engine computes beside it, half of them."""
+    put and the engine computes beside it, a quarter."""
 
     verify: bool = True
     """Check every byte that is read against its checksum while it is copied. Off is for measuring

@@ -37,11 +37,8 @@ __all__ = [
 STORE_CALL_MAX_MS = 2000
 """Milliseconds that one call into the store may take in an engine; see `transfer.Budget`."""
 
-COPY_THREADS_DIVISOR = 2
-"""One in so many of the threads that copy elsewhere copies beside an engine."""
-
-PUT_THREADS_DIVISOR = 2
-"""Of those, one in so many copies for a put."""
+PUT_THREADS_DIVISOR = 4
+"""Of the threads that copy for a get, one in so many copies for a put."""
 
 CONFIG_PATH_VARIABLE = "SGLANG_HICACHE_MOONCAKE_CONFIG_PATH"
 
@@ -149,7 +146,11 @@ def read_settings(
             f"most {STORE_CALL_MAX_MS} ms, taken as that",
         ]
         options = options.replaced(call_timeout_ms=STORE_CALL_MAX_MS)
-    options = _beside_an_engine(options)
+    if not options.put_copy_threads:
+        # Nobody waits for a put, and the engine computes beside it: it needs CPUs and the memory's
+        # bandwidth more.
+        few = max(1, options.copy_thread_count() // PUT_THREADS_DIVISOR)
+        options = options.replaced(put_copy_threads=few)
     return Settings(
         options=options,
         weight_version=weight_version,
@@ -243,19 +244,6 @@ def _segment_size_bytes(value: object) -> int:
     raise InvalidArgumentError(
         f'global_segment_size (MOONCAKE_GLOBAL_SEGMENT_SIZE) is {value!r}: write bytes or "64gb"'
     )
-
-
-def _beside_an_engine(options: StoreOptions) -> StoreOptions:
-    """Leave CPUs and the memory's bandwidth to those whose tokens are being computed."""
-    if not options.copy_threads:
-        # With as many as CPUs a hit is read a twentieth faster, and others decode a sixth slower
-        # meanwhile (bench/results/gpu.md).
-        few = max(1, options.copy_thread_count() // COPY_THREADS_DIVISOR)
-        options = options.replaced(copy_threads=few)
-    if not options.put_copy_threads:  # Nobody waits for a put.
-        few = max(1, options.copy_thread_count() // PUT_THREADS_DIVISOR)
-        options = options.replaced(put_copy_threads=few)
-    return options
 
 
 def _as_ours(original: Mapping[str, object]) -> tuple[dict[str, str], list[str]]:
