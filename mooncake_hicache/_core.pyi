@@ -66,7 +66,7 @@ class Node:
     milliseconds, shares 0 to 1. A `socket_path` that starts with "@" is abstract: no file.
     """
 
-    def __init__(self, *, socket_path: str, pool_size_bytes: int, huge_pages: str, numa_node: int, eviction_policy: str, read_lease_ttl_ms: int, lookup_lease_ttl_ms: int, lookup_lease_share: float, hard_pin_share: float, reservation_ttl_ms: int, clients_max: int, ssd_directories: Sequence[tuple[str, int, int]], ssd_region_size_bytes: int, ssd_write_through: bool, ssd_write_budget_bytes: int, ssd_io: str, ssd_staging: bool, cluster: dict | None = None) -> None: ...
+    def __init__(self, *, socket_path: str, pool_size_bytes: int, pool_size_max_bytes: int, huge_pages: str, numa_node: int, eviction_policy: str, read_lease_ttl_ms: int, lookup_lease_ttl_ms: int, lookup_lease_share: float, hard_pin_share: float, reservation_ttl_ms: int, clients_max: int, ssd_directories: Sequence[tuple[str, int, int]], ssd_region_size_bytes: int, ssd_write_through: bool, ssd_write_budget_bytes: int, ssd_io: str, ssd_staging: bool, cluster: dict | None = None) -> None: ...
 
     @property
     def socket_path(self) -> str: ...
@@ -123,7 +123,7 @@ class Client:
     outcome, nothing touches the given memory any more.
     """
 
-    def __init__(self, *, copy_threads: int, put_copy_threads: int, call_timeout_ms: int, verify: bool, name: str) -> None: ...
+    def __init__(self, *, copy_threads: int, put_copy_threads: int, call_timeout_ms: int, verify: bool, name: str, pool_contribution_bytes: int = 0) -> None: ...
 
     def connect(self, socket_path: str, timeout_ms: int) -> None:
         """
@@ -264,6 +264,9 @@ class Eviction:
 
     def note_evictable(self, page: int) -> None:
         """Tell that a page which is_evictable() refused may leave now."""
+
+    def set_capacity(self, capacity_bytes: int) -> None:
+        """Say what the pages' sizes may add up to from now on."""
 
     def page_count(self) -> int: ...
 

@@ -39,6 +39,7 @@ from mooncake_hicache.options_types import (
     Milliseconds,
     Path_,
     PoolSize,
+    PoolSizeMax,
     Ports,
     RegionSize,
     Seconds,
@@ -101,6 +102,12 @@ class NodeOptions(OptionsBase):
     """Shared memory for pages: a size (64GB, 512MiB) or a share of the memory that is available
     when the node starts, cgroup limits respected. A quarter by default: most of a serving machine's
     memory belongs to the engine, and a cache that drives it into the limit is worse than none."""
+
+    pool_size_max: PoolSizeMax = ""
+    """Have the pool grow to the sum of the pool_size (no shares) of all stores that are connected
+    and have this set, up to so much and while memory is found for it; it keeps what it has grown
+    to. A size, or a share as of pool_size. Empty: the pool does not grow. Nor does it on huge pages
+    that were set aside, or where RDMA devices have it registered."""
 
     huge_pages: Literal["auto", "never", "always"] = "auto"
     """Back the pool with huge pages: auto takes what there is and says so, always refuses to start
@@ -252,8 +259,7 @@ class NodeOptions(OptionsBase):
         offer = offer or memory_on_offer()
         percent = parse_percent(self.pool_size)
         if percent is not None:
-            size = int(offer.size_bytes * percent / 100) // (2 * MiB) * (2 * MiB)
-            return max(size, POOL_SIZE_MIN_BYTES)
+            return _share_of(offer, percent)
         size = size_bytes(self.pool_size)
         if size > offer.size_bytes:
             raise NoSpaceError(
@@ -265,6 +271,28 @@ class NodeOptions(OptionsBase):
                 "raise the limit"
             )
         return size
+
+    def pool_size_max_bytes(self, offer: MemoryOnOffer | None = None) -> int:
+        """Return what the pool may grow to in bytes on this machine, now: never less than its size.
+
+        Args:
+            offer: The memory on offer; measured when not given.
+
+        Raises:
+            NoSpaceError: As pool_size_bytes().
+        """
+        offer = offer or memory_on_offer()
+        size = self.pool_size_bytes(offer)
+        if not self.pool_size_max:
+            return size
+        percent = parse_percent(self.pool_size_max)
+        most = size_bytes(self.pool_size_max) if percent is None else _share_of(offer, percent)
+        return max(size, min(most, offer.size_bytes))
+
+
+def _share_of(offer: MemoryOnOffer, percent: float) -> int:
+    size = int(offer.size_bytes * percent / 100) // (2 * MiB) * (2 * MiB)
+    return max(size, POOL_SIZE_MIN_BYTES)
 
 
 class StoreOptions(NodeOptions):
@@ -318,6 +346,11 @@ class StoreOptions(NodeOptions):
     def copy_thread_count(self) -> int:
         """Return how many threads copy inside one call, with 0 resolved for this machine."""
         return self.copy_threads or min(cpu_count(), COPY_THREADS_AUTO_MAX)
+
+    def pool_contribution_bytes(self) -> int:
+        """Return what this store has the node's pool grow by, if that may grow; else 0."""
+        is_share = parse_percent(self.pool_size) is not None
+        return 0 if is_share or not self.pool_size_max else size_bytes(self.pool_size)
 
     def put_copy_thread_count(self) -> int:
         """Return how many of them copy for a put."""

@@ -191,6 +191,7 @@ _REMOTE_METRICS = (
 
 NODE_METRICS: tuple[NodeMetric, ...] = (
     NodeMetric("pool_size_bytes", "gauge", "bytes", "Size of the pool"),
+    NodeMetric("pool_size_max_bytes", "gauge", "bytes", "What the pool may grow to"),
     NodeMetric("pool_grown_bytes", "gauge", "bytes", "Part of the pool that is in use so far"),
     NodeMetric("pool_backed_bytes", "gauge", "bytes", "Part of the pool that memory stands behind"),
     NodeMetric("pool_used_bytes", "gauge", "bytes", "Bytes of the pages in the pool"),

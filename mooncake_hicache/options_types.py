@@ -26,6 +26,7 @@ __all__ = [
     "Milliseconds",
     "Path_",
     "PoolSize",
+    "PoolSizeMax",
     "Ports",
     "RegionSize",
     "Seconds",
@@ -121,6 +122,10 @@ def _pool_size(value: object) -> str:
             'write a unit, as in "64GB"'
         )
     return text
+
+
+def _pool_size_max(value: object) -> str:
+    return "" if value == "" else _pool_size(value)
 
 
 def _ssd_size(value: object) -> str:
@@ -266,6 +271,7 @@ Masters = Annotated[str, BeforeValidator(_masters)]
 Milliseconds = Annotated[int, BeforeValidator(parse_duration_ms)]
 Seconds = Annotated[int, BeforeValidator(_seconds)]
 PoolSize = Annotated[str, BeforeValidator(_pool_size)]
+PoolSizeMax = Annotated[str, BeforeValidator(_pool_size_max)]
 SsdPlaces = Annotated[str, BeforeValidator(_ssd_places)]
 SsdSize = Annotated[str, BeforeValidator(_ssd_size)]
 DiskShare = Annotated[str, BeforeValidator(_disk_share)]

@@ -56,6 +56,7 @@ class Store:
             call_timeout_ms=options.call_timeout_ms,
             verify=options.verify,
             name=f"pid {os.getpid()}",
+            pool_contribution_bytes=options.pool_contribution_bytes(),
         )
         self._client: _core.Client | _Gone = client
         self._started: StartedEngine | None = None

@@ -70,7 +70,8 @@ class PageMemory {
 };
 
 std::shared_ptr<Client> make_client(unsigned copy_threads, unsigned put_copy_threads,
-                                    uint64_t call_timeout_ms, bool verify, std::string name) {
+                                    uint64_t call_timeout_ms, bool verify, std::string name,
+                                    uint64_t pool_contribution_bytes) {
   const auto check = [](const char* option, unsigned threads) {
     if (threads >= 1 && threads <= 256) return;
     raise(Status(Code::kInvalidArgument,
@@ -79,7 +80,8 @@ std::shared_ptr<Client> make_client(unsigned copy_threads, unsigned put_copy_thr
   check("copy_threads", copy_threads);
   check("put_copy_threads", put_copy_threads);
   return of_own_process(std::make_unique<Client>(
-      Client::Options{copy_threads, call_timeout_ms, verify, std::move(name), put_copy_threads}));
+      Client::Options{copy_threads, call_timeout_ms, verify, std::move(name), put_copy_threads,
+                      pool_contribution_bytes}));
 }
 
 size_t open_namespace(Client& self, const nb::bytes& digest, std::string description) {
@@ -254,7 +256,7 @@ void bind_client(nb::module_& m) {
       "outcome, nothing touches the given memory any more.");
   client
       .def(nb::new_(&make_client), nb::kw_only(), "copy_threads"_a, "put_copy_threads"_a,
-           "call_timeout_ms"_a, "verify"_a, "name"_a)
+           "call_timeout_ms"_a, "verify"_a, "name"_a, "pool_contribution_bytes"_a = 0)
       .def("connect", &connect, "socket_path"_a, "timeout_ms"_a,
            "Connect to the node that listens there, in place of any earlier connection.")
       .def("is_connected", &Client::is_connected)

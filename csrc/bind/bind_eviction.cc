@@ -69,6 +69,8 @@ class CheckedEviction {
 
   void note_evictable(PageIndex page) { eviction_->note_evictable(page); }
 
+  void set_capacity(uint64_t bytes) { eviction_->set_capacity(bytes); }
+
   const Eviction& get() const { return *eviction_; }
 
  private:
@@ -133,6 +135,8 @@ void bind_eviction(nb::module_& m) {
            "refuses is not asked for again before note_evictable().")
       .def("note_evictable", &CheckedEviction::note_evictable, nb::arg("page"),
            "Tell that a page which is_evictable() refused may leave now.")
+      .def("set_capacity", &CheckedEviction::set_capacity, nb::arg("capacity_bytes"),
+           "Say what the pages' sizes may add up to from now on.")
       .def("page_count", [](const CheckedEviction& self) { return self.get().page_count(); })
       .def("resident_size_bytes",
            [](const CheckedEviction& self) { return self.get().resident_size_bytes(); })

@@ -97,16 +97,17 @@ ClusterOptions cluster_from(const nb::dict& given) {
 struct PythonNode {
   OwnProcessPtr<Node> node;
 
-  PythonNode(std::string socket_path, uint64_t pool_size_bytes, const std::string& huge_pages,
-             int numa_node, const std::string& eviction_policy, uint64_t read_lease_ttl_ms,
-             uint64_t lookup_lease_ttl_ms, double lookup_lease_share, double hard_pin_share,
-             uint64_t reservation_ttl_ms, uint32_t clients_max,
+  PythonNode(std::string socket_path, uint64_t pool_size_bytes, uint64_t pool_size_max_bytes,
+             const std::string& huge_pages, int numa_node, const std::string& eviction_policy,
+             uint64_t read_lease_ttl_ms, uint64_t lookup_lease_ttl_ms, double lookup_lease_share,
+             double hard_pin_share, uint64_t reservation_ttl_ms, uint32_t clients_max,
              const std::vector<NamedDirectory>& ssd_directories, uint64_t ssd_region_size_bytes,
              bool ssd_write_through, uint64_t ssd_write_budget_bytes, const std::string& ssd_io,
              bool ssd_staging, const std::optional<nb::dict>& cluster) {
     Node::Options options{
         .socket_path = std::move(socket_path),
         .pool_size_bytes = pool_size_bytes,
+        .pool_size_max_bytes = pool_size_max_bytes,
         .huge_pages = parse_huge_pages(huge_pages),
         .numa_node = numa_node,
         .eviction = parse_eviction(eviction_policy),
@@ -171,17 +172,17 @@ void bind_node(nb::module_& m) {
       "A node: a pool of shared memory and the index of its pages, served on a unix socket.\n\n"
       "One thread of its own; every method may be called from any thread. Sizes are bytes, times\n"
       "milliseconds, shares 0 to 1. A `socket_path` that starts with \"@\" is abstract: no file.")
-      .def(nb::init<std::string, uint64_t, const std::string&, int, const std::string&, uint64_t,
-                    uint64_t, double, double, uint64_t, uint32_t,
+      .def(nb::init<std::string, uint64_t, uint64_t, const std::string&, int, const std::string&,
+                    uint64_t, uint64_t, double, double, uint64_t, uint32_t,
                     const std::vector<NamedDirectory>&, uint64_t, bool, uint64_t,
                     const std::string&, bool, const std::optional<nb::dict>&>(),
-           nb::kw_only(), nb::arg("socket_path"), nb::arg("pool_size_bytes"), nb::arg("huge_pages"),
-           nb::arg("numa_node"), nb::arg("eviction_policy"), nb::arg("read_lease_ttl_ms"),
-           nb::arg("lookup_lease_ttl_ms"), nb::arg("lookup_lease_share"), nb::arg("hard_pin_share"),
-           nb::arg("reservation_ttl_ms"), nb::arg("clients_max"), nb::arg("ssd_directories"),
-           nb::arg("ssd_region_size_bytes"), nb::arg("ssd_write_through"),
-           nb::arg("ssd_write_budget_bytes"), nb::arg("ssd_io"), nb::arg("ssd_staging"),
-           nb::arg("cluster") = nb::none())
+           nb::kw_only(), nb::arg("socket_path"), nb::arg("pool_size_bytes"),
+           nb::arg("pool_size_max_bytes"), nb::arg("huge_pages"), nb::arg("numa_node"),
+           nb::arg("eviction_policy"), nb::arg("read_lease_ttl_ms"), nb::arg("lookup_lease_ttl_ms"),
+           nb::arg("lookup_lease_share"), nb::arg("hard_pin_share"), nb::arg("reservation_ttl_ms"),
+           nb::arg("clients_max"), nb::arg("ssd_directories"), nb::arg("ssd_region_size_bytes"),
+           nb::arg("ssd_write_through"), nb::arg("ssd_write_budget_bytes"), nb::arg("ssd_io"),
+           nb::arg("ssd_staging"), nb::arg("cluster") = nb::none())
       .def_prop_ro("socket_path", [](const PythonNode& self) { return self.node->socket_path(); })
       .def_prop_ro(
           "incarnation", [](const PythonNode& self) { return self.node->incarnation(); },

@@ -103,6 +103,7 @@ HeartbeatReply Directory::apply(const HeartbeatRequest& request, SessionId sessi
     Row* row = find(request.node, request.incarnation);
     if (row != nullptr && row->session == session) {
       row->heard_ms = now_ms;
+      row->member.capacity_bytes = request.capacity_bytes;
       row->member.free_bytes = request.free_bytes;
       row->member.load_permille = request.load_permille;
       row->member.tally = request.tally;

@@ -137,6 +137,7 @@ void encode(WireWriter& writer, const HeartbeatRequest& message) {
   writer.put(message.epoch);
   writer.put(message.node);
   writer.put(message.incarnation);
+  writer.put(message.capacity_bytes);
   writer.put(message.free_bytes);
   writer.put(message.load_permille);
   put(writer, message.tally);
@@ -146,6 +147,7 @@ bool decode(WireReader reader, HeartbeatRequest& message) {
   message.epoch = reader.get<uint64_t>();
   message.node = reader.get<NodeIndex>();
   message.incarnation = reader.get<uint64_t>();
+  message.capacity_bytes = reader.get<uint64_t>();
   message.free_bytes = reader.get<uint64_t>();
   message.load_permille = reader.get<uint32_t>();
   get(reader, message.tally);

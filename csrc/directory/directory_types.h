@@ -132,6 +132,7 @@ struct HeartbeatRequest {
   uint64_t epoch = 0;
   NodeIndex node = kNoNode;
   uint64_t incarnation = 0;
+  uint64_t capacity_bytes = 0;
   uint64_t free_bytes = 0;
   uint32_t load_permille = 0;
   NodeTally tally{};

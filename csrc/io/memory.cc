@@ -49,7 +49,9 @@ Result<Fd> create_memfd(const SharedMemory::Options& options, bool huge, uint64_
   const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB : 0);
   Fd fd(memfd_create("mooncake-hicache-pool", flags));
   if (!fd.valid()) return io_error("creating the pool's memory (memfd_create)", errno);
-  *size_bytes = round_up(options.size_bytes, huge ? kHugePageSize : kMiB);
+  // Huge pages are set aside for all of it: it gets no room.
+  *size_bytes = huge ? round_up(options.size_bytes, kHugePageSize)
+                     : round_up(std::max(options.size_bytes, options.room_bytes), kMiB);
   if (ftruncate(fd.get(), static_cast<off_t>(*size_bytes)) != 0) {
     return io_error("sizing the pool to " + std::to_string(*size_bytes) + " bytes", errno);
   }
@@ -139,6 +141,13 @@ Result<std::unique_ptr<SharedMemory>> SharedMemory::create(const Options& option
   if (!made.ok() && huge && options.huge_pages == HugePages::kAuto) {
     huge = false;  // Somebody else took them, or a limit (cgroup) is lower than the system's count.
     made = make(options, huge);
+  }
+  if (!made.ok() && options.room_bytes > options.size_bytes) {
+    // A limit of the process (ulimit -v, ulimit -f), most likely.
+    notices.push_back("the pool has no room to grow: " + made.status().message());
+    Options tight = options;
+    tight.room_bytes = 0;
+    made = make(tight, huge);
   }
   if (!made.ok()) return made;
   SharedMemory& memory = *made.value();

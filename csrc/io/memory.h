@@ -30,6 +30,9 @@ class SharedMemory {
     uint64_t size_bytes;   // Rounded up to whole (huge) OS pages.
     HugePages huge_pages;  // kAuto falls back with a notice, kAlways fails.
     int numa_node;         // -1: leave it to the kernel.
+    /// Addresses for so much, if more than size_bytes: they cost nothing, and it can be used where
+    /// memory is found for it. Left out with huge pages, or with a notice where it cannot be had.
+    uint64_t room_bytes = 0;
   };
 
   enum class Access : uint8_t { kRead, kWrite };
@@ -51,6 +54,7 @@ class SharedMemory {
   void abandon_at_end() { is_abandoned_ = true; }
 
   uint8_t* address() const { return address_; }
+  /// Of memory that create() made: with the room.
   uint64_t size_bytes() const { return size_bytes_; }
   const Fd& fd() const { return fd_; }
   /// Of memory that create() made: whether huge pages were set aside for all of it.

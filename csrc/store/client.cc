@@ -57,7 +57,8 @@ Client::~Client() {
 
 Status Client::connect(const std::string& socket_path, uint64_t timeout_ms) {
   Result<Connection> opened =
-      ClientConnection::open(socket_path, options_.name, Deadline::after_ms(timeout_ms));
+      ClientConnection::open(socket_path, {options_.name, options_.pool_contribution_bytes},
+                             Deadline::after_ms(timeout_ms));
   if (!opened.ok()) return opened.status();
   {
     std::lock_guard lock(mutex_);

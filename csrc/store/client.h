@@ -71,6 +71,8 @@ class Client {
     std::string name;
     /// Of the threads, those that copy for a put, the caller included; at least 1.
     unsigned put_threads_max = std::numeric_limits<unsigned>::max();
+    /// What the node's pool is to have on this client's behalf, while it is connected.
+    uint64_t pool_contribution_bytes = 0;
   };
 
   struct PutOptions {

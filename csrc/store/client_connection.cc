@@ -46,7 +46,7 @@ Status check_file(const Fd& file, size_t number) {
 }  // namespace
 
 Result<std::shared_ptr<ClientConnection>> ClientConnection::open(const std::string& path,
-                                                                 const std::string& client_name,
+                                                                 HelloRequest greeting,
                                                                  Deadline deadline) {
   Result<Fd> socket = unix_connect(path);
   if (!socket.ok()) return socket.status();
@@ -61,14 +61,13 @@ Result<std::shared_ptr<ClientConnection>> ClientConnection::open(const std::stri
   std::shared_ptr<ClientConnection> connection =
       std::unique_ptr<ClientConnection>(new ClientConnection());
   connection->socket_ = std::move(socket.value());
-  HICACHE_RETURN_IF_ERROR(connection->say_hello(client_name, deadline));
+  HICACHE_RETURN_IF_ERROR(connection->say_hello(std::move(greeting), deadline));
   return connection;
 }
 
-Status ClientConnection::say_hello(const std::string& client_name, Deadline deadline) {
-  std::vector<uint8_t> frame = framed([&](WireWriter& writer) {
-    encode(writer, HelloRequest{client_name.substr(0, kClientNameSizeMax)});
-  });
+Status ClientConnection::say_hello(HelloRequest greeting, Deadline deadline) {
+  greeting.client_name.resize(std::min(greeting.client_name.size(), kClientNameSizeMax));
+  std::vector<uint8_t> frame = framed([&](WireWriter& writer) { encode(writer, greeting); });
   end_frame(frame, static_cast<uint16_t>(NodeOp::kHello), 0);
   HICACHE_RETURN_IF_ERROR(send_all(socket_, frame, deadline));
   frame.resize(kFrameHeaderSize + kHelloReplySize);

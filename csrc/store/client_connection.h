@@ -25,8 +25,7 @@ class ClientConnection {
  public:
   /// Connects, checks that the peer is this user, says hello and maps the pool.
   static Result<std::shared_ptr<ClientConnection>> open(const std::string& path,
-                                                        const std::string& client_name,
-                                                        Deadline deadline);
+                                                        HelloRequest greeting, Deadline deadline);
 
   ClientConnection(const ClientConnection&) = delete;
   ClientConnection& operator=(const ClientConnection&) = delete;
@@ -96,7 +95,7 @@ class ClientConnection {
   }
   Status exchange_in_turn(NodeOp op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
                           Deadline deadline);
-  Status say_hello(const std::string& client_name, Deadline deadline);
+  Status say_hello(HelloRequest greeting, Deadline deadline);
 
   Fd socket_;
   std::unique_ptr<SharedMemory> pool_;

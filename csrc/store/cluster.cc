@@ -64,7 +64,7 @@ Member Cluster::member() const {
           .incarnation = surroundings_.incarnation,
           .addresses = surroundings_.addresses,
           .failure_domain = options_.failure_domain,
-          .capacity_bytes = surroundings_.capacity_bytes};
+          .capacity_bytes = surroundings_.store.capacity_bytes()};
 }
 
 /// Nothing runs before the first advance().
@@ -78,6 +78,7 @@ void Cluster::enter() {
           .bulk = *bulk_,
           .announcer = announcer_,
           .post = [this](Membership::Task task) { post(std::move(task)); },
+          .capacity_bytes = [&store] { return store.capacity_bytes(); },
           .free_bytes = [&store] { return store.reachable_free_bytes() + store.spare_bytes(); },
           .busy_ns = surroundings_.busy_ns,
           .tally = surroundings_.tally,

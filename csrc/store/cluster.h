@@ -69,10 +69,9 @@ class Cluster {
     SsdTier* ssd;                        // Null: none.
     uint64_t incarnation;                // As the peers' service greets.
     std::vector<std::string> addresses;  // "host:port" of that service, then of the engine.
-    uint64_t capacity_bytes;
-    std::function<void()> wake;         // Of the node's thread, from any thread.
-    std::function<uint64_t()> busy_ns;  // Of the node's thread, since it began.
-    std::function<NodeTally()> tally;   // What the node has done.
+    std::function<void()> wake;          // Of the node's thread, from any thread.
+    std::function<uint64_t()> busy_ns;   // Of the node's thread, since it began.
+    std::function<NodeTally()> tally;    // What the node has done.
     /// Clears a namespace because it was ordered; a ticket of the SSD tier, 0: done.
     std::function<uint64_t(const NamespaceDigest&)> clear;
     std::function<void(std::string)> on_notice;

@@ -63,6 +63,7 @@ void Membership::leave_seat() {
 void Membership::join(uint64_t now_ms) {
   is_joining_ = true;
   JoinRequest request{0, options_.member};
+  request.member.capacity_bytes = surroundings_.capacity_bytes();
   request.member.free_bytes = surroundings_.free_bytes();
   request.member.load_permille = load_permille(now_ms);
   request.member.tally = surroundings_.tally();
@@ -117,8 +118,8 @@ void Membership::send_heartbeat(uint64_t now_ms) {
   is_heartbeat_out_ = true;
   heartbeat_at_ms_ = now_ms + heartbeat_interval_ms_;
   surroundings_.life.ask<HeartbeatReply>(
-      HeartbeatRequest{0, node_, options_.member.incarnation, surroundings_.free_bytes(),
-                       load_permille(now_ms), surroundings_.tally()},
+      HeartbeatRequest{0, node_, options_.member.incarnation, surroundings_.capacity_bytes(),
+                       surroundings_.free_bytes(), load_permille(now_ms), surroundings_.tally()},
       Deadline::after_ms(options_.call_timeout_ms),
       [this, connection = connection_](Result<HeartbeatReply> reply) {
         surroundings_.post(

@@ -31,7 +31,8 @@ class Membership {
     DirectoryLine& life;
     DirectoryLine& bulk;
     Announcer& announcer;
-    std::function<void(Task)> post;        // To the node's thread, from any.
+    std::function<void(Task)> post;  // To the node's thread, from any.
+    std::function<uint64_t()> capacity_bytes;
     std::function<uint64_t()> free_bytes;  // That pages could take.
     std::function<uint64_t()> busy_ns;     // Of the node's thread, since it began.
     std::function<NodeTally()> tally;      // What it has done.

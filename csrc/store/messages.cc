@@ -57,10 +57,12 @@ std::string_view op_name(NodeOp op) {
 
 void encode(WireWriter& writer, const HelloRequest& message) {
   writer.put_string(message.client_name);
+  writer.put(message.pool_contribution_bytes);
 }
 
 bool decode(WireReader reader, HelloRequest& message) {
   message.client_name = reader.get_string(kClientNameSizeMax);
+  message.pool_contribution_bytes = reader.get<uint64_t>();
   return reader.finished();
 }
 

@@ -47,12 +47,13 @@ inline constexpr size_t kExtentCountMax = 1 << 20;
 
 struct HelloRequest {
   std::string client_name;
+  uint64_t pool_contribution_bytes = 0;  // What the pool is to have on this client's behalf.
 };
 /// The pool's descriptor travels with it, and after it those of the node's SSD files, which clients
 /// read past the page cache.
 struct HelloReply {
   uint64_t incarnation;
-  uint64_t pool_size_bytes;
+  uint64_t pool_size_bytes;  // Of the file: with what it can grow by.
   uint8_t file_count;
 };
 inline constexpr size_t kHelloReplySize = 17;

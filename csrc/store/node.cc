@@ -28,10 +28,7 @@ constexpr uint64_t kHelloTimeoutMs = 5000;  // A connection that says nothing is
 constexpr uint64_t kPoolSizeMin = 1 * kMiB;
 constexpr uint64_t kRecoveryPatienceMs = 200;  // That the first answer may be late.
 constexpr int kFramesPerTurn = 32;             // Of one client; then others have theirs.
-constexpr uint64_t kGrowthSize = 512 * kMiB;   // Backed ahead of the writers.
-constexpr uint64_t kMemoryLeftMin = 256 * kMiB;
-constexpr uint64_t kReplicaWalkMs = 30'000;  // A copy that was lost is made anew by then.
-constexpr uint64_t kGrowthRetryMs = 30'000;  // After the machine had no memory left.
+constexpr uint64_t kReplicaWalkMs = 30'000;    // A copy that was lost is made anew by then.
 constexpr uint64_t kIncarnationMax = uint64_t{1} << 53;  // Exact in every JSON reader.
 
 PageStore::Options store_options(const Node::Options& options, std::function<bool()> grow) {
@@ -72,8 +69,13 @@ Result<std::unique_ptr<Node>> Node::start(Options options) {
                       " bytes is too small to be useful; give at least 1 MiB");
   }
   std::vector<std::string> notices;
-  Result<std::unique_ptr<SharedMemory>> memory = SharedMemory::create(
-      {options.pool_size_bytes, options.huge_pages, options.numa_node}, notices);
+  const bool is_pinned = options.cluster && PeerNetwork::pins_the_pool(*options.cluster);
+  Result<std::unique_ptr<SharedMemory>> memory =
+      SharedMemory::create({.size_bytes = options.pool_size_bytes,
+                            .huge_pages = options.huge_pages,
+                            .numa_node = options.numa_node,
+                            .room_bytes = is_pinned ? 0 : options.pool_size_max_bytes},
+                           notices);
   if (!memory.ok()) return memory.status();
   Result<Fd> listener = unix_listen(options.socket_path, kListenBacklog);
   if (!listener.ok()) return listener.status();
@@ -148,7 +150,7 @@ Status Node::join_cluster() {
                          {.store = store_,
                           .pages = *this,
                           .pool = memory_->address(),
-                          .pool_size_bytes = options_.pool_size_bytes,
+                          .pool_size_bytes = memory_->size_bytes(),
                           .epoll = epoll_.get(),
                           .wake = [this] { wake(); }},
                          notices);
@@ -160,7 +162,6 @@ Status Node::join_cluster() {
                           .ssd = ssd_.get(),
                           .incarnation = network_->incarnation(),
                           .addresses = network_->addresses(),
-                          .capacity_bytes = options_.pool_size_bytes,
                           .wake = [this] { wake(); },
                           .busy_ns = [this] { return busy_ns_; },
                           .tally = [this] { return tally(); },
@@ -384,63 +385,6 @@ void Node::answer_stats_waiters() {
   changed_.notify_all();
 }
 
-bool Node::grow_store() {
-  if (monotonic_ms() < grow_after_ms_) return false;
-  if (!set_aside_.empty()) {
-    for (const Extent& slots : set_aside_) store_.add_memory(slots.offset, slots.size);
-    set_aside_.clear();
-    return true;
-  }
-  const uint64_t size = std::min(kGrowthSize, options_.pool_size_bytes - grown_bytes_);
-  if (size == 0) return false;
-  // Shared memory is not accounted for in advance: without this look the kernel would not refuse it
-  // but kill somebody. What was given out and not written yet is still to come. Huge pages were set
-  // aside when the pool was made.
-  const uint64_t promised = grown_bytes_ - std::min(grown_bytes_, memory_->backed_bytes());
-  if (!memory_->is_huge() && available_memory_bytes() < promised + size + kMemoryLeftMin) {
-    note_unbacked(
-        "the machine has hardly any memory left; free some or choose a smaller pool_size");
-    return false;
-  }
-  store_.add_memory(grown_bytes_, size);
-  store_.set_reachable_bytes(options_.pool_size_bytes);
-  grown_bytes_ += size;
-  backer_.want(grown_bytes_);
-  return true;
-}
-
-void Node::grow_ahead() {
-  while (store_.free_bytes() < kGrowthSize && grow_store()) {
-  }
-}
-
-void Node::drop_unbacked(SessionIndex session, PageRef ref) {
-  const std::span<const Extent> extents = store_.extents_of(session, ref);
-  // Where our own thread has been there is memory: then it is the client that cannot map it, and
-  // its trouble must not take the place away from others.
-  const uint64_t backed = backer_.backed_bytes();
-  const bool is_ours = std::all_of(extents.begin(), extents.end(), [&](const Extent& extent) {
-    return extent.offset + extent.size <= backed;
-  });
-  if (is_ours) {
-    store_.abort(session, ref);
-    return;
-  }
-  if (!SlotAllocator::shares_slots(extents)) {
-    for (const Extent& extent : extents) {
-      set_aside_.push_back({extent.offset, round_up(extent.size, kSlotSize)});
-    }
-  }
-  store_.abort(session, ref, false);
-  note_unbacked("a client found no memory for a page; choose a smaller pool_size");
-}
-
-void Node::note_unbacked(const std::string& why) {
-  grow_after_ms_ = monotonic_ms() + kGrowthRetryMs;
-  store_.set_reachable_bytes(grown_bytes_);
-  note("the pool stays smaller than its size: " + why);
-}
-
 void Node::note(const std::string& notice) {
   std::lock_guard lock(mutex_);
   notices_.add(notice, monotonic_ms());
@@ -505,6 +449,7 @@ void Node::close_connection(int fd) {
       network_->remote().close_session(found->second->session);
     }
     --client_count_;
+    contributed_bytes_ -= found->second->pool_contribution_bytes;
     note_left();
   }
   connections_.erase(found);  // Closing the descriptor also ends the watch.

@@ -35,6 +35,7 @@ class Node : private PeerPages {
   struct Options {
     std::string socket_path;  // '@' first: abstract.
     uint64_t pool_size_bytes;
+    uint64_t pool_size_max_bytes;  // It grows to what clients contribute, up to this.
     HugePages huge_pages;
     int numa_node;
     EvictionKind eviction;
@@ -108,6 +109,8 @@ class Node : private PeerPages {
   /// Puts more of the pool to use; false if there is no more, or no memory for it lately.
   bool grow_store();
   void grow_ahead();
+  /// Makes the pool as large as the clients that are connected want it together, where it can be.
+  void extend_pool();
   /// A client could not write to its place for lack of memory.
   void drop_unbacked(SessionIndex session, PageRef ref);
   /// The machine has no memory left: the pool does not grow for a while.
@@ -227,10 +230,11 @@ class Node : private PeerPages {
   uint64_t rejected_clients_ = 0;
   uint64_t bad_frames_ = 0;
   uint32_t client_count_ = 0;
-  std::vector<int> unfinished_;    // Connections with more frames than one turn allows.
-  std::vector<Extent> set_aside_;  // Slots without memory behind them, tried again later.
-  uint64_t grown_bytes_ = 0;       // Of the pool, given to the store.
-  uint64_t grow_after_ms_ = 0;     // Not before: the machine had no memory left.
+  std::vector<int> unfinished_;     // Connections with more frames than one turn allows.
+  std::vector<Extent> set_aside_;   // Slots without memory behind them, tried again later.
+  uint64_t grown_bytes_ = 0;        // Of the pool, given to the store.
+  uint64_t contributed_bytes_ = 0;  // By the clients that are connected.
+  uint64_t grow_after_ms_ = 0;      // Not before: the machine had no memory left.
 
   // Shared with other threads.
   std::mutex stop_mutex_;  // One stop() at a time.

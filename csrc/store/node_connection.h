@@ -25,8 +25,9 @@ struct Node::Connection {
   uint64_t opened_ms = 0;
   SessionIndex session = 0;
   bool has_session = false;  // After a valid Hello.
-  bool has_more = false;     // Frames that one turn did not allow for.
-  uint64_t ticket = 0;       // Not 0: `deferred` is sent once the SSD tier is done with it.
+  uint64_t pool_contribution_bytes = 0;
+  bool has_more = false;  // Frames that one turn did not allow for.
+  uint64_t ticket = 0;    // Not 0: `deferred` is sent once the SSD tier is done with it.
   std::vector<uint8_t> deferred;
   std::vector<uint8_t> late;  // In its place when that takes too long,
   std::vector<uint8_t> lost;  // or when no disk can keep it.

@@ -174,14 +174,19 @@ bool Node::handle_hello(Connection& connection, uint64_t request_id, Payload pay
   }
   begin_frame(reply_);
   WireWriter writer(reply_);
-  encode(writer, HelloReply{incarnation_, options_.pool_size_bytes,
-                            static_cast<uint8_t>(reader_fds_.size())});
+  encode(writer,
+         HelloReply{incarnation_, memory_->size_bytes(), static_cast<uint8_t>(reader_fds_.size())});
   end_frame(reply_, static_cast<uint16_t>(NodeOp::kHello) | kReplyBit, request_id);
   // Before the reply: once a client knows that it is connected the node must not look idle.
   connection.session = store_.open_session();
   connection.has_session = true;
   ++client_count_;
   idle_since_ms_ = 0;
+  // Bounded, so that sums of it cannot wrap.
+  connection.pool_contribution_bytes =
+      std::min(request.pool_contribution_bytes, memory_->size_bytes());
+  contributed_bytes_ += connection.pool_contribution_bytes;
+  extend_pool();
   std::vector<int> passed{memory_->fd().get()};
   for (const Fd& fd : reader_fds_) passed.push_back(fd.get());
   // The first bytes on a fresh connection: they fit into the socket's buffer, this cannot wait.
@@ -338,6 +343,7 @@ bool Node::handle_keys(Connection& connection, NodeOp op, Payload payload) {
 NodeStats Node::stats() const {
   NodeStats stats = store_.stats();
   stats.clients = client_count_;
+  stats.pool_size_max_bytes = memory_->size_bytes();
   stats.pool_backed_bytes = memory_->backed_bytes();
   stats.uptime_ms = monotonic_ms() - started_ms_;
   stats.rejected_clients = rejected_clients_;

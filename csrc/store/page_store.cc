@@ -40,6 +40,12 @@ PageIndex PageStore::find(SpaceIndex space, const Key& key, uint64_t hash) const
   });
 }
 
+void PageStore::set_capacity(uint64_t bytes) {
+  if (reachable_bytes_ == options_.capacity_bytes) reachable_bytes_ = bytes;
+  options_.capacity_bytes = bytes;
+  eviction_->set_capacity(bytes);
+}
+
 uint64_t PageStore::share_of_pool(double share) const {
   return static_cast<uint64_t>(share * static_cast<double>(reachable_bytes_));
 }

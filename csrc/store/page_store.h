@@ -96,6 +96,10 @@ class PageStore {
 
   void add_memory(uint64_t offset, uint64_t size) { allocator_.add(offset, size); }
 
+  /// What add_memory() will add up to in the end has become another. Requires: not less.
+  void set_capacity(uint64_t bytes);
+  uint64_t capacity_bytes() const { return options_.capacity_bytes; }
+
   /// Says how large the pool can become for now: leases and pins are bounded by shares of that.
   void set_reachable_bytes(uint64_t bytes) { reachable_bytes_ = bytes; }
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "io/verbs.h"
+
 namespace hicache {
 namespace {
 
@@ -34,6 +36,17 @@ TransferEngine::Options engine_options(const ClusterOptions& options) {
 }
 
 }  // namespace
+
+bool PeerNetwork::pins_the_pool(const ClusterOptions& options) {
+  const auto& transports = options.peers.transports;
+  if (std::ranges::find(transports, TransportKind::kRdma) == transports.end()) return false;
+  const Result<const Verbs*> verbs = Verbs::load();
+  if (!verbs.ok()) return false;
+  int count = 0;
+  ibv_device** devices = verbs.value()->get_device_list(&count);
+  if (devices != nullptr) verbs.value()->free_device_list(devices);
+  return count > 0;
+}
 
 Result<std::unique_ptr<PeerNetwork>> PeerNetwork::start(const ClusterOptions& options,
                                                         const Surroundings& surroundings,

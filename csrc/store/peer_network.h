@@ -29,6 +29,9 @@ class PeerNetwork {
     std::function<void()> wake;
   };
 
+  /// Whether registering the pool makes memory stand behind all of it: RDMA devices do so.
+  static bool pins_the_pool(const ClusterOptions& options);
+
   /// Listens, and has the pool registered for peers to read. Blocks while a device pins the pool.
   static Result<std::unique_ptr<PeerNetwork>> start(const ClusterOptions& options,
                                                     const Surroundings& surroundings,

@@ -10,6 +10,7 @@ namespace hicache {
 // GAUGE: what is. COUNTER: what has happened since the node started.
 #define HICACHE_NODE_STATS(GAUGE, COUNTER) \
   GAUGE(pool_size_bytes)                   \
+  GAUGE(pool_size_max_bytes)               \
   GAUGE(pool_grown_bytes)                  \
   GAUGE(pool_backed_bytes)                 \
   GAUGE(pool_used_bytes)                   \

@@ -83,6 +83,9 @@ class Eviction {
   // A page that victim() was refused may leave now.  For any other page, resident or not, nothing.
   virtual void note_evictable(PageIndex page) = 0;
 
+  // What the pages' sizes may add up to from now on.
+  virtual void set_capacity(uint64_t capacity_bytes) = 0;
+
   virtual size_t page_count() const = 0;
   virtual uint64_t resident_size_bytes() const = 0;
 

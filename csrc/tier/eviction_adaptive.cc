@@ -61,8 +61,14 @@ int AdaptiveEviction::class_of(PageIndex page) const {
 
 void AdaptiveEviction::advance(uint64_t size_bytes) {
   inserted_bytes_ += size_bytes;
-  now_tick_ = 1 + static_cast<uint64_t>(static_cast<unsigned __int128>(inserted_bytes_) *
-                                        ReuseModel::kTicksPerCapacity / capacity_bytes_);
+  now_tick_ = first_tick_ + static_cast<uint64_t>(static_cast<unsigned __int128>(inserted_bytes_) *
+                                                  ReuseModel::kTicksPerCapacity / capacity_bytes_);
+}
+
+void AdaptiveEviction::set_capacity(uint64_t capacity_bytes) {
+  capacity_bytes_ = std::max<uint64_t>(capacity_bytes, 1);
+  inserted_bytes_ = 0;
+  first_tick_ = now_tick_;
 }
 
 void AdaptiveEviction::use(PageIndex page) {

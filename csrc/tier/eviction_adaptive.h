@@ -19,6 +19,8 @@ class AdaptiveEviction final : public EvictionBase {
  public:
   explicit AdaptiveEviction(uint64_t capacity_bytes);
 
+  void set_capacity(uint64_t capacity_bytes) override;
+
  private:
   static constexpr int kCellCount = ReuseModel::kClassCount * ReuseModel::kAgeCount;
 
@@ -62,7 +64,7 @@ class AdaptiveEviction final : public EvictionBase {
   int next_filled_cell(int from) const;
   int least_worth_cell() const;
 
-  const uint64_t capacity_bytes_;
+  uint64_t capacity_bytes_;
   ReuseModel model_;
   GhostTable ghosts_;
   std::vector<Cell> cells_;
@@ -70,7 +72,8 @@ class AdaptiveEviction final : public EvictionBase {
   std::vector<uint64_t> filled_cells_;  // bit per cell
   std::vector<uint64_t> filled_ranks_;  // bit per rank
   size_t candidate_count_ = 0;
-  uint64_t inserted_bytes_ = 0;
+  uint64_t inserted_bytes_ = 0;  // Since first_tick_, when the capacity was set.
+  uint64_t first_tick_ = 1;
   uint64_t now_tick_ = 1;
   uint64_t learned_tick_ = 0;
   uint64_t uses_since_learning_ = 0;

@@ -8,6 +8,8 @@ class LruEviction final : public EvictionBase {
  public:
   LruEviction() : leaves_(pages_) {}
 
+  void set_capacity(uint64_t) override {}
+
  private:
   void on_insert(PageIndex page) override { pages_[page].order = ++uses_; }
   void on_access(PageIndex page) override { pages_[page].order = ++uses_; }

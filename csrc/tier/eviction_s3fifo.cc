@@ -23,12 +23,18 @@ class S3FifoEviction final : public EvictionBase {
         main_(pages_),
         ghosts_(kGhostsMin) {}
 
+  void set_capacity(uint64_t capacity_bytes) override {
+    first_tick_ = tick();
+    evicted_bytes_ = 0;
+    capacity_bytes_ = std::max<uint64_t>(capacity_bytes, 1);
+  }
+
  private:
   static constexpr uint64_t kInMain = 1;  // LinkedPage::mark
 
   uint32_t tick() const {
-    return static_cast<uint32_t>(static_cast<unsigned __int128>(evicted_bytes_) *
-                                 kTicksPerCapacity / capacity_bytes_) &
+    return (first_tick_ + static_cast<uint32_t>(static_cast<unsigned __int128>(evicted_bytes_) *
+                                                kTicksPerCapacity / capacity_bytes_)) &
            GhostTable::kStampMax;
   }
 
@@ -114,12 +120,13 @@ class S3FifoEviction final : public EvictionBase {
     return wrong.empty() ? main_.check_invariants() : wrong;
   }
 
-  const uint64_t capacity_bytes_;
+  uint64_t capacity_bytes_;
   PageHeap small_;
   PageHeap main_;
   GhostTable ghosts_;
   uint64_t small_size_bytes_ = 0;  // resident pages in probation, inner ones too
-  uint64_t evicted_bytes_ = 0;
+  uint64_t evicted_bytes_ = 0;     // Since first_tick_, when the capacity was set.
+  uint32_t first_tick_ = 0;
   uint64_t turns_ = 0;
 };
 

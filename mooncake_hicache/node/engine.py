@@ -89,6 +89,7 @@ def _started(options: NodeOptions, socket_path: str, plan: SsdPlan) -> _core.Nod
     return _core.Node(
         socket_path=socket_path,
         pool_size_bytes=options.pool_size_bytes(),
+        pool_size_max_bytes=options.pool_size_max_bytes(),
         huge_pages=options.huge_pages,
         numa_node=options.numa_node,
         eviction_policy=options.eviction_policy,

@@ -116,7 +116,7 @@ class NetNode {
   }
   HeartbeatReply heartbeat() {
     const auto reply = life_->call<HeartbeatReply>(
-        HeartbeatRequest{0, index_, member_.incarnation, 400, 7, {}}, soon());
+        HeartbeatRequest{0, index_, member_.incarnation, 1000, 400, 7, {}}, soon());
     EXPECT_TRUE(reply.ok()) << reply.status().message();
     return reply.ok() ? reply.value() : HeartbeatReply{};
   }

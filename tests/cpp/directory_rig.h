@@ -60,8 +60,8 @@ class ScriptedNode {
   }
   HeartbeatReply heartbeat(uint64_t now_ms) {
     return directory_.apply(
-        HeartbeatRequest{0, index_, member_.incarnation, 400, 7, {.found_pages = 5}}, session_,
-        now_ms);
+        HeartbeatRequest{0, index_, member_.incarnation, 1000, 400, 7, {.found_pages = 5}},
+        session_, now_ms);
   }
   BatchRequest batch(BatchKind kind, const NamespaceDigest& digest = kSpaceA,
                      std::vector<PageChange> changes = {}) {

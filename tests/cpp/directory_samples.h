@@ -17,8 +17,9 @@ inline std::vector<Sample> directory_samples() {
   return {
       sample_of("join", JoinRequest{6, member}),
       sample_of("join_reply", JoinReply{head, 4, 250, true, 12, ""}),
-      sample_of("heartbeat",
-                HeartbeatRequest{7, 4, 99, 1 << 20, 350, {.found_pages = 9, .get_ns = 1 << 30}}),
+      sample_of(
+          "heartbeat",
+          HeartbeatRequest{7, 4, 99, 1 << 21, 1 << 20, 350, {.found_pages = 9, .get_ns = 1 << 30}}),
       sample_of(
           "heartbeat_reply",
           HeartbeatReply{

@@ -18,6 +18,7 @@ inline const NamespaceDigest kTestNamespace = key_of(1'234'567);
 inline Node::Options node_options(std::string path, uint64_t pool_size_bytes) {
   return {.socket_path = std::move(path),
           .pool_size_bytes = pool_size_bytes,
+          .pool_size_max_bytes = pool_size_bytes,
           .huge_pages = HugePages::kNever,
           .numa_node = -1,
           .eviction = EvictionKind::kAdaptive,
@@ -48,8 +49,13 @@ inline uint64_t stat_of(Node& node, const std::string& name) {
 /// A client whose pages are byte vectors.
 struct SimpleClient {
   explicit SimpleClient(const std::string& path, uint64_t call_timeout_ms = 2000,
-                        unsigned copy_threads = 2, bool verify = true)
-      : client({copy_threads, call_timeout_ms, verify, "test"}) {
+                        unsigned copy_threads = 2, bool verify = true,
+                        uint64_t pool_contribution_bytes = 0)
+      : client({.copy_threads = copy_threads,
+                .call_timeout_ms = call_timeout_ms,
+                .verify = verify,
+                .name = "test",
+                .pool_contribution_bytes = pool_contribution_bytes}) {
     status = client.connect(path, 20'000);
     EXPECT_TRUE(status.ok()) << status.message();
     space = client.open_namespace(kTestNamespace, "test");

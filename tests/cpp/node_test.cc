@@ -65,6 +65,43 @@ TEST(Node, APageMayOutrunTheGrowthOfThePool) {
   EXPECT_EQ(stat_of(*node, "put_no_space_pages"), 0U);
 }
 
+TEST(Node, ThePoolGrowsToWhatItsClientsContribute) {
+  auto options = testing::node_options(testing::socket_name(), 4 * kMiB);
+  options.pool_size_max_bytes = 24 * kMiB;
+  auto node = Node::start(options);
+  ASSERT_TRUE(node.ok()) << node.status().message();
+  const auto size = [&] { return stat_of(*node.value(), "pool_size_bytes"); };
+  const std::string& path = options.socket_path;
+  const auto bytes = bytes_of(1, kMiB);
+  // The first two want no more than there is; this one's mapping is older than what follows.
+  SimpleClient early(path, 2000, 2, true, 3 * kMiB);
+  EXPECT_EQ(size(), 4 * kMiB);
+  {
+    SimpleClient second(path, 2000, 2, true, 13 * kMiB);
+    EXPECT_EQ(size(), 16 * kMiB);
+    for (uint64_t i = 0; i < 16; ++i) EXPECT_EQ(second.put(key_of(i), bytes), Code::kOk) << i;
+  }
+  // It keeps what it has, and a client that comes again contributes no more than it did.
+  const SimpleClient again(path, 2000, 2, true, 13 * kMiB);
+  EXPECT_EQ(size(), 16 * kMiB);
+  EXPECT_EQ(stat_of(*node.value(), "pages"), 16U);
+  for (uint64_t i = 0; i < 16; ++i) {
+    std::vector<uint8_t> found;
+    EXPECT_EQ(early.get(key_of(i), found), Code::kOk) << i;
+    EXPECT_EQ(found, bytes) << i;
+  }
+  // Absurd sums end at what was asked for when it started, and are told of.
+  const SimpleClient greedy(path, 2000, 2, true, UINT64_MAX);
+  const SimpleClient greedier(path, 2000, 2, true, UINT64_MAX);
+  EXPECT_EQ(size(), 24 * kMiB);
+  EXPECT_EQ(stat_of(*node.value(), "pool_size_max_bytes"), 24 * kMiB);
+  uint64_t known = 0;
+  const auto notices = node.value()->notices_since(known);
+  EXPECT_TRUE(std::any_of(notices.begin(), notices.end(), [](const std::string& notice) {
+    return notice.find("raise pool_size_max") != std::string::npos;
+  }));
+}
+
 TEST(Node, OneBatchMayNameAKeyTwice) {
   auto node = start_node(4 * kMiB);
   SimpleClient client(node->socket_path());

@@ -149,6 +149,10 @@ class EvictionMachine(RuleBasedStateMachine):
         # Of others it means nothing, also of pages that are not there.
         self.eviction.note_evictable(draws.draw(st.sampled_from(sorted(self.free() | {INDEXES}))))
 
+    @rule(capacity=st.integers(0, 300))
+    def set_capacity(self, capacity: int) -> None:
+        self.eviction.set_capacity(capacity)
+
     def free(self) -> set[int]:
         return set(self.oracle.pages) - self.held
 

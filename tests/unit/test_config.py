@@ -26,7 +26,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_are_few_options_and_each_has_a_reason() -> None:
     fields = StoreOptions.model_fields
-    assert len(fields) < 45
+    assert len(fields) < 48
     for name, field in fields.items():
         assert field.description, f"{name} has no description"
         assert len(field.description) > 30, f"{name} has no reason"
@@ -311,3 +311,24 @@ def test_the_ready_file_changes_nothing() -> None:
         if name != "config":
             assert getattr(options, name) == getattr(defaults, name), name
             assert options.source_of(name).startswith("file "), name
+
+
+def test_what_a_pool_may_grow_to_is_never_less_than_its_size() -> None:
+    mib = 1 << 20
+    offer = MemoryOnOffer(1000 * mib, "a test")
+    assert NodeOptions(pool_size="64MiB").pool_size_max_bytes(offer) == 64 * mib
+    grown = NodeOptions(pool_size="64MiB", pool_size_max="50%")
+    assert grown.pool_size_max_bytes(offer) == 500 * mib
+    less = NodeOptions(pool_size="64MiB", pool_size_max="1MiB")
+    assert less.pool_size_max_bytes(offer) == 64 * mib
+    # More than there is may be named: one file of options serves machines of several sizes.
+    assert NodeOptions(pool_size_max="1TB").pool_size_max_bytes(offer) == 1000 * mib
+    with pytest.raises(InvalidArgumentError, match="not a size"):
+        NodeOptions(pool_size_max="much")
+
+
+def test_only_stores_that_let_the_pool_grow_add_to_it() -> None:
+    assert StoreOptions(pool_size="64MiB").pool_contribution_bytes() == 0
+    assert StoreOptions(pool_size_max="80%").pool_contribution_bytes() == 0
+    grown = StoreOptions(pool_size="64MiB", pool_size_max="80%")
+    assert grown.pool_contribution_bytes() == 64 << 20

@@ -67,7 +67,7 @@ class StoreBase:
 
             local_hostname        this machine: "host" or "host:port"
             metadata_server       not used: what nodes have to know of each other the master knows
-            global_segment_size   bytes of shared memory; counts for whoever starts the node
+            global_segment_size   bytes that the node's pool has on this store's behalf
             local_buffer_size     not used: values go to and from the node without a buffer
             protocol              "tcp" or "rdma", between nodes
             rdma_devices          devices, separated by commas; may be left out

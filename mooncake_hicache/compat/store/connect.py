@@ -31,6 +31,8 @@ SETUP_TIMEOUT_S = 4.5
 """Seconds that finding out may take that there is no master; a caller is told within 5."""
 REACH_TIMEOUT_S = 1.0
 """The same for a look at a master that was there."""
+POOL_SHARE_MAX = "80%"
+"""Of the memory that is available when the node starts: what its stores may ask for together."""
 LAST_LOOK_S = 0.05
 """Seconds for an address that others have left no time for."""
 
@@ -108,12 +110,15 @@ def open_store(setup: Setup, *, timeout_s: float) -> Store:
     reached = engine_settings(setup.hostname, setup.protocol, setup.devices)
     wanted: dict[str, Any] = {
         "pool_size": max(setup.segment_size, POOL_SIZE_MIN_BYTES),
+        "pool_size_max": POOL_SHARE_MAX,
         "ssd": setup.ssd or "off",
         "master": ",".join(addresses_of(setup.master)),
         "node_host": reached.host,
         "node_public_host": reached.public_host,
     }
     given = {name: value for name, value in wanted.items() if options.source_of(name) == "default"}
+    if "pool_size" not in given:
+        given.pop("pool_size_max", None)  # Whoever chose a size has it.
     if not options.socket:
         base = Path(options.runtime_dir) if options.runtime_dir else default_runtime_dir()
         given["runtime_dir"] = str(base / f"store-{_folder_name(setup.master)}")

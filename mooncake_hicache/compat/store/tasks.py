@@ -119,7 +119,7 @@ class StoreTasks(StoreSessions):
     ) -> dict[str, object]:
         """Refused, as above."""
         del protocol, location
-        why = f"{size} bytes: a node's memory does not grow; its size is the option pool_size"
+        why = f"{size} bytes: ask for memory with global_segment_size of setup(); it is the node's"
         code = self._fail("allocate_and_mount_segment", why, INTERNAL)
         return {"ret": code, "segment_ids": [], "allocated_size": 0}
 

@@ -125,9 +125,9 @@ def test_tenants_do_not_see_each_other(master: str) -> None:
         assert one.get("same key") == b"one"
 
 
-def test_a_full_pool_makes_room(master: str) -> None:
+def test_a_full_pool_makes_room() -> None:
     value = bytes(1 * MiB)
-    with opened(master) as store:
+    with machine() as folder, running_master(folder) as master, opened(master) as store:
         assert [store.put(f"fill {i}", value) for i in range(200)] == [0] * 200
         store.batch_is_exist([f"fill {i}" for i in range(200)])  # Which holds nothing back.
         assert [store.put(f"more {i}", value) for i in range(200)] == [0] * 200
@@ -193,3 +193,25 @@ def test_each_method_has_a_coroutine(master: str) -> None:
         assert await store.async_close() == 0
 
     asyncio.run(walk())
+
+
+def test_the_pool_is_what_all_stores_of_the_machine_ask_for() -> None:
+    """As the workers of one engine do, each of which gives its part of the segment's size."""
+    with (
+        machine() as folder,
+        running_master(folder) as master,
+        opened(master, 16 * MiB) as first,
+        opened(master, 16 * MiB) as second,
+    ):
+        value = bytes(MiB)
+        assert all(second.put(f"key-{i}", value) == 0 for i in range(28))
+        assert sum(first.batch_is_exist([f"key-{i}" for i in range(28)])) == 28
+        assert first.get("key-27") == value
+
+
+def test_a_pool_size_that_was_chosen_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    with machine() as folder, running_master(folder) as master:
+        monkeypatch.setenv("MOONCAKE_HICACHE_POOL_SIZE", "16MiB")
+        with opened(master, 16 * MiB) as first, opened(master, 16 * MiB) as second:
+            assert all(second.put(f"key-{i}", bytes(MiB)) == 0 for i in range(28))
+            assert sum(first.batch_is_exist([f"key-{i}" for i in range(28)])) < 16

@@ -114,6 +114,7 @@ Membership::Surroundings SimNode::membership_surroundings() {
                 posted_.push_back(task);
                 wake();
               },
+          .capacity_bytes = [this] { return store_.capacity_bytes(); },
           .free_bytes = [this] { return store_.free_bytes() + store_.spare_bytes(); },
           .busy_ns = [] { return uint64_t{0}; },
           .tally = [] { return NodeTally(); },
