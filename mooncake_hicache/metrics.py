@@ -1,8 +1,9 @@
-"""The metrics of a node: one table, from the counts of the core to Prometheus.
+"""The metrics of a node and of its clients: a table each, from the counts of the core to
+Prometheus.
 
-The core names what it counts (`Node.stats()`); this table says what each name means, and nothing
-else does. Names are `mooncake_hicache_node_<noun>_<unit>`, counters end in `_total`, times are in
-seconds.
+The core names what it counts (`Store.stats()`); these tables say what each name means, and nothing
+else does. Names are `mooncake_hicache_node_<noun>_<unit>`, or `…_client_…`, counters end in
+`_total`, times are in seconds.
 """
 
 from __future__ import annotations
@@ -21,9 +22,17 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["NODE_METRICS", "NodeMetric", "NodeMetricsCollector", "node_metrics_text"]
+__all__ = [
+    "CLIENT_METRICS",
+    "NODE_METRICS",
+    "NodeMetric",
+    "NodeMetricsCollector",
+    "client_metrics_text",
+    "node_metrics_text",
+]
 
 PREFIX = "mooncake_hicache_node_"
+CLIENT_PREFIX = "mooncake_hicache_client_"
 
 Unit = Literal[
     "bytes",
@@ -251,6 +260,28 @@ NODE_METRICS: tuple[NodeMetric, ...] = (
 )
 
 
+CLIENT_METRICS = {
+    "connected": "1 while a node is connected",
+    "connects": "Times that a node was connected to",
+    "lookup_calls": "Look-ups",
+    "get_calls": "Gets",
+    "get_pages": "Pages that gets asked for",
+    "get_hit_pages": "Pages of them that came",
+    "get_bytes": "Bytes of those",
+    "put_calls": "Puts",
+    "put_pages": "Pages stored by puts",
+    "put_bytes": "Bytes of those",
+    "corrupt_pages": "Pages that were dropped because their bytes had changed",
+    "foreign_size_pages": "Pages of another size than they were asked for with",
+    "ssd_hit_pages": "Pages that came from SSD",
+    "ssd_bytes": "Bytes of those",
+    "ssd_failed_pages": "Pages that SSD did not give in time, or damaged",
+    "timeouts": "Calls that ended without an answer of the node",
+    "unavailable": "Calls without a node",
+}
+"""What `connected`, a gauge, and the counters of a client mean."""
+
+
 class NodeMetricsCollector(Collector):
     """Turns a node's counts into metrics at the moment they are asked for.
 
@@ -288,6 +319,23 @@ def node_metrics_text(stats: Mapping[str, Any], version: str) -> bytes:
     """Return the metrics of one reading of the counts in Prometheus's text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(NodeMetricsCollector(lambda: stats, version))
+    return generate_latest(registry)
+
+
+class _ClientMetricsCollector(Collector):
+    def __init__(self, stats: Mapping[str, Any]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        for stat, text in CLIENT_METRICS.items():
+            family = GaugeMetricFamily if stat == "connected" else CounterMetricFamily
+            yield family(CLIENT_PREFIX + stat, text, value=float(self._stats[stat]))
+
+
+def client_metrics_text(stats: Mapping[str, Any]) -> bytes:
+    """Return the metrics of one reading of a client's counts in Prometheus's text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_ClientMetricsCollector(stats))
     return generate_latest(registry)
 
 

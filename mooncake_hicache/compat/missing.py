@@ -34,7 +34,6 @@ MISSING = {
     "mooncake_ep_buffer": _CUDA,
     "mooncake_ssd_register": _SPDK,
     "mooncake_ssd_unregister": _SPDK,
-    "mooncake_store_service": _STORE,
     "pg": _CUDA,
     "reshard": _STORE,
     "shared_segment": "use mooncake.engine: on one machine it maps managed buffers by itself",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
 import socket
 import time
@@ -26,7 +25,7 @@ from aiohttp import web
 from mooncake_hicache.errors import Error
 from mooncake_hicache.master.metrics import master_metrics_text
 from mooncake_hicache.master.pages import CLUSTER_PAGE
-from mooncake_hicache.web import CONTENT_TYPE_METRICS, serving
+from mooncake_hicache.web import CONTENT_TYPE_METRICS, carries_token, serving
 
 __all__ = ["Leadership", "serve"]
 
@@ -176,8 +175,7 @@ class _Pages:
         return web.json_response({"error": f"no node is called {name!r:.200}"}, status=404)
 
     async def drain(self, request: web.Request) -> web.Response:
-        given = request.headers.get("Authorization", "").encode(errors="replace")
-        if not self._token or not hmac.compare_digest(given, b"Bearer " + self._token):
+        if not self._token or not carries_token(request, self._token):
             why = "a token is needed: Authorization: Bearer TOKEN"
             if not self._token:
                 why = "this master was started without token_file: nothing can be changed over HTTP"

@@ -17,7 +17,6 @@ Everything is in memory: after a restart our engines put their entries again by 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import math
 import socket
 import threading
@@ -28,13 +27,13 @@ from aiohttp import web
 from mooncake_hicache.errors import InvalidArgumentError, IoError
 from mooncake_hicache.metadata.names import Address
 from mooncake_hicache.metadata.table import Limits, Outcome, Table, tag_of
+from mooncake_hicache.web import WebThread, carries_token
 
 __all__ = ["TTL_HEADER", "MetadataServer", "listen"]
 
 TTL_HEADER = "Hicache-Ttl"
 TTL_MAX_S = 86_400.0
 BODY_TIMEOUT_S = 10.0
-SHUTDOWN_TIMEOUT_S = 1.0
 BACKLOG = 512
 
 _ANSWERS = {
@@ -47,13 +46,19 @@ _ANSWERS = {
 }
 
 
-def listen(host: str, port: int, what: str = "the metadata server") -> socket.socket:
+def listen(
+    host: str,
+    port: int,
+    what: str = "the metadata server",
+    remedy: str = "choose another address or port",
+) -> socket.socket:
     """Return a socket that listens.
 
     Args:
         host: A name or an address, IPv6 without brackets; empty: every address of this machine.
         port: 0: any free one.
         what: Who it is, for messages.
+        remedy: What to do if it cannot, for messages.
 
     Raises:
         IoError: It cannot listen there; the message names host, port and cause.
@@ -64,21 +69,20 @@ def listen(host: str, port: int, what: str = "the metadata server") -> socket.so
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise _cannot_listen(what, host, port, error) from None
+        raise _cannot_listen(what, host, port, remedy, error) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise _cannot_listen(what, host, port, error) from None
+        raise _cannot_listen(what, host, port, remedy, error) from None
     return listener
 
 
-def _cannot_listen(what: str, host: str, port: int, error: OSError) -> IoError:
+def _cannot_listen(what: str, host: str, port: int, remedy: str, error: OSError) -> IoError:
     return IoError(
-        f"{what} cannot listen at {Address(host, port)}: "
-        f"{error.strerror or error}; choose another address or port"
+        f"{what} cannot listen at {Address(host, port)}: {error.strerror or error}; {remedy}"
     )
 
 
@@ -88,19 +92,10 @@ class MetadataServer:
     def __init__(
         self, listener: socket.socket, *, limits: Limits | None = None, token: str = ""
     ) -> None:
-        self._listener = listener
-        self._pages = _Pages(Table(limits or Limits()), token)
-        self._loop = asyncio.new_event_loop()
-        self._runner = web.AppRunner(
-            self._pages.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S
-        )
         host, port = listener.getsockname()[:2]
         self.address = Address(host, port)
-        self._loop.run_until_complete(self._start())
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="hicache-metadata", daemon=True
-        )
-        self._thread.start()
+        pages = _Pages(Table(limits or Limits()), token)
+        self._web = WebThread(pages.application(), listener, "hicache-metadata")
 
     @property
     def url(self) -> str:
@@ -110,30 +105,21 @@ class MetadataServer:
     @property
     def thread(self) -> threading.Thread:
         """The thread that answers."""
-        return self._thread
+        return self._web.thread
 
     def is_running(self) -> bool:
         """Return whether it answers."""
-        return self._thread.is_alive()
+        return self._web.is_running()
 
     def close(self) -> None:
         """End every connection and stop. May be called again."""
-        if self._loop.is_closed():
-            return
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.run_until_complete(self._runner.cleanup())
-        self._loop.close()
+        self._web.close()
 
     def __enter__(self) -> MetadataServer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    async def _start(self) -> None:
-        await self._runner.setup()
-        await web.SockSite(self._runner, self._listener).start()
 
 
 class _Pages:
@@ -169,10 +155,7 @@ class _Pages:
         return _say(*_ANSWERS[outcome])
 
     def _may_change(self, request: web.Request) -> bool:
-        if not self._token:
-            return True
-        given = request.headers.get("Authorization", "").encode(errors="replace")
-        return hmac.compare_digest(given, b"Bearer " + self._token)
+        return not self._token or carries_token(request, self._token)
 
     def _get(self, key: str) -> web.Response:
         value = self._table.get(key, time.monotonic())

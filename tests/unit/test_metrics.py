@@ -10,19 +10,32 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mooncake_hicache import Store
-from mooncake_hicache.metrics import NODE_METRICS, PREFIX, node_metrics_text
+from mooncake_hicache.metrics import (
+    CLIENT_METRICS,
+    CLIENT_PREFIX,
+    NODE_METRICS,
+    PREFIX,
+    client_metrics_text,
+    node_metrics_text,
+)
 
 
 @pytest.fixture(scope="module")
-def stats() -> Iterator[dict[str, Any]]:
+def all_stats() -> Iterator[dict[str, Any]]:
     with Store.open(in_process=True, pool_size="64MiB") as store:
         pages = store.namespace("metrics")
         assert pages.put("page", b"x" * 5000)
         assert pages.get("page") is not None
         assert pages.get("other") is None
-        node = store.stats()["node"]
-        assert node is not None
-        yield node
+        found = store.stats()
+        assert found["node"] is not None
+        yield found
+
+
+@pytest.fixture
+def stats(all_stats: dict[str, Any]) -> dict[str, Any]:
+    node: dict[str, Any] = all_stats["node"]
+    return node
 
 
 def test_every_count_is_in_the_table_and_the_reverse(stats: dict[str, Any]) -> None:
@@ -88,3 +101,13 @@ def test_the_ssd_is_counted_in_seconds_and_named_by_its_units() -> None:
     assert by_stat["ssd_eviction_age_s"].name == PREFIX + "ssd_eviction_age_seconds"
     assert by_stat["ssd_eviction_age_s"].scale == 1
     assert by_stat["eviction_age_ms"].name == PREFIX + "eviction_age_seconds"
+
+
+def test_every_count_of_a_client_is_told(all_stats: dict[str, Any]) -> None:
+    counts = all_stats["client"]
+    assert set(CLIENT_METRICS) == set(counts)
+    families = text_string_to_metric_families(client_metrics_text(counts).decode())
+    told = {family.name: (family.type, family.samples[0].value) for family in families}
+    kinds = {stat: "gauge" if stat == "connected" else "counter" for stat in counts}
+    assert told == {CLIENT_PREFIX + stat: (kinds[stat], counts[stat]) for stat in counts}
+    assert (counts["connected"], counts["put_pages"], counts["get_pages"]) == (True, 1, 2)

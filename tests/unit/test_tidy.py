@@ -83,7 +83,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "ssd": BOTTOM,
     "web": BOTTOM,
     "topology": BOTTOM,
-    "metadata": BOTTOM,
+    "metadata": BOTTOM | {"web"},
     "arguments": BOTTOM | {"pages"},
     "metrics": CORE,
     # Of a node in a cluster, what it tells the core: imported then alone.
@@ -99,7 +99,7 @@ PYTHON_LAYERS: dict[str, set[str]] = {
     "p2p": CORE | {"arguments", "buffers", "metadata", "secret", "segment", "transfer"},
     "compat": CORE
     | {"metadata", "topology", "segment", "transfer", "transfer_core", "p2p"}
-    | {"node", "store", "master", "options_master"},
+    | {"node", "store", "master", "options_master", "web", "metrics"},
     "sglang": CORE | {"pages", "buffers", "namespace", "metadata", "metrics", "node", "store"},
     "cli": CORE
     | {"pages", "ssd", "topology", "metadata", "metrics", "node", "namespace", "store", "sglang"}

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mooncake_hicache import _core
 from mooncake_hicache.compat.settings import split_host
@@ -21,14 +21,18 @@ from mooncake_hicache.compat.store.codes import (
     code_of_error,
 )
 from mooncake_hicache.compat.store.connect import (
-    REACH_TIMEOUT_S,
     SETUP_TIMEOUT_S,
     check_master,
+    check_reached,
     open_store,
 )
+from mooncake_hicache.compat.store.failures import Failure, tell
 from mooncake_hicache.compat.store.settings import Setup, setup_of
 from mooncake_hicache.errors import ClosedError, Error, InvalidArgumentError
 from mooncake_hicache.store import Store
+
+if TYPE_CHECKING:
+    from mooncake_hicache.compat.store.client_http import ClientHttp
 
 __all__ = ["StoreBase"]
 
@@ -52,6 +56,7 @@ class StoreBase:
         self._setup: Setup | None = None
         self._hostname = ""
         self._port: socket.socket | None = None
+        self._http: ClientHttp | None = None
         self._registered: dict[int, int] = {}
         self._logged: dict[str, float] = {}
         self.last_error = ""
@@ -75,7 +80,8 @@ class StoreBase:
             engine                not used: a node has its own
             enable_ssd_offload, ssd_offload_path    a folder on an SSD for what leaves memory
             tenant_id             tenants do not see each other's objects
-            enable_client_http_server, client_http_port    not used: the node has HTTP of its own
+            enable_client_http_server, client_http_port    /health, /metrics and /metrics/summary
+                                  over HTTP; where the option http_host says, loopback by default
 
         Raises:
             TypeError: An argument is missing, unknown or of another type.
@@ -126,17 +132,33 @@ class StoreBase:
         with self._lock:
             self._store, self._pages, self._setup = store, pages._number, setup
             self._hostname, self._port = hostname, port
+        if setup.http_port is not None:
+            self._start_http(store, setup)
         return OK
+
+    def _start_http(self, store: Store, setup: Setup) -> None:
+        from mooncake_hicache.compat.store.client_http import ClientHttp  # Few have a use for it.
+
+        try:
+            http = ClientHttp(store, setup)
+        except Error as error:  # As with the original, that is no reason to do without objects.
+            self._fail("setup", error, OK)
+            return
+        with self._lock:
+            self._http = http
 
     def close(self) -> int:
         """End everything: 0. May be called again. Objects stay in the node."""
         with self._lock:
             store, self._store = self._store, None
             port, self._port = self._port, None
+            http, self._http = self._http, None
             self._setup = None
             self._hostname = ""
             self._registered.clear()
         self._ended()
+        if http is not None:
+            http.close()
         if port is not None:
             port.close()
         if store is not None:
@@ -158,10 +180,10 @@ class StoreBase:
         if store is None or setup is None:
             return NOT_SET_UP
         try:
-            check_master(setup.master, REACH_TIMEOUT_S)
+            check_reached(store, setup)
         except Error as error:
             return self._fail("health_check", error, MASTER_UNREACHABLE)
-        return OK if store.is_connected else MASTER_UNREACHABLE
+        return OK
 
     def get_hostname(self) -> str:
         """Return "host:port", the name of this store among others; empty before `setup`."""
@@ -197,16 +219,17 @@ class StoreBase:
         return codes if code == OK else [code] * count
 
     def _fail(self, name: str, why: Error | str, code: int) -> int:
-        self.last_error = f"{name}: {why}"
+        self.last_error = text = f"{name}: {why}"
+        tell(Failure(text, why if isinstance(why, Error) else None))
         now_s = time.monotonic()
         with self._lock:
             # A caller that asks a dead node again and again shall not fill the disk.
-            if now_s - self._logged.get(self.last_error, -_LOG_INTERVAL_S) < _LOG_INTERVAL_S:
+            if now_s - self._logged.get(text, -_LOG_INTERVAL_S) < _LOG_INTERVAL_S:
                 return code
             if len(self._logged) >= _LOGGED_MAX:
                 self._logged.clear()
-            self._logged[self.last_error] = now_s
-        _log.warning("%s", self.last_error)
+            self._logged[text] = now_s
+        _log.warning("%s", text)
         return code
 
     def _settle(

@@ -16,7 +16,7 @@ from types import FrameType
 from mooncake_hicache.compat.flags import Flag, Flags
 from mooncake_hicache.compat.store import MooncakeDistributedStore
 from mooncake_hicache.compat.store.clients import announced
-from mooncake_hicache.compat.store.settings import setup_of
+from mooncake_hicache.compat.store.settings import HTTP_PORT, setup_of
 from mooncake_hicache.errors import Error, UnavailableError
 
 __all__ = ["main"]
@@ -35,8 +35,8 @@ FLAGS = {
     "threads": Flag(1, "without effect: the option copy_threads decides"),
     "enable_offload": Flag(False, "without effect: the option ssd of the node decides"),
     "start_offload_rpc_server": Flag(True, "without effect"),
-    "enable_http_server": Flag(False, "without effect: the node's own HTTP is at http_port"),
-    "http_port": Flag(9300, "without effect"),
+    "enable_http_server": Flag(False, "/health, /metrics and /metrics/summary over HTTP"),
+    "http_port": Flag(HTTP_PORT, "at this port; on loopback, or where the option http_host says"),
 }
 
 _log = logging.getLogger("mooncake_hicache.client")
@@ -69,6 +69,8 @@ def _serve(flags: Flags) -> None:
         "rdma_devices": flags.text("device_names"),
         "master_server_addr": flags.text("master_server_address"),
         "tenant_id": flags.text("tenant_id"),
+        "enable_client_http_server": bool(flags.values["enable_http_server"]),
+        "client_http_port": flags.number("http_port"),
     }
     stop = threading.Event()
 

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mooncake_hicache.compat.store.settings import Setup
@@ -61,7 +61,8 @@ def announced(port: int, setup: Setup) -> Iterator[None]:
                 f"another mooncake_client has port {port}: end it, or choose another --port"
             )
         file.truncate()
-        file.write(json.dumps(asdict(setup)))
+        # The port is that of the one that has it; the others answer nowhere.
+        file.write(json.dumps(asdict(replace(setup, http_port=None))))
         file.flush()
         try:
             yield

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,13 @@ class MooncakeConfig:
         """Read a JSON file.
 
         Raises:
-            ValueError: A name that must be there is missing, or a size is none.
+            ValueError: It is no JSON, a name that must be there is missing, or a size is none.
             OSError: It cannot be read.
         """
         with Path(file_path).open(encoding="utf-8") as file:
             given = json.load(file)
+        if not isinstance(given, dict):
+            raise ValueError(f"{file_path} has no object of JSON")
         for name in ("local_hostname", "metadata_server", "master_server_address"):
             if name not in given:
                 raise ValueError(f"{file_path}: {name} is missing")
@@ -83,6 +85,22 @@ class MooncakeConfig:
             if os.environ.get(variable)
         }
         return _config_of(given)
+
+    def changed(self, given: Mapping[str, str]) -> MooncakeConfig:
+        """Return it with other values, as text.
+
+        Raises:
+            ValueError: A name is unknown, or a value is none of its kind.
+        """
+        names = [field.name for field in fields(self)]
+        unknown = sorted(set(given) - set(names))
+        if unknown:
+            raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(names)}")
+        return _config_of({**asdict(self), **given})
+
+    def setup_arguments(self) -> dict[str, Any]:
+        """Return what `MooncakeDistributedStore.setup` is given."""
+        return asdict(self)
 
 
 def _config_of(given: Mapping[str, Any]) -> MooncakeConfig:

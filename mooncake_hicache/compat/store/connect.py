@@ -25,7 +25,7 @@ from mooncake_hicache.options_master import MASTER_PORT
 from mooncake_hicache.options_types import POOL_SIZE_MIN_BYTES
 from mooncake_hicache.store import Store
 
-__all__ = ["REACH_TIMEOUT_S", "SETUP_TIMEOUT_S", "check_master", "open_store"]
+__all__ = ["SETUP_TIMEOUT_S", "check_master", "check_reached", "open_store"]
 
 SETUP_TIMEOUT_S = 4.5
 """Seconds that finding out may take that there is no master; a caller is told within 5."""
@@ -76,6 +76,19 @@ def check_master(master: str, timeout_s: float) -> None:
         f"cannot reach the master at {master}: {'; '.join(causes)}. Start it (mooncake_master), or "
         "correct master_server_addr"
     )
+
+
+def check_reached(store: Store, setup: Setup) -> None:
+    """Check that the master and the node of a store are there. Blocks for a second at most.
+
+    Raises:
+        UnavailableError: One of them is not; the message says which.
+    """
+    check_master(setup.master, REACH_TIMEOUT_S)
+    if not store.is_connected:
+        raise UnavailableError(
+            "no node of this machine is connected; one is looked for, and its log says more"
+        )
 
 
 def addresses_of(master: str) -> list[str]:

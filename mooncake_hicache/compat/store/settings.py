@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,9 @@ from mooncake_hicache.units import parse_size
 
 __all__ = ["Setup", "segment_size_of", "setup_of"]
 
-_log = logging.getLogger(__name__)
-
 TENANT = "default"
 HTTP_PORT = 9300
+PORT_MAX = 65535
 
 _NAMES = (
     "local_hostname",
@@ -54,6 +53,8 @@ class Setup:
     devices: str = ""
     ssd: str = ""
     tenant: str = TENANT
+    http_port: int | None = None
+    """Where the store answers over HTTP; None: nowhere."""
 
 
 def setup_of(arguments: Sequence[Any], named: Mapping[str, Any]) -> Setup:
@@ -127,11 +128,6 @@ def _checked(given: dict[str, Any]) -> Setup:
     ssd = str(given.get("ssd_offload_path") or "")
     if given.get("enable_ssd_offload") and not ssd:
         raise InvalidArgumentError("enable_ssd_offload needs ssd_offload_path: name a folder")
-    if given.get("enable_client_http_server"):
-        _log.warning(
-            "enable_client_http_server is without effect: the node has HTTP of its own, which "
-            "`mooncake-hicache status` tells of"
-        )
     return Setup(
         hostname=given["local_hostname"],
         master=given["master_server_addr"].strip(),
@@ -140,4 +136,15 @@ def _checked(given: dict[str, Any]) -> Setup:
         devices=given["rdma_devices"].replace(" ", ""),
         ssd=ssd if given.get("enable_ssd_offload") else "",
         tenant=str(given.get("tenant_id") or TENANT),
+        http_port=_http_port_of(given),
     )
+
+
+def _http_port_of(given: Mapping[str, Any]) -> int | None:
+    if not given.get("enable_client_http_server"):
+        return None
+    value = given.get("client_http_port", HTTP_PORT)
+    text = value.strip() if isinstance(value, str) else str(operator.index(value))
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > PORT_MAX:
+        raise InvalidArgumentError(f"client_http_port is {value!r:.100}: give 0 to {PORT_MAX}")
+    return int(text)
