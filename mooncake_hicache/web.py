@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import CancelledError, Future
 
 from aiohttp import web
@@ -37,28 +37,33 @@ def carries_token(request: web.Request, token: bytes) -> bool:
 async def serving(
     application: web.Application,
     listener: socket.socket,
-    *,
-    shutdown_timeout_s: float = SHUTDOWN_TIMEOUT_S,
+    drain: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[None]:
     """Answer on a TCP socket that listens already for as long as the `async with` lasts.
 
     Args:
         application: What answers.
         listener: The socket; closed at the end.
-        shutdown_timeout_s: Seconds that requests under way have at the end; twice that if they
-            ignore that they are broken off.
+        drain: Called when nobody can connect any more: may wait until requests have been answered.
+            Those that remain then get nothing more to read, and are soon broken off.
     """
     runner = web.AppRunner(
         application,
         access_log=None,
         handle_signals=False,
         keepalive_timeout=IDLE_TIMEOUT_S,
-        shutdown_timeout=shutdown_timeout_s,
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
     )
     await runner.setup()
     try:
-        await web.SockSite(runner, listener).start()
-        yield
+        site = web.SockSite(runner, listener)
+        await site.start()
+        try:
+            yield
+        finally:
+            if drain is not None:
+                await site.stop()
+                await drain()
     finally:
         await runner.cleanup()
 
@@ -75,11 +80,9 @@ class WebThread:
         application: web.Application,
         listener: socket.socket,
         name: str,
-        *,
-        shutdown_timeout_s: float = SHUTDOWN_TIMEOUT_S,
+        drain: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self._application, self._listener = application, listener
-        self._shutdown_timeout_s = shutdown_timeout_s
+        self._application, self._listener, self._drain = application, listener, drain
         self._started: Future[asyncio.AbstractEventLoop] = Future()
         self._is_ended = asyncio.Event()
         self._pid = os.getpid()
@@ -99,8 +102,7 @@ class WebThread:
         return os.getpid() == self._pid and self.thread.is_alive()
 
     def close(self) -> None:
-        """End: requests under way are answered, as far as they take no longer than the time limit.
-        May be called again."""
+        """End, as `serving` does. May be called again."""
         if os.getpid() != self._pid:
             return
         with contextlib.suppress(RuntimeError):  # It has ended.
@@ -115,8 +117,7 @@ class WebThread:
             self._started.cancel()  # Nothing, if it has.
 
     async def _serve(self) -> None:
-        timeout_s = self._shutdown_timeout_s
-        async with serving(self._application, self._listener, shutdown_timeout_s=timeout_s):
+        async with serving(self._application, self._listener, self._drain):
             self._started.set_result(asyncio.get_running_loop())
             await self._is_ended.wait()
 

@@ -7,6 +7,7 @@ of the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -44,6 +45,15 @@ class Gate:
         self._token = token.encode()
         self._count, self._count_max = 0, request_count_max
         self._send_timeout_s = send_timeout_s
+        self._is_ending = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let nobody in any more, and wait for those that are."""
+        self._is_ending = True
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._is_idle.wait(), timeout_s)
 
     def middleware(self) -> Any:
         """Return it as aiohttp wants it."""
@@ -57,12 +67,19 @@ class Gate:
                 return refusal
             if self._count >= self._count_max:
                 return _failed(503, f"{self._count} requests are under way: ask again later")
+            if self._is_ending:
+                refusal = _failed(503, "this service is ending")
+                refusal.force_close()
+                return refusal
             self._count += 1
+            self._is_idle.clear()
             try:
                 response = await _answered(request, handler)
                 await self._send(request, response)
             finally:
                 self._count -= 1
+                if self._count == 0:
+                    self._is_idle.set()
             return response
 
         return pass_gate
@@ -72,10 +89,9 @@ class Gate:
         try:
             await response.prepare(request)
             await asyncio.wait_for(response.write_eof(), self._send_timeout_s)
-        except asyncio.TimeoutError:
+        except (asyncio.TimeoutError, ConnectionError):  # Nobody reads it, or is there.
             if request.transport is not None:
                 request.transport.abort()
-            raise ConnectionResetError("the answer was not read in time") from None
 
 
 async def _answered(request: web.Request, answer: Answer) -> web.StreamResponse:
@@ -95,7 +111,7 @@ async def _answered(request: web.Request, answer: Answer) -> web.StreamResponse:
     except web.HTTPException as error:
         return _failed(error.status, error.reason)
     except ConnectionError:
-        raise
+        return _failed(400, "the caller has hung up")  # Seen by nobody; a log is spared.
     except Exception:  # noqa: BLE001 - a bug: told in the log, and in JSON too.
         _log.exception("%s %s", request.method, request.path[:_PATH_LENGTH_MAX])
         return _failed(500, "an error of the server, which its log tells")

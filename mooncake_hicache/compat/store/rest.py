@@ -63,6 +63,8 @@ class RestLimits:
     """Seconds in which a body must have come."""
     send_timeout_s: float = 120.0
     """Seconds in which an answer must have been read."""
+    drain_timeout_s: float = 5.0
+    """Seconds that requests under way have at the end."""
 
 
 class StorePages:
@@ -109,6 +111,10 @@ class StorePages:
         for name in ("mount_shm", "unmount_shm", "mount", "unmount"):
             router.add_post(f"/api/{name}", self.not_supported)
         return application
+
+    async def drain(self) -> None:
+        """Let nobody in any more, and give those that are the time to be answered."""
+        await self._gate.drain(self._limits.drain_timeout_s)
 
     def close(self) -> None:
         """End the threads, once what runs in them has returned: close the store first."""

@@ -28,8 +28,6 @@ from mooncake_hicache.web import WebThread
 __all__ = ["main"]
 
 PROGRAM = "mc_store_rest_server"
-SHUTDOWN_TIMEOUT_S = 5.0
-"""Seconds that requests under way have at the end."""
 PAUSE_S = 1.0
 """Seconds between two attempts to set the store up."""
 PORT_MAX = 65535
@@ -82,14 +80,11 @@ def _serve(flags: argparse.Namespace, stop: _Stop) -> None:
         raise InvalidArgumentError(f"--port={flags.port}: give 0 (any free one) to {PORT_MAX}")
     config = _config(flags)
     token = read_token(flags.token_file) if flags.token_file else ""
+    _check_token(token, flags.host)
     # A port that is taken is known before the master has been waited for. Until the store is set
     # up nobody listens, so that callers see at once that they come too early.
     with listen(flags.host, flags.port, _SERVICE, _PORT_REMEDY) as listener:
-        if not token and not is_loopback(listener.getsockname()[0]):
-            raise InvalidArgumentError(
-                f"--host={flags.host} is reached from other machines, so whoever reads and writes "
-                "there must know a token: give --token-file"
-            )
+        _check_token(token, listener.getsockname()[0])  # Names may mean anything.
     store = MooncakeDistributedStore()
     try:
         if not _set_up(store, config, flags.max_wait_time, stop):
@@ -97,9 +92,7 @@ def _serve(flags: argparse.Namespace, stop: _Stop) -> None:
         pages = StorePages(store, token=token, has_ssd=config.enable_ssd_offload)
         listener = listen(flags.host, flags.port, _SERVICE, _PORT_REMEDY)
         host, port = listener.getsockname()[:2]
-        web = WebThread(
-            pages.application(), listener, "hicache-rest", shutdown_timeout_s=SHUTDOWN_TIMEOUT_S
-        )
+        web = WebThread(pages.application(), listener, "hicache-rest", pages.drain)
         _log.info("the store answers at http://%s/api", Address(host, port))
         stop.is_asked.wait()
         web.close()
@@ -107,6 +100,14 @@ def _serve(flags: argparse.Namespace, stop: _Stop) -> None:
         pages.close()
     finally:
         store.close()
+
+
+def _check_token(token: str, host: str) -> None:
+    if not token and not is_loopback(host):
+        raise InvalidArgumentError(
+            f"--host={host} is reached from other machines, so whoever reads and writes there must "
+            "know a token: give --token-file"
+        )
 
 
 def _set_up(
