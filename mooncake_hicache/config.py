@@ -222,8 +222,8 @@ class NodeOptions(OptionsBase):
     is missed. Far beyond the millisecond it takes, far below the time to compute a page anew."""
 
     http_host: str = "127.0.0.1"
-    """The address of /metrics, /health and /status. Loopback by default: they carry no
-    authentication."""
+    """The address of /metrics, /health and /status, and of stores that were asked to tell of
+    themselves over HTTP. Loopback by default: they carry no authentication."""
 
     http_port: Annotated[int, Field(ge=-1, le=65535)] = 0
     """The TCP port of the same. 0: any free one (`status` prints it). -1: no HTTP."""

@@ -53,6 +53,8 @@ def test_pip_installs_modules_and_programs(installed: Path) -> None:
         "transfer_engine_bench",
         "mooncake_http_metadata_server",
         "transfer_engine_topology_dump",
+        "mc_store_rest_server",
+        "mooncake_client",
     ):
         path = installed / "bin" / program
         done = run("", installed, *_own_paths(), arguments=(str(path), "--help"))

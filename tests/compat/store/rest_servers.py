@@ -105,7 +105,7 @@ def serving_with(
     store: MooncakeDistributedStore, *, has_ssd: bool = False, **limits: float
 ) -> Iterator[Caller]:
     """A service in this process, which has these limits."""
-    pages = StorePages(store, has_ssd=has_ssd, limits=RestLimits(**limits))  # type: ignore[arg-type]
+    pages = StorePages(store, has_ssd=has_ssd, limits=RestLimits(**limits))
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     server = WebThread(pages.application(), listener, "rest-under-test", pages.drain)
