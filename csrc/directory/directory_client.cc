@@ -142,8 +142,10 @@ void DirectoryClient::run() {
           back_off_ms = options_.back_off_min_ms;
         }
       }
-      fail_calls(
-          Status(ended.code(), "the directory at " + to_string(address) + ": " + ended.message()));
+      const std::string why = "the directory at " + to_string(address) + ": " + ended.message();
+      fail_calls(Status(ended.code(), why));
+      const bool is_news = ended.code() != Code::kNotLeader && !stopping_;
+      if (is_news && options_.on_trouble) options_.on_trouble(why);
     }
     pause(back_off_ms);
     back_off_ms = std::min(back_off_ms * 2, options_.back_off_max_ms);

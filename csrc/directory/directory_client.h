@@ -48,6 +48,8 @@ class DirectoryClient : public DirectoryLine {
     std::function<void(const HeartbeatReply&)> on_orders;
     /// connection_number() has changed. May be empty.
     std::function<void()> on_connection{};
+    /// An address could not be reached, or refused this client, or went: why. May be empty.
+    std::function<void(const std::string&)> on_trouble{};
   };
   static Result<std::unique_ptr<DirectoryClient>> start(Options options);
   ~DirectoryClient() override;

@@ -38,23 +38,24 @@ Status Cluster::connect() {
     if (!loaded.ok()) return loaded.status();
     tls_ = std::move(loaded.value());
   }
-  const DirectoryClient::Options options{
-      .addresses = options_.masters,
-      .secret = options_.secret,
-      .tls = tls_,
-      .connect_timeout_ms = options_.connect_timeout_ms,
-      .back_off_min_ms = options_.back_off_min_ms,
-      .back_off_max_ms = options_.back_off_max_ms,
-      .calls_max = kCallsMax,
-      .on_orders =
-          [this](const HeartbeatReply& orders) {
-            post([this, orders] { membership_->take_orders(orders); });
-          },
-      .on_connection = surroundings_.wake};
+  DirectoryClient::Options options{.addresses = options_.masters,
+                                   .secret = options_.secret,
+                                   .tls = tls_,
+                                   .connect_timeout_ms = options_.connect_timeout_ms,
+                                   .back_off_min_ms = options_.back_off_min_ms,
+                                   .back_off_max_ms = options_.back_off_max_ms,
+                                   .calls_max = kCallsMax,
+                                   .on_orders =
+                                       [this](const HeartbeatReply& orders) {
+                                         post([this, orders] { membership_->take_orders(orders); });
+                                       },
+                                   .on_connection = surroundings_.wake,
+                                   .on_trouble = surroundings_.on_notice};
   for (std::unique_ptr<DirectoryClient>* client : {&life_, &bulk_}) {
     Result<std::unique_ptr<DirectoryClient>> started = DirectoryClient::start(options);
     if (!started.ok()) return started.status();
     *client = std::move(started.value());
+    options.on_trouble = nullptr;  // One tells for both.
   }
   return Status();
 }

@@ -74,7 +74,7 @@ class Cluster {
     std::function<NodeTally()> tally;    // What the node has done.
     /// Clears a namespace because it was ordered; a ticket of the SSD tier, 0: done.
     std::function<uint64_t(const NamespaceDigest&)> clear;
-    std::function<void(std::string)> on_notice;
+    std::function<void(std::string)> on_notice;  // From any thread.
   };
 
   /// Waits for no master.

@@ -83,12 +83,20 @@ class Liar {
   uint64_t sequence_ = 0;
 };
 
+/// Null without files.
+inline std::shared_ptr<TlsContext> tls_context(const TlsContext::Files& files) {
+  if (files.certificate.empty()) return nullptr;
+  Result<std::shared_ptr<TlsContext>> loaded = TlsContext::load(files);
+  EXPECT_TRUE(loaded.ok()) << loaded.status().message();
+  return loaded.ok() ? std::move(loaded.value()) : nullptr;
+}
+
 /// A node, a client of it, and what the directory knows of it.
 struct ClusterNode {
   ClusterNode(uint16_t master_port, const std::string& name, const Node::Options& options)
       : node(started(options)),
         client(node->socket_path(), 10'000),
-        directory(connected_client(client_options({master_port}))),
+        directory(connected_client(directory_options_of(master_port, options.cluster->tls))),
         port(master_port),
         lying_name(name + ", it is said") {
     // It is connected once it is heard of.
@@ -99,6 +107,12 @@ struct ClusterNode {
     client.client.remove(client.space, {&key, 1}, codes);
   }
 
+  static DirectoryClient::Options directory_options_of(uint16_t port,
+                                                       const TlsContext::Files& files) {
+    DirectoryClient::Options options = client_options({port});
+    options.tls = tls_context(files);
+    return options;
+  }
   static std::unique_ptr<Node> started(const Node::Options& options) {
     auto node = Node::start(options);
     EXPECT_TRUE(node.ok()) << node.status().message();
@@ -158,7 +172,8 @@ inline int run_cluster_node(const std::vector<std::string>& arguments) {
 
 class TestCluster {
  public:
-  TestCluster() : server_(start_server(server_options())) {}
+  explicit TestCluster(const TlsContext::Files& tls = {})
+      : server_(start_server(options_with(tls))) {}
 
   ClusterOptions options(const std::string& name) const {
     return cluster_options(server_->port(), name);
@@ -179,6 +194,12 @@ class TestCluster {
   void stop_master() { server_->stop(); }
 
  private:
+  static DirectoryServer::Options options_with(const TlsContext::Files& tls) {
+    DirectoryServer::Options options = server_options();
+    options.tls = tls_context(tls);
+    return options;
+  }
+
   std::unique_ptr<DirectoryServer> server_;
 };
 

@@ -6,6 +6,7 @@
 #include "cluster_rig.h"
 #include "raw_client.h"
 #include "store/node_link.h"
+#include "tls_files.h"
 
 namespace hicache {
 namespace {
@@ -67,6 +68,41 @@ TEST(RemoteHits, WhatOneNodeHasIsReadAtAnother) {
   expect_hits(*b, 0, 20, kPageSize);
   EXPECT_EQ(stat_of(*b->node, "remote_fetched_pages"), 20u);
   EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*a->node, "leases") == 0; }));
+}
+
+TEST(RemoteHits, WorkWhereEveryControlConnectionIsTls) {
+  const testing::CertificateFolder folder;
+  const testing::Authority authority(folder.path(), "cluster");
+  TestCluster cluster(authority.member("master"));
+  const auto add = [&](const std::string& name, const TlsContext::Files& files) {
+    ClusterOptions options = cluster.options(name);
+    options.tls = files;
+    return cluster.add(options, 64 * kMiB);
+  };
+  auto a = add("a", authority.member("a"));
+  auto b = add("b", authority.member("b"));
+  a->put(0, 20, kPageSize);
+  expect_hits(*b, 0, 20, kPageSize);
+  EXPECT_EQ(stat_of(*b->node, "remote_fetched_pages"), 20u);
+  // One that another authority vouches for is not let in; its own pages it has all the same.
+  const testing::Authority other(folder.path(), "other");
+  Node::Options options = testing::node_options(testing::socket_name(), 64 * kMiB);
+  options.cluster = cluster.options("stranger");
+  options.cluster->tls = other.member("stranger");
+  auto stranger = Node::start(options);
+  ASSERT_TRUE(stranger.ok()) << stranger.status().message();
+  testing::SimpleClient client(options.socket_path);
+  EXPECT_EQ(client.put(key_of(100), bytes_of(100, kPageSize)), Code::kOk);
+  EXPECT_TRUE(eventually(20'000, [&] {
+    uint64_t known = 0;
+    const auto notices = stranger.value()->notices_since(known);
+    return std::any_of(notices.begin(), notices.end(), [](const std::string& notice) {
+      return notice.find("certificate") != std::string::npos;
+    });
+  }));
+  std::vector<uint8_t> bytes;
+  EXPECT_NE(client.get(key_of(0), bytes), Code::kOk);
+  EXPECT_EQ(client.get(key_of(100), bytes), Code::kOk);
 }
 
 TEST(RemoteHits, AGetFindsWhatIsNoMoreWhereItWas) {

@@ -16,6 +16,24 @@
 
 namespace hicache::testing {
 
+/// A folder for them, gone with this.
+class CertificateFolder {
+ public:
+  CertificateFolder() {
+    std::string name = std::filesystem::temp_directory_path() / "hicache-tls-XXXXXX";
+    EXPECT_NE(mkdtemp(name.data()), nullptr);
+    path_ = name;
+  }
+  ~CertificateFolder() { std::filesystem::remove_all(path_); }
+  CertificateFolder(const CertificateFolder&) = delete;
+  CertificateFolder& operator=(const CertificateFolder&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
 class Authority {
  public:
   /// Writes its certificate into `folder`.

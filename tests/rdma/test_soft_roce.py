@@ -60,6 +60,13 @@ def test_engines_outlive_links_and_peers(what: str) -> None:
 
 
 @pytest.mark.timeout(400)
+def test_nodes_of_a_cluster_read_each_others_pages() -> None:
+    command = [str(program()), "--gtest_filter=RdmaCluster.*"]
+    output = run_in_guest(command, devices=4, timeout_s=380)
+    assert "[  PASSED  ] 3 tests." in output, output
+
+
+@pytest.mark.timeout(400)
 @pytest.mark.skipif(not PYVERBS.exists(), reason=f"needs python3-pyverbs: {PYVERBS} is missing")
 def test_a_peer_that_shares_no_code_with_us_reads_and_writes_our_memory() -> None:
     # The system's Python: the one of the venv need not be that which pyverbs was built for.
