@@ -18,8 +18,11 @@ PROMPT = [(7 * i) % 250 for i in range(400)]
 CACHED = 384  # All full pages but for the last token.
 
 
-def test_an_engine_hits_what_another_machines_engine_has_computed(cluster: Cluster) -> None:
-    args = [*HICACHE_ARGS, *THRESHOLD]
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_engine_hits_what_another_machines_engine_has_computed(
+    cluster: Cluster, ranks: int
+) -> None:
+    args = [*HICACHE_ARGS, *THRESHOLD, "--tp", str(ranks)]
     with Server("cluster-a", args, cluster.environment("a", autostart="0")) as server:
         first = server.generate(PROMPT)
         assert first.cached_tokens == 0
@@ -31,7 +34,7 @@ def test_an_engine_hits_what_another_machines_engine_has_computed(cluster: Clust
         with cluster.store("b") as store:
             stats = store.stats()["node"]
             assert stats is not None
-            assert stats["remote_fetched_pages"] >= CACHED // 16
+            assert stats["remote_fetched_pages"] >= ranks * CACHED // 16
             assert stats["remote_corrupt_pages"] == 0
         other = [(11 * i + 3) % 250 for i in range(400)]
         alone = server.generate(other)
