@@ -58,6 +58,11 @@ class Code(enum.IntEnum):
 
     INTERNAL = 15
 
+    OVER_QUOTA = 16
+    """
+    The namespace's tenant may have no more, and none of its pages may be evicted.
+    """
+
 class Node:
     """
     A node: a pool of shared memory and the index of its pages, served on a unix socket.

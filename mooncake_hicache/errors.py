@@ -8,6 +8,7 @@
     ├── NotFoundError            an outcome: a miss
     ├── AlreadyExistsError       an outcome: nothing to do
     ├── NoSpaceError             no room, and nothing that may be evicted
+    │   └── OverQuotaError       no room for this tenant
     ├── CorruptError             bytes that do not prove themselves
     ├── InvalidArgumentError     your mistake (also a ValueError)
     ├── UnsupportedError         not possible on this machine or with these options
@@ -33,6 +34,7 @@ __all__ = [
     "IoError",
     "NoSpaceError",
     "NotFoundError",
+    "OverQuotaError",
     "TimeoutError_",
     "TransientError",
     "UnavailableError",
@@ -71,6 +73,11 @@ class AlreadyExistsError(Error):
 
 class NoSpaceError(Error):
     """There is no room, and nothing left that may be evicted, or the machine has not the memory."""
+
+
+class OverQuotaError(NoSpaceError):
+    """The tenant of this namespace has its quota full of what may not be evicted, or the page is
+    larger than the quota."""
 
 
 class CorruptError(Error):
@@ -113,6 +120,7 @@ CLASS_BY_CODE_NAME: dict[str, type[Error]] = {
     "CLOSED": ClosedError,
     "IO": IoError,
     "INTERNAL": InternalError,
+    "OVER_QUOTA": OverQuotaError,
 }
 """Every code of `_core.Code` except `OK`, by name, so that the numbers stay in one place."""
 

@@ -234,9 +234,18 @@ NODE_METRICS: tuple[NodeMetric, ...] = (
     NodeMetric("put_existing_pages", "counter", "pages", "Pages of puts that were there already"),
     NodeMetric("put_stored_bytes", "counter", "bytes", "Bytes of pages stored by puts"),
     NodeMetric("put_no_space_pages", "counter", "pages", "Pages of puts refused for want of room"),
+    NodeMetric(
+        "put_over_quota_pages",
+        "counter",
+        "pages",
+        "Pages of puts refused because their tenant may have no more",
+    ),
     NodeMetric("aborted_pages", "counter", "pages", "Pages reserved and never committed"),
     NodeMetric("evicted_pages", "counter", "pages", "Pages evicted to make room"),
     NodeMetric("evicted_bytes", "counter", "bytes", "Bytes of pages evicted to make room"),
+    NodeMetric(
+        "quota_evicted_pages", "counter", "pages", "Pages evicted because of their tenant's quota"
+    ),
     NodeMetric("expired_pages", "counter", "pages", "Pages dropped because their time was over"),
     NodeMetric("removed_pages", "counter", "pages", "Pages removed by request"),
     NodeMetric("cleared_pages", "counter", "pages", "Pages dropped with their whole namespace"),

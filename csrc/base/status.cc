@@ -38,6 +38,8 @@ std::string_view code_name(Code code) {
       return "Io";
     case Code::kInternal:
       return "Internal";
+    case Code::kOverQuota:
+      return "OverQuota";
   }
   return "Unknown";
 }

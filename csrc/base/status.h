@@ -37,9 +37,11 @@ enum class Code : uint8_t {
   // Environment (errno in the message) and bugs.
   kIo = 14,
   kInternal = 15,
+  // No room for this tenant, whatever room there is for others.
+  kOverQuota = 16,
 };
 
-inline constexpr uint8_t kCodeCount = 16;
+inline constexpr uint8_t kCodeCount = 17;
 
 /// The code's name as users see it in messages ("NoSpace").
 std::string_view code_name(Code code);

@@ -33,7 +33,9 @@ NB_MODULE(_core, m) {
       .value("CANCELLED", Code::kCancelled, "The namespace was cleared or the put took too long.")
       .value("CLOSED", Code::kClosed)
       .value("IO", Code::kIo)
-      .value("INTERNAL", Code::kInternal);
+      .value("INTERNAL", Code::kInternal)
+      .value("OVER_QUOTA", Code::kOverQuota,
+             "The namespace's tenant may have no more, and none of its pages may be evicted.");
   hicache::bind_node(m);
   hicache::bind_client(m);
   hicache::bind_copy(m);

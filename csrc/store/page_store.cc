@@ -266,9 +266,13 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
   }
   const auto pinnable = share_of_pool(options_.hard_pin_share);
   Extents extents;
-  if (size > options_.capacity_bytes ||  // First: what follows adds sizes up.
-      (options.pin == Pin::kHard && pinned_bytes_ + size > pinnable) ||
-      !make_room(size, extents, now_ms)) {
+  const bool is_refused = size > options_.capacity_bytes ||  // First: what follows adds sizes up.
+                          (options.pin == Pin::kHard && pinned_bytes_ + size > pinnable);
+  if (!is_refused && !make_quota(space, size, now_ms)) {
+    ++counts_.put_over_quota_pages;
+    return Code::kOverQuota;
+  }
+  if (is_refused || !make_room(size, extents, now_ms)) {
     ++counts_.put_no_space_pages;
     return Code::kNoSpace;
   }
@@ -295,6 +299,7 @@ PageIndex PageStore::make_reservation(SessionIndex session, const PageName& name
   record.state = PageState::kReserved;
   extent_heap_bytes_ += record.extents.heap_size_bytes();
   reserved_bytes_ += size;
+  charge(name.space, size);
   link(sessions_[session].reserved, page);
   update_held(page);
   return page;
@@ -305,9 +310,7 @@ Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
   if (!is_reservation(session, ref)) return Code::kCancelled;
   PageRecord& record = records_[ref.page];
   auto space = spaces_.find(record.space);
-  const bool cleared_meanwhile =
-      space == spaces_.end() || std::find(cleared_spaces_.begin(), cleared_spaces_.end(),
-                                          record.space) != cleared_spaces_.end();
+  const bool cleared_meanwhile = space == spaces_.end() || !space->second.is_counted;
   if (cleared_meanwhile) {
     abort(session, ref);
     return Code::kCancelled;
@@ -334,15 +337,18 @@ Code PageStore::commit(SessionIndex session, PageRef ref, uint64_t checksum,
   return Code::kOk;
 }
 
-void PageStore::make_present(PageIndex page, PageList& list, uint64_t now_ms) {
+void PageStore::make_present(PageIndex page, Space& space, uint64_t now_ms) {
   PageRecord& record = records_[page];
   const uint64_t hash = hash_of(page);
   record.state = PageState::kPresent;
-  link(list, page);
+  link(space, page);
+  const uint64_t footprint = SlotAllocator::footprint(record.size);
+  space.reserved_bytes -= footprint;
+  tenants_[space.tenant].reserved_bytes -= footprint;
+  ++tenants_[space.tenant].page_count;
   table_.reserve_one([this](PageIndex other) { return hash_of(other); });
   table_.insert(hash, page);
-  eviction_->insert(
-      page, PageTraits{hash, record.parent_hash, record.size, record.pin == Pin::kSoft}, now_ms);
+  eviction_->insert(page, traits_of(page), now_ms);
   update_held(page);
   if (listener_ != nullptr) listener_->page_changed(record.space, record.key);
 }
@@ -391,7 +397,9 @@ void PageStore::condemn(PageIndex page, EraseReason reason) {
   } else {
     eviction_->erase(page, reason);
   }
-  unlink(list_of(record), page);
+  Space& space = spaces_.at(record.space);
+  unlink(space, page);
+  if (space.is_counted) --tenants_[space.tenant].page_count;
   set_expiry(page, 0);
   replicated_count_ -= record.replica_count > 1;
   record.state = PageState::kCondemned;
@@ -409,6 +417,7 @@ void PageStore::free_page(PageIndex page, bool backed) {
     reserved_bytes_ -= record.size;
     set_expiry(page, 0);
   }
+  discharge(record);
   if (record.pin == Pin::kHard) pinned_bytes_ -= record.size;
   if (record.is_held) held_bytes_ -= SlotAllocator::footprint(record.size);
   extent_heap_bytes_ -= record.extents.heap_size_bytes();
@@ -445,8 +454,7 @@ Code PageStore::set_pin(NamespaceIndex index, const Key& key, Pin pin, uint64_t 
   record.pin = pin;
   if (soft_changes) {
     eviction_->erase(page, EraseReason::kRemoved);
-    eviction_->insert(page, PageTraits{hash, record.parent_hash, record.size, pin == Pin::kSoft},
-                      now_ms);
+    eviction_->insert(page, traits_of(page), now_ms);
   }
   update_held(page);
   return Code::kOk;
@@ -466,7 +474,8 @@ uint64_t PageStore::advance(uint64_t now_ms) {
   expire_leases(now_ms);
   expire_pages(now_ms);
   drop_cleared(kDropPerStep);
-  if (!cleared_spaces_.empty() || has_expired(now_ms)) return now_ms;
+  const bool is_tidying = group_pages() || trim_tenants(now_ms);
+  if (!cleared_spaces_.empty() || has_expired(now_ms) || is_tidying) return now_ms;
   uint64_t next = leases_.next_expiry_ms();
   if (!expiry_order_.empty()) next = std::min(next, expiry_order_.begin()->first);
   return next;
@@ -504,11 +513,6 @@ void PageStore::set_expiry(PageIndex page, uint64_t expires_ms) {
 }
 
 // ---------------------------------------------------------------- lists
-
-PageStore::PageList& PageStore::list_of(const PageRecord& record) {
-  return record.state == PageState::kReserved ? sessions_[record.session].reserved
-                                              : spaces_.at(record.space);
-}
 
 void PageStore::link(PageList& list, PageIndex page) {
   PageRecord& record = records_[page];

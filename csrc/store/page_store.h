@@ -26,6 +26,7 @@
 #include "store/page_record.h"
 #include "store/spare_pages.h"
 #include "store/stats.h"
+#include "store/tenant_table.h"
 #include "tier/eviction.h"
 #include "tier/key_table.h"
 #include "tier/page_listener.h"
@@ -56,6 +57,7 @@ class PageStore {
     SpaceIndex space;
     uint64_t page_count;
     uint64_t size_bytes;
+    std::string tenant;
   };
 
   struct LookupFlags {
@@ -67,7 +69,7 @@ class PageStore {
 
   struct Placement {
     Code code;  // kOk: write to `extents`, then commit. kAlreadyExists: nothing to do. kNoSpace.
-                // kCancelled: the namespace was cleared.
+                // kOverQuota. kCancelled: the namespace was cleared.
     PageRef ref{kNoPage, 0};
     std::span<const Extent> extents;  // Valid until the next call.
   };
@@ -103,6 +105,10 @@ class PageStore {
   /// Says how large the pool can become for now: leases and pins are bounded by shares of that.
   void set_reachable_bytes(uint64_t bytes) { reachable_bytes_ = bytes; }
 
+  /// What tenants may use of the pool, from now on. Who is above it loses pages, in small steps by
+  /// advance() and by its own puts.
+  void set_quotas(Quotas quotas);
+
   SessionIndex open_session();
   /// Ends the session's leases and drops its reservations.
   void close_session(SessionIndex session, uint64_t now_ms);
@@ -137,7 +143,8 @@ class PageStore {
   /// Ends the session's read and look-up leases on these pages. Unknown references are ignored.
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms);
 
-  /// Makes room by evicting, and hands out where to write. Sizes are at least 1.
+  /// Makes room by evicting, and hands out where to write. Sizes are at least 1. A tenant at its
+  /// quota makes room with its own pages.
   void reserve(SessionIndex session, NamespaceIndex index, std::span<const Key> keys,
                std::span<const uint64_t> sizes, const ReserveOptions& options, uint64_t now_ms,
                std::vector<Placement>& placements);
@@ -192,6 +199,8 @@ class PageStore {
   uint64_t hash_of(PageIndex page) const;
   /// The page to evict next, or kNoPage.
   PageIndex next_victim(uint64_t now_ms);
+  /// The same among a tenant's. Requires: there are quotas.
+  PageIndex next_victim_of(TenantIndex tenant);
   /// It leaves first when room is needed, unless it is read or asked for before. Requires: it is
   /// present, not held, and not spare.
   void spare(PageIndex page);
@@ -232,6 +241,10 @@ class PageStore {
   NodeStats stats() const;
   /// The namespaces that use most, most first.
   std::vector<NamespaceUse> namespace_use(size_t count_max) const;
+  /// The tenants that use most, most first. Only those that have a quota.
+  std::vector<Tenant> tenant_use(size_t count_max) const;
+  /// Bytes that fit into the quota of a namespace's tenant without evicting.
+  uint64_t quota_left_bytes(NamespaceIndex index) const;
 
   /// What is inconsistent, or "" (slow; for tests).
   std::string check_invariants() const;
@@ -241,6 +254,13 @@ class PageStore {
     PageIndex first = kNoPage;
     uint64_t count = 0;
     uint64_t size_bytes = 0;
+  };
+  /// Pages of one life of a namespace: those that are present are linked.
+  struct Space : PageList {
+    TenantIndex tenant = 0;
+    uint64_t used_bytes = 0;  // Footprints, of those that are reserved or condemned as well.
+    uint64_t reserved_bytes = 0;
+    bool is_counted = true;  // For its tenant: until it is cleared.
   };
   static constexpr uint64_t kDropPerStep =
       256;  // Cleared pages reclaimed per step: well below 1 ms.
@@ -267,7 +287,6 @@ class PageStore {
   [[gnu::always_inline]] void prefetch_records(size_t i, bool with_leases) const;
   /// Its present life, for a call that names it.
   SpaceIndex use(NamespaceIndex index);
-  PageList& list_of(const PageRecord& record);
   void link(PageList& list, PageIndex page);
   void unlink(PageList& list, PageIndex page);
 
@@ -275,7 +294,7 @@ class PageStore {
   /// Evicts until there is room; false if there cannot be.
   PageIndex make_reservation(SessionIndex session, const PageName& name, uint64_t size,
                              uint64_t parent_hash, Extents extents, uint64_t now_ms);
-  void make_present(PageIndex page, PageList& list, uint64_t now_ms);
+  void make_present(PageIndex page, Space& space, uint64_t now_ms);
   bool make_room(uint64_t size, Extents& extents, uint64_t now_ms);
   void evict(PageIndex page, uint64_t now_ms);
   /// A spare page is in the order of eviction again; any other stays as it is.
@@ -290,9 +309,24 @@ class PageStore {
   void expire_leases(uint64_t now_ms);
   void after_lease_end(PageIndex page, LeaseKind kind);
   bool drop_cleared(uint64_t count_max);
+  /// What a new page takes of its tenant's quota, and gives back when it is freed.
+  void charge(SpaceIndex space, uint64_t size);
+  void discharge(const PageRecord& record);
+  bool is_evictable(PageIndex page);
+  PageTraits traits_of(PageIndex page) const;
+  void set_tenant(Space& space, TenantIndex tenant);
+  /// Evicts a tenant's pages until it may have so much more; false if it may not.
+  bool make_quota(SpaceIndex space, uint64_t size, uint64_t now_ms);
+  /// Evicts one of them; false if none can leave.
+  bool evict_of(TenantIndex tenant, uint64_t now_ms);
+  /// Groups pages that came before they had to be; false if all are.
+  bool group_pages();
+  /// Evicts of tenants that are above their quotas; false if none is that could be helped.
+  bool trim_tenants(uint64_t now_ms);
   Code reserve_one(SessionIndex session, SpaceIndex space, const Key& key, uint64_t size,
                    uint64_t parent_hash, const ReserveOptions& options, uint64_t now_ms,
                    PageIndex* page);
+  std::string check_tenants() const;
 
   Options options_;
   LowerTier* lower_ = nullptr;
@@ -309,10 +343,14 @@ class PageStore {
   uint64_t uses_ = 0;
   std::vector<std::pair<uint64_t, NamespaceIndex>> least_used_;  // Some; by `used`, last first.
   std::unordered_map<uint64_t, std::vector<NamespaceIndex>> namespaces_by_digest_;
-  std::unordered_map<SpaceIndex, PageList> spaces_;
+  std::unordered_map<SpaceIndex, Space> spaces_;
   std::unordered_map<SpaceIndex, NamespaceIndex> namespaces_by_space_;
   std::vector<SpaceIndex> cleared_spaces_;
   SpaceIndex next_space_ = 0;
+  TenantTable tenants_;
+  bool has_groups_ = false;        // By tenant, of the eviction: once there was a quota.
+  PageIndex ungrouped_ = kNoPage;  // Pages from here on may be in another group. None: kNoPage.
+  std::vector<TenantIndex> untrimmed_;  // May be above their quotas.
   std::vector<Session> sessions_;
   std::vector<SessionIndex> free_sessions_;
   SessionIndex own_session_;  // Of what this node itself reads and writes.

@@ -37,29 +37,32 @@ bool PageStore::is_present(PageRef ref) const {
          records_[ref.page].state == PageState::kPresent;
 }
 
+bool PageStore::is_evictable(PageIndex page) {
+  PageRecord& record = records_[page];
+  record.is_refused = record.is_held;
+  return !record.is_held;
+}
+
 PageIndex PageStore::next_victim(uint64_t now_ms) {
-  const auto is_evictable = [this](PageIndex page) {
-    PageRecord& record = records_[page];
-    record.is_refused = record.is_held;
-    return !record.is_held;
-  };
-  return eviction_->victim(is_evictable, now_ms);
+  return eviction_->victim([this](PageIndex page) { return is_evictable(page); }, now_ms);
+}
+
+PageIndex PageStore::next_victim_of(TenantIndex tenant) {
+  return eviction_->victim_of(tenant, [this](PageIndex page) { return is_evictable(page); });
 }
 
 void PageStore::spare(PageIndex page) {
   PageRecord& record = records_[page];
   eviction_->erase(page, EraseReason::kEvicted);
   record.is_spare = true;
-  spares_.add(page, SlotAllocator::footprint(record.size));
+  spares_.add(page, SlotAllocator::footprint(record.size), traits_of(page).group);
 }
 
 void PageStore::recall(PageIndex page, uint64_t now_ms) {
   PageRecord& record = records_[page];
   if (!std::exchange(record.is_spare, false)) return;
   spares_.remove(page);
-  eviction_->insert(
-      page, PageTraits{hash_of(page), record.parent_hash, record.size, record.pin == Pin::kSoft},
-      now_ms);
+  eviction_->insert(page, traits_of(page), now_ms);
 }
 
 void PageStore::evict(PageIndex page, uint64_t now_ms) {
@@ -111,7 +114,10 @@ std::vector<PageRef> PageStore::pages_to_keep() const {
 PageIndex PageStore::reserve_from_below(const PageName& name, uint64_t size, uint64_t parent_hash,
                                         uint64_t now_ms) {
   Extents extents;
-  if (size > options_.capacity_bytes || !make_room(size, extents, now_ms)) return kNoPage;
+  if (size > options_.capacity_bytes || !make_quota(name.space, size, now_ms) ||
+      !make_room(size, extents, now_ms)) {
+    return kNoPage;
+  }
   return make_reservation(own_session_, name, size, parent_hash, std::move(extents), now_ms);
 }
 

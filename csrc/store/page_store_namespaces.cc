@@ -27,7 +27,10 @@ Result<NamespaceIndex> PageStore::open_namespace(const NamespaceDigest& digest,
   if (const std::optional<NamespaceIndex> known = find_namespace(digest)) {
     // One that an SSD named may have come without.
     Namespace& found = namespaces_[*known];
-    if (found.description.empty()) found.description = std::move(description);
+    if (found.description.empty() && !description.empty()) {
+      set_tenant(spaces_.at(found.space), tenants_.join(tenant_of(description)));
+      found.description = std::move(description);
+    }
     found.used = ++uses_;
     return *known;
   }
@@ -38,10 +41,11 @@ Result<NamespaceIndex> PageStore::open_namespace(const NamespaceDigest& digest,
   }
   const auto index = static_cast<NamespaceIndex>(namespaces_.size());
   namespaces_by_digest_[digest.hash()].push_back(index);
+  const TenantIndex tenant = tenants_.join(tenant_of(description));
   namespaces_.push_back({digest, std::move(description), next_space_, ++uses_});
   ++namespace_count_;
   namespaces_by_space_[next_space_] = index;
-  spaces_[next_space_++];
+  spaces_[next_space_++].tenant = tenant;
   return index;
 }
 
@@ -75,6 +79,7 @@ NamespaceIndex PageStore::least_used_namespace() {
 void PageStore::end_namespace(NamespaceIndex index) {
   clear(index);
   Namespace& ended = namespaces_[index];
+  tenants_.leave(spaces_.at(ended.space).tenant);
   spaces_.erase(ended.space);
   namespaces_by_space_.erase(ended.space);
   const auto known = namespaces_by_digest_.find(ended.digest.hash());
@@ -87,11 +92,19 @@ void PageStore::end_namespace(NamespaceIndex index) {
 
 uint64_t PageStore::clear(NamespaceIndex index) {
   Namespace& name_space = namespaces_[index];
-  const uint64_t count = spaces_.at(name_space.space).count;
+  Space& cleared = spaces_.at(name_space.space);
+  const uint64_t count = cleared.count;
+  // From now on it is nobody's: it goes before anybody's page is evicted.
+  Tenant& tenant = tenants_[cleared.tenant];
+  tenant.used_bytes -= cleared.used_bytes;
+  tenant.reserved_bytes -= cleared.reserved_bytes;
+  tenant.page_count -= count;
+  cleared.is_counted = false;
+  const TenantIndex tenant_index = cleared.tenant;
   cleared_spaces_.push_back(name_space.space);
   name_space.space = next_space_;
   namespaces_by_space_[next_space_] = index;
-  spaces_[next_space_++];
+  spaces_[next_space_++].tenant = tenant_index;
   counts_.cleared_pages += count;
   if (listener_ != nullptr) listener_->space_ended(cleared_spaces_.back(), name_space.digest);
   drop_cleared(kDropPerStep);
@@ -101,7 +114,7 @@ uint64_t PageStore::clear(NamespaceIndex index) {
 bool PageStore::drop_cleared(uint64_t count_max) {
   bool dropped = false;
   while (!cleared_spaces_.empty() && count_max != 0) {
-    PageList& list = spaces_.at(cleared_spaces_.back());
+    const PageList& list = spaces_.at(cleared_spaces_.back());
     while (list.first != kNoPage && count_max-- != 0) {
       condemn(list.first, EraseReason::kRemoved);
       dropped = true;

@@ -37,9 +37,9 @@ std::vector<PageStore::NamespaceUse> PageStore::namespace_use(size_t count_max) 
   order.resize(count_max);
   std::vector<NamespaceUse> use;
   for (const auto& [unused, i] : order) {
-    const PageList& pages = spaces_.at(namespaces_[i].space);
+    const Space& pages = spaces_.at(namespaces_[i].space);
     use.push_back({namespaces_[i].digest, namespaces_[i].description, namespaces_[i].space,
-                   pages.count, pages.size_bytes});
+                   pages.count, pages.size_bytes, tenants_[pages.tenant].name});
   }
   return use;
 }
@@ -99,6 +99,7 @@ std::string PageStore::check_invariants() const {
   if (pinned != pinned_bytes_) return "pinned_bytes is wrong";
   if (replicated != replicated_count_) return "replicated_count is wrong";
   if (used != allocator_.used_bytes()) return "used bytes differ from the allocator's";
+  if (std::string wrong = check_tenants(); !wrong.empty()) return wrong;
   if (std::string wrong = allocator_.check_invariants(); !wrong.empty()) return wrong;
   return eviction_->check_invariants();
 }

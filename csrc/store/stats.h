@@ -53,9 +53,11 @@ namespace hicache {
   COUNTER(put_existing_pages)              \
   COUNTER(put_stored_bytes)                \
   COUNTER(put_no_space_pages)              \
+  COUNTER(put_over_quota_pages)            \
   COUNTER(aborted_pages)                   \
   COUNTER(evicted_pages)                   \
   COUNTER(evicted_bytes)                   \
+  COUNTER(quota_evicted_pages)             \
   COUNTER(expired_pages)                   \
   COUNTER(removed_pages)                   \
   COUNTER(cleared_pages)                   \

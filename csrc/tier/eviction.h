@@ -17,11 +17,16 @@ namespace hicache {
 using PageIndex = uint32_t;
 inline constexpr PageIndex kNoPage = UINT32_MAX;
 
+// Pages that a victim can be asked for among: dense numbers of the caller's.
+using PageGroup = uint32_t;
+inline constexpr PageGroup kNoGroup = UINT32_MAX;
+
 struct PageTraits {
   uint64_t key_hash = 0;     // well mixed over (namespace, key); two namespaces never share chains
   uint64_t parent_hash = 0;  // key_hash of the page before this one; 0: chain root, or unknown
   uint64_t size_bytes = 0;
   bool is_soft_pinned = false;  // leaves only when nothing unpinned can
+  PageGroup group = kNoGroup;   // pages of one chain are of one group
 };
 
 enum class EvictionKind : uint8_t { kLru, kS3Fifo, kAdaptive };
@@ -79,6 +84,14 @@ class Eviction {
   // aside and not asked again before note_evictable(): amortised O(log n) over both, and a walk up
   // the chain through pages that are set aside as well.
   virtual PageIndex victim(PagePredicate is_evictable, uint64_t now_ms) = 0;
+
+  // The same among the pages of one group, for which the rules hold as well; of its leaves that one
+  // goes whose chain was not used for longest, and a chain goes whole.  Amortised O(1).
+  virtual PageIndex victim_of(PageGroup group, PagePredicate is_evictable) = 0;
+
+  // `page` must be resident.  It counts as just used in its new group.  Costs memory from the first
+  // page on that has a group.
+  virtual void set_group(PageIndex page, PageGroup group) = 0;
 
   // A page that victim() was refused may leave now.  For any other page, resident or not, nothing.
   virtual void note_evictable(PageIndex page) = 0;

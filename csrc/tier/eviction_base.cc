@@ -4,7 +4,12 @@
 
 namespace hicache {
 
-void EvictionBase::enter_order(PageIndex page) {
+bool EvictionBase::is_ordered(PagePlace place) {
+  return place == PagePlace::kCandidate || place == PagePlace::kSoftCandidate ||
+         place == PagePlace::kAbove || place == PagePlace::kSoftAbove;
+}
+
+void EvictionBase::enter_queue(PageIndex page) {
   const bool is_soft = pages_[page].is_soft_pinned;
   if (!pages_.is_leaf(page)) {
     set_place(page, is_soft ? PagePlace::kSoftAbove : PagePlace::kAbove);
@@ -19,7 +24,7 @@ void EvictionBase::enter_order(PageIndex page) {
 }
 
 // Its place is kInner then, for the caller to change or to count its open children.
-void EvictionBase::leave_order(PageIndex page) {
+void EvictionBase::leave_queue(PageIndex page) {
   switch (place_of(page)) {
     case PagePlace::kCandidate:
       remove_candidate(page);
@@ -39,13 +44,25 @@ void EvictionBase::leave_order(PageIndex page) {
   set_place(page, PagePlace::kInner);
 }
 
+void EvictionBase::enter_order(PageIndex page, PageGroups::End end) {
+  enter_queue(page);
+  groups_.enter(page, place_of(page), end);
+}
+
+void EvictionBase::leave_order(PageIndex page) {
+  if (is_ordered(place_of(page))) groups_.leave(page, place_of(page));
+  leave_queue(page);
+}
+
 template <typename Change>
-void EvictionBase::reorder(PageIndex page, Change change) {
+void EvictionBase::reorder(PageIndex page, bool is_use, Change change) {
   const PagePlace place = place_of(page);
-  const bool is_ordered = place == PagePlace::kCandidate || place == PagePlace::kSoftCandidate;
-  if (is_ordered) leave_order(page);
+  const bool is_waiting = place == PagePlace::kCandidate || place == PagePlace::kSoftCandidate;
+  if (is_waiting) leave_queue(page);
   change(page);
-  if (is_ordered) enter_order(page);
+  if (!is_waiting) return;
+  enter_queue(page);
+  if (is_use) groups_.touch(page, place);
 }
 
 void EvictionBase::push(AboveList& list, PageIndex page) {
@@ -90,13 +107,15 @@ void EvictionBase::after_open(PageIndex page) {
 void EvictionBase::after_close(PageIndex page) {
   for (; page != kNoPage; page = pages_.parent(page)) {
     if (--pages_[page].queue_next != 0) return;
-    if (!pages_[page].is_refused) return enter_order(page);
+    // The chain goes on from where a page left.
+    if (!pages_[page].is_refused) return enter_order(page, PageGroups::End::kFirst);
     set_place(page, PagePlace::kClosed);
   }
 }
 
 void EvictionBase::insert(PageIndex page, const PageTraits& traits, uint64_t) {
   pages_.add(page, traits);
+  groups_.assign(page, traits.group);
   resident_size_bytes_ += traits.size_bytes;
   const PageIndex parent = pages_.parent(page);
   if (parent != kNoPage) {
@@ -104,7 +123,7 @@ void EvictionBase::insert(PageIndex page, const PageTraits& traits, uint64_t) {
     on_family_change(parent);
     const PageIndex sibling = pages_[page].next_sibling;
     if (sibling != kNoPage && pages_.is_leaf(sibling)) {
-      reorder(sibling, [this](PageIndex leaf) { on_family_change(leaf); });
+      reorder(sibling, false, [this](PageIndex leaf) { on_family_change(leaf); });
     }
   }
   on_insert(page);
@@ -119,7 +138,7 @@ void EvictionBase::access(std::span<const PageIndex> chain_root_first, uint64_t)
   for (size_t i = chain_root_first.size(); i-- > 0;) {
     const PageIndex page = chain_root_first[i];
     assert(pages_.is_resident(page));
-    reorder(page, [this](PageIndex used) { on_access(used); });
+    reorder(page, true, [this](PageIndex used) { on_access(used); });
   }
 }
 
@@ -137,7 +156,7 @@ void EvictionBase::erase(PageIndex page, EraseReason reason) {
   const bool is_above = place == PagePlace::kAbove || place == PagePlace::kSoftAbove;
   if (!is_above || !pages_.is_leaf(parent)) return;
   leave_order(parent);
-  enter_order(parent);
+  enter_order(parent, PageGroups::End::kFirst);
 }
 
 PageIndex EvictionBase::next_to_ask() {
@@ -151,11 +170,32 @@ PageIndex EvictionBase::victim(PagePredicate is_evictable, uint64_t) {
   while (true) {
     const PageIndex page = next_to_ask();
     if (page == kNoPage || is_evictable(page)) return page;
-    leave_order(page);
-    pages_[page].is_refused = 1;
-    set_place(page, PagePlace::kClosed);
-    after_close(pages_.parent(page));
+    close(page);
   }
+}
+
+PageIndex EvictionBase::victim_of(PageGroup group, PagePredicate is_evictable) {
+  while (true) {
+    const PageIndex page = groups_.first(group);
+    if (page == kNoPage || is_evictable(page)) return page;
+    close(page);
+  }
+}
+
+void EvictionBase::close(PageIndex page) {
+  leave_order(page);
+  pages_[page].is_refused = 1;
+  set_place(page, PagePlace::kClosed);
+  after_close(pages_.parent(page));
+}
+
+void EvictionBase::set_group(PageIndex page, PageGroup group) {
+  assert(pages_.is_resident(page));
+  if (groups_.group_of(page) == group) return;
+  const PagePlace place = place_of(page);
+  if (is_ordered(place)) groups_.leave(page, place);
+  groups_.assign(page, group);
+  if (is_ordered(place)) groups_.enter(page, place, PageGroups::End::kLast);
 }
 
 void EvictionBase::note_evictable(PageIndex page) {
@@ -168,7 +208,7 @@ void EvictionBase::note_evictable(PageIndex page) {
 
 size_t EvictionBase::memory_size_bytes() const {
   return sizeof(*this) + pages_.memory_size_bytes() + soft_.memory_size_bytes() +
-         policy_memory_size_bytes();
+         groups_.memory_size_bytes() + policy_memory_size_bytes();
 }
 
 std::string EvictionBase::check_invariants() const {
@@ -208,7 +248,8 @@ std::string EvictionBase::check_invariants() const {
       count[static_cast<int>(PagePlace::kSoftAbove)] != soft_above_.count) {
     return "waiting count is wrong";
   }
-  return check_policy();
+  wrong = groups_.check_invariants(pages_);
+  return wrong.empty() ? check_policy() : wrong;
 }
 
 }  // namespace hicache

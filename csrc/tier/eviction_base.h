@@ -5,13 +5,14 @@
 //     +------(something below is)-------+  +--------(note_evictable())---------+
 //
 // A policy orders the unpinned leaves among the candidates; soft-pinned leaves wait in a heap of
-// their own, in the order of last use; those with children in lists.  Pure; one owner, not
-// thread-safe.
+// their own, in the order of last use; those with children in lists.  Whoever waits in one of these
+// orders waits in a queue of its group as well, if it has one.  Pure; one owner, not thread-safe.
 #pragma once
 
 #include <string>
 
 #include "tier/eviction.h"
+#include "tier/page_groups.h"
 #include "tier/page_heap.h"
 #include "tier/page_links.h"
 
@@ -27,6 +28,8 @@ class EvictionBase : public Eviction {
   void access(std::span<const PageIndex> chain_root_first, uint64_t now_ms) final;
   void erase(PageIndex page, EraseReason reason) final;
   PageIndex victim(PagePredicate is_evictable, uint64_t now_ms) final;
+  PageIndex victim_of(PageGroup group, PagePredicate is_evictable) final;
+  void set_group(PageIndex page, PageGroup group) final;
   void note_evictable(PageIndex page) final;
   size_t page_count() const final { return pages_.page_count(); }
   uint64_t resident_size_bytes() const final { return resident_size_bytes_; }
@@ -68,10 +71,17 @@ class EvictionBase : public Eviction {
   bool is_closed(PageIndex page) const { return place_of(page) == PagePlace::kClosed; }
   AboveList& above_of(PageIndex page) { return pages_[page].is_soft_pinned ? soft_above_ : above_; }
   uint32_t open_children(PageIndex page) const;
-  void enter_order(PageIndex page);
+  static bool is_ordered(PagePlace place);
+  void enter_order(PageIndex page, PageGroups::End end = PageGroups::End::kLast);
   void leave_order(PageIndex page);
+  /// The same without the queues of groups.
+  void enter_queue(PageIndex page);
+  void leave_queue(PageIndex page);
+  /// While a leaf changes it waits nowhere. `is_use`: it was used.
   template <typename Change>
-  void reorder(PageIndex page, Change change);
+  void reorder(PageIndex page, bool is_use, Change change);
+  /// It is not evictable.
+  void close(PageIndex page);
   void push(AboveList& list, PageIndex page);
   void unlink(AboveList& list, PageIndex page);
   // A child of `page` opened, or came; closed, or left.
@@ -82,6 +92,7 @@ class EvictionBase : public Eviction {
   PageHeap soft_;
   AboveList above_;
   AboveList soft_above_;
+  PageGroups groups_;
   uint64_t resident_size_bytes_ = 0;
 };
 
