@@ -2,7 +2,7 @@
 The compiled core of mooncake_hicache. Use the modules of the package instead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import enum
 from typing import Annotated, Any
 
@@ -71,7 +71,7 @@ class Node:
     milliseconds, shares 0 to 1. A `socket_path` that starts with "@" is abstract: no file.
     """
 
-    def __init__(self, *, socket_path: str, pool_size_bytes: int, pool_size_max_bytes: int, huge_pages: str, numa_node: int, eviction_policy: str, read_lease_ttl_ms: int, lookup_lease_ttl_ms: int, lookup_lease_share: float, hard_pin_share: float, reservation_ttl_ms: int, clients_max: int, ssd_directories: Sequence[tuple[str, int, int]], ssd_region_size_bytes: int, ssd_write_through: bool, ssd_write_budget_bytes: int, ssd_io: str, ssd_staging: bool, cluster: dict | None = None) -> None: ...
+    def __init__(self, *, socket_path: str, pool_size_bytes: int, pool_size_max_bytes: int, huge_pages: str, numa_node: int, eviction_policy: str, read_lease_ttl_ms: int, lookup_lease_ttl_ms: int, lookup_lease_share: float, hard_pin_share: float, reservation_ttl_ms: int, clients_max: int, ssd_directories: Sequence[tuple[str, int, int]], ssd_region_size_bytes: int, ssd_write_through: bool, ssd_write_budget_bytes: int, ssd_io: str, ssd_staging: bool, quotas: Mapping[str, int], cluster: dict | None = None) -> None: ...
 
     @property
     def socket_path(self) -> str: ...

@@ -46,12 +46,14 @@ from mooncake_hicache.options_types import (
     SliceSize,
     SsdPlaces,
     SsdSize,
+    TenantQuotas,
     TopologyPath,
     Transports,
     absolute_path,
     lower_case,
     port_range,
     size_bytes,
+    tenant_quotas,
 )
 from mooncake_hicache.units import format_size, parse_percent
 
@@ -187,6 +189,12 @@ class NodeOptions(OptionsBase):
     """The share of the pool that hard-pinned pages may take; a hard pin beyond it is refused,
     because what is pinned is lost to everybody else."""
 
+    quotas: TenantQuotas = ""
+    """What each tenant may use of this node's pool, each a size or a share of the pool:
+    "acme=200GB,labs=10%,*=5%", or a table. The name "*" is for each tenant that is not named; who
+    has no quota shares what is left. A tenant at its quota makes room with its own pages. What the
+    master is told for the whole cluster counts more."""
+
     reservation_ttl_ms: Annotated[Milliseconds, Field(ge=1000, le=600_000)] = 30_000
     """Milliseconds that a put may take from reserving its room to having filled it. Far beyond any
     put: it only gives back the room of a client that hangs."""
@@ -238,6 +246,15 @@ class NodeOptions(OptionsBase):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least important messages that the node logs."""
+
+    def quota_bytes(self, pool_size_bytes: int) -> dict[str, int]:
+        """Return the bytes that each tenant may use of a pool of this size."""
+        found = {}
+        for tenant, text in tenant_quotas(self.quotas).items():
+            percent = parse_percent(text)
+            share = pool_size_bytes * (percent or 0) / 100
+            found[tenant] = size_bytes(text) if percent is None else int(share)
+        return found
 
     def ssd_write_budget_bytes(self) -> int:
         """Return the bytes that may be written to SSD per day; 0: no limit."""

@@ -60,7 +60,7 @@ class NodeMetric:
     unit: Unit
     help: str
     part: str = ""
-    """For a count that is kept per namespace: which field of it."""
+    """For a count that is kept per namespace or tenant: which field of it."""
 
     @property
     def name(self) -> str:
@@ -68,11 +68,16 @@ class NodeMetric:
         if self.kind == "info":
             return PREFIX.rstrip("_")
         if self.part:
-            return f"{PREFIX}namespace_{self.part}"
+            return f"{PREFIX}{self.owner}_{self.part}"
         for suffix in ("_ms", "_s"):
             if self.stat.endswith(suffix):
                 return f"{PREFIX}{self.stat.removesuffix(suffix)}_seconds"
         return PREFIX + self.stat
+
+    @property
+    def owner(self) -> str:
+        """Whose it is if it has a part: "namespace" or "tenant", the name of its label."""
+        return self.stat.removesuffix("_use")
 
     @property
     def scale(self) -> float:
@@ -260,6 +265,10 @@ NODE_METRICS: tuple[NodeMetric, ...] = (
     NodeMetric("namespace_use", "gauge", "pages", "Pages of a namespace", part="pages"),
     NodeMetric("namespace_use", "gauge", "bytes", "Bytes of a namespace", part="size_bytes"),
     NodeMetric("namespace_use", "gauge", "pages", "Pages of a namespace on SSD", part="ssd_pages"),
+    NodeMetric(
+        "tenant_use", "gauge", "bytes", "Bytes that a tenant with a quota uses", part="used_bytes"
+    ),
+    NodeMetric("tenant_use", "gauge", "bytes", "Quota of a tenant here", part="limit_bytes"),
     *_SSD_METRICS,
     *_CLUSTER_METRICS,
     *_REMOTE_METRICS,
@@ -312,7 +321,7 @@ class NodeMetricsCollector(Collector):
             if metric.kind == "info":
                 labels[metric.stat] = str(value)
             elif metric.part:
-                yield _by_namespace(metric, value)
+                yield _by_owner(metric, value)
             elif metric.kind == "histogram":
                 yield _histogram(metric, value)
             elif metric.kind == "counter":
@@ -348,14 +357,15 @@ def client_metrics_text(stats: Mapping[str, Any]) -> bytes:
     return generate_latest(registry)
 
 
-def _by_namespace(metric: NodeMetric, use: Sequence[Mapping[str, Any]]) -> GaugeMetricFamily:
+def _by_owner(metric: NodeMetric, use: Sequence[Mapping[str, Any]]) -> GaugeMetricFamily:
     # Long descriptions are cut, so two namespaces may share a label: Prometheus wants one sample.
+    label = "description" if metric.owner == "namespace" else metric.owner
     totals: dict[str, float] = {}
     for one in use:
-        totals[one["description"]] = totals.get(one["description"], 0) + one[metric.part]
-    family = GaugeMetricFamily(metric.name, metric.help, labels=["namespace"])
-    for description, total in totals.items():
-        family.add_metric([description], total)
+        totals[one[label]] = totals.get(one[label], 0) + one[metric.part]
+    family = GaugeMetricFamily(metric.name, metric.help, labels=[metric.owner])
+    for name, total in totals.items():
+        family.add_metric([name], total)
     return family
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "SliceSize",
     "SsdPlaces",
     "SsdSize",
+    "TenantQuotas",
     "TopologyPath",
     "Transports",
     "absolute_path",
@@ -40,6 +41,8 @@ __all__ = [
     "port_range",
     "size_bytes",
     "ssd_places",
+    "tenant_name",
+    "tenant_quotas",
 ]
 
 KiB = 1 << 10
@@ -53,6 +56,8 @@ REGION_SIZE_MAX_BYTES = 4 * GiB
 REGION_SIZE_UNIT_BYTES = 64 * KiB
 SLICE_SIZE_MIN_BYTES = 4 * KiB
 PORT_MAX = 65535
+TENANT_NAME_SIZE_MAX = 256
+QUOTAS_MAX = 1024
 TRANSPORTS = ("local", "rdma", "tcp")
 TOPOLOGY_AUTO = "auto"
 _TRANSPORTS_EXAMPLE = 'write some of "local,rdma,tcp"'
@@ -87,6 +92,27 @@ def ssd_places(text: str) -> list[tuple[str, str]]:
     if text in ("auto", "off"):
         return []
     return [_place(item) for item in text.split(",")]
+
+
+def tenant_name(name: str) -> str:
+    """Return a tenant's name, as quotas name it.
+
+    Raises:
+        InvalidArgumentError: It is empty, too long, or has control characters.
+    """
+    if not 0 < len(name.encode(errors="replace")) <= TENANT_NAME_SIZE_MAX:
+        raise InvalidArgumentError(
+            f"{name!r:.300} is no tenant: give a name of 1 to {TENANT_NAME_SIZE_MAX} bytes"
+        )
+    if any(ord(character) < ord(" ") or character == "\x7f" for character in name):
+        raise InvalidArgumentError(f"{name!r} is no tenant: it has control characters")
+    return name
+
+
+def tenant_quotas(text: str) -> dict[str, str]:
+    """Return the size or share of each tenant that the option `quotas` names."""
+    parts = [item.rpartition("=") for item in text.split(",") if item]
+    return {name: size for name, _, size in parts}
 
 
 def _seconds(value: float | str) -> int:
@@ -257,6 +283,36 @@ def _checked_place(item: str, example: str) -> tuple[str, str]:
     return str(absolute_path(path)), limit
 
 
+def _tenant_quotas(value: object) -> str:
+    example = 'write "acme=200GB,*=5%"'
+    if isinstance(value, dict):
+        pairs = [(str(name), size) for name, size in value.items()]
+    elif isinstance(value, str):
+        items = [item.strip() for item in value.split(",") if item.strip()]
+        pairs = []
+        for item in items:
+            name, equals, size = item.rpartition("=")
+            if not equals:
+                raise InvalidArgumentError(f"{item!r} gives no tenant a size: {example}")
+            pairs.append((name.strip(), size.strip()))
+    else:
+        raise InvalidArgumentError(f"{value!r} gives no tenant a size: {example}")
+    quotas: dict[str, str] = {}
+    for name, size in pairs:
+        if "," in tenant_name(name):
+            raise InvalidArgumentError(
+                f"the tenant {name!r} has a comma: give it its quota at the master"
+            )
+        if name in quotas:
+            raise InvalidArgumentError(f"the tenant {name!r} is named twice: name each once")
+        quotas[name] = _size_or_percent(size, "of the pool", 100.0, '"200GB" or "10%"')
+        if parse_percent(quotas[name]) is None and size_bytes(quotas[name]) == 0:
+            raise InvalidArgumentError(f"{name!r} may use nothing: give more than 0 bytes")
+    if len(quotas) > QUOTAS_MAX:
+        raise InvalidArgumentError(f"{len(quotas)} tenants have a quota: at most {QUOTAS_MAX} may")
+    return ",".join(f"{name}={size}" for name, size in quotas.items())
+
+
 def _masters(value: object) -> str:
     """Addresses with commas between them, or a list of them; spaces do not count."""
     parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
@@ -274,6 +330,7 @@ PoolSize = Annotated[str, BeforeValidator(_pool_size)]
 PoolSizeMax = Annotated[str, BeforeValidator(_pool_size_max)]
 SsdPlaces = Annotated[str, BeforeValidator(_ssd_places)]
 SsdSize = Annotated[str, BeforeValidator(_ssd_size)]
+TenantQuotas = Annotated[str, BeforeValidator(_tenant_quotas)]
 DiskShare = Annotated[str, BeforeValidator(_disk_share)]
 Budget = Annotated[str, BeforeValidator(_budget)]
 RegionSize = Annotated[str, BeforeValidator(_region_size)]

@@ -73,7 +73,7 @@ def panel_of(metric: NodeMetric) -> dict[str, Any]:
             for part in QUANTILES
         }
         return panel(metric.help, unit, queries)
-    legend = "{{namespace}}" if metric.part else "{{instance}}"
+    legend = f"{{{{{metric.owner}}}}}" if metric.part else "{{instance}}"
     return panel(metric.help, unit, {legend: f"{metric.name}{NODE}"})
 
 

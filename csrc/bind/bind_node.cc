@@ -1,4 +1,5 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -103,7 +104,7 @@ struct PythonNode {
              double hard_pin_share, uint64_t reservation_ttl_ms, uint32_t clients_max,
              const std::vector<NamedDirectory>& ssd_directories, uint64_t ssd_region_size_bytes,
              bool ssd_write_through, uint64_t ssd_write_budget_bytes, const std::string& ssd_io,
-             bool ssd_staging, const std::optional<nb::dict>& cluster) {
+             bool ssd_staging, Quotas quotas, const std::optional<nb::dict>& cluster) {
     Node::Options options{
         .socket_path = std::move(socket_path),
         .pool_size_bytes = pool_size_bytes,
@@ -126,6 +127,7 @@ struct PythonNode {
                 .read_lease_ttl_ms = read_lease_ttl_ms,
                 .lookup_lease_ttl_ms = lookup_lease_ttl_ms,
                 .staging_share = share_from("lookup_lease_share", lookup_lease_share)},
+        .quotas = std::move(quotas),
     };
     for (const auto& [path, limit_bytes, free_min_bytes] : ssd_directories) {
       options.ssd.directories.push_back({path, limit_bytes, free_min_bytes});
@@ -175,14 +177,14 @@ void bind_node(nb::module_& m) {
       .def(nb::init<std::string, uint64_t, uint64_t, const std::string&, int, const std::string&,
                     uint64_t, uint64_t, double, double, uint64_t, uint32_t,
                     const std::vector<NamedDirectory>&, uint64_t, bool, uint64_t,
-                    const std::string&, bool, const std::optional<nb::dict>&>(),
+                    const std::string&, bool, Quotas, const std::optional<nb::dict>&>(),
            nb::kw_only(), nb::arg("socket_path"), nb::arg("pool_size_bytes"),
            nb::arg("pool_size_max_bytes"), nb::arg("huge_pages"), nb::arg("numa_node"),
            nb::arg("eviction_policy"), nb::arg("read_lease_ttl_ms"), nb::arg("lookup_lease_ttl_ms"),
            nb::arg("lookup_lease_share"), nb::arg("hard_pin_share"), nb::arg("reservation_ttl_ms"),
            nb::arg("clients_max"), nb::arg("ssd_directories"), nb::arg("ssd_region_size_bytes"),
            nb::arg("ssd_write_through"), nb::arg("ssd_write_budget_bytes"), nb::arg("ssd_io"),
-           nb::arg("ssd_staging"), nb::arg("cluster") = nb::none())
+           nb::arg("ssd_staging"), nb::arg("quotas"), nb::arg("cluster") = nb::none())
       .def_prop_ro("socket_path", [](const PythonNode& self) { return self.node->socket_path(); })
       .def_prop_ro(
           "incarnation", [](const PythonNode& self) { return self.node->incarnation(); },

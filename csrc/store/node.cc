@@ -109,6 +109,7 @@ Node::Node(Options options, std::unique_ptr<SharedMemory> memory, Fd listener,
         wake();
       }) {
   for (const std::string& notice : notices) note(notice);
+  if (!options_.quotas.empty()) store_.set_quotas(options_.quotas);
 }
 
 Node::~Node() {

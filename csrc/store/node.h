@@ -46,6 +46,7 @@ class Node : private PeerPages {
     uint64_t reservation_ttl_ms;
     uint32_t clients_max;
     SsdTier::Options ssd{};  // Without directories: no SSD tier.
+    Quotas quotas{};         // Of this node's pool.
     std::optional<ClusterOptions> cluster{};
   };
 

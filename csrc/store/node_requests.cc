@@ -16,6 +16,7 @@ namespace {
 
 constexpr uint64_t kHelloSendMs = 1000;
 constexpr size_t kNamespacesShownMax = 100;
+constexpr size_t kTenantsShownMax = 100;
 
 void add_histogram(JsonWriter& json, std::string_view name, const DurationHistogram& histogram) {
   json.open_member(name, '{');
@@ -393,9 +394,21 @@ std::string Node::make_stats_json() const {
   for (const PageStore::NamespaceUse& use : store_.namespace_use(kNamespacesShownMax)) {
     json.open_element('{');
     json.member("description", use.description);
+    json.member("tenant", use.tenant);
     json.member("pages", use.page_count);
     json.member("size_bytes", use.size_bytes);
     json.member("ssd_pages", ssd_ ? ssd_->log().index().page_count_of(use.space) : 0);
+    json.close('}');
+  }
+  json.close(']');
+  json.open_member("tenant_use", '[');
+  for (const Tenant& tenant : store_.tenant_use(kTenantsShownMax)) {
+    json.open_element('{');
+    json.member("tenant", tenant.name);
+    json.member("limit_bytes", tenant.limit_bytes);
+    json.member("used_bytes", tenant.used_bytes);
+    json.member("reserved_bytes", tenant.reserved_bytes);
+    json.member("pages", tenant.page_count);
     json.close('}');
   }
   json.close(']');

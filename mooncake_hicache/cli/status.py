@@ -128,7 +128,8 @@ def _rows(view: NodeView, stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield (
         "puts",
         f"{stats['put_stored_pages']:,} pages stored, {format_size(stats['put_stored_bytes'])}; "
-        f"{stats['put_existing_pages']:,} were there, {stats['put_no_space_pages']:,} had no room",
+        f"{stats['put_existing_pages']:,} were there, {stats['put_no_space_pages']:,} had no room, "
+        f"{stats['put_over_quota_pages']:,} were over their quota",
     )
     yield (
         "evicted",
@@ -137,6 +138,14 @@ def _rows(view: NodeView, stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     yield from ssd_rows(state, stats)
     yield "cluster", _cluster(stats)
+    for one in stats["tenant_use"]:
+        used, limit = one["used_bytes"], one["limit_bytes"]
+        name = one["tenant"] or "(not known yet)"
+        yield (
+            "quota",
+            f"{format_size(used)} of {format_size(limit)} used ({share(used, limit)}), "
+            f"{one['pages']:,} pages: tenant {name}",
+        )
     for one in sorted(stats["namespace_use"], key=lambda one: -one["size_bytes"]):
         memory = f"{one['pages']:,} pages, {format_size(one['size_bytes'])}"
         name = one["description"] or "(not opened yet)"

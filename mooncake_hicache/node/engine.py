@@ -86,9 +86,10 @@ def flush_engine(started: StartedEngine, timeout_s: int) -> bool:
 
 
 def _started(options: NodeOptions, socket_path: str, plan: SsdPlan) -> _core.Node:
+    pool_size_bytes = options.pool_size_bytes()
     return _core.Node(
         socket_path=socket_path,
-        pool_size_bytes=options.pool_size_bytes(),
+        pool_size_bytes=pool_size_bytes,
         pool_size_max_bytes=options.pool_size_max_bytes(),
         huge_pages=options.huge_pages,
         numa_node=options.numa_node,
@@ -107,6 +108,7 @@ def _started(options: NodeOptions, socket_path: str, plan: SsdPlan) -> _core.Nod
         ssd_write_budget_bytes=options.ssd_write_budget_bytes(),
         ssd_io=options.ssd_io,
         ssd_staging=options.ssd_staging,
+        quotas=options.quota_bytes(pool_size_bytes),
         cluster=cluster_options(options),
     )
 

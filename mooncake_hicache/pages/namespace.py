@@ -56,7 +56,9 @@ def namespace_text(description: Mapping[str, object] | str) -> str:
 
 def _readable(value: object) -> str:
     if isinstance(value, str):
-        return value if value and not any(c.isspace() for c in value) else json.dumps(value)
+        # What begins as JSON does is JSON: items are told apart by that.
+        is_plain = value and value[0] not in '"{[' and not any(c.isspace() for c in value)
+        return value if is_plain else json.dumps(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 

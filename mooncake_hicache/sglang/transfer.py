@@ -240,6 +240,7 @@ class Mover:
 
 _REASONS = {
     "NO_SPACE": "the node's memory is full of pages in use; raise its pool_size",
+    "OVER_QUOTA": "the tenant's quota is full of pages in use; raise it (option quotas, or master)",
     "UNAVAILABLE": "no node answers; `mooncake-hicache status` and its log say why",
     "TIMEOUT": "the node did not answer in time",
     "BUSY": "the node is busy",

@@ -206,6 +206,44 @@ def test_units_and_empty_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options.sglang == "off"
 
 
+def test_quotas_are_read_from_text_tables_and_files(tmp_path: Path) -> None:
+    """However they are written they are kept as one text, and come to bytes of the pool."""
+    expected = "acme=200GB,a=b=10%,*=5%"
+    assert NodeOptions(quotas=" acme = 200GB, a=b=10%,*=5%").quotas == expected
+    assert NodeOptions(quotas={"acme": "200GB", "a=b": "10%", "*": "5%"}).quotas == expected
+    file = tmp_path / "hicache.toml"
+    file.write_text('[quotas]\nacme = "200GB"\n"a=b" = "10%"\n"*" = "5%"\n')
+    options = NodeOptions(config=str(file))
+    assert options.quotas == expected
+    assert options.quota_bytes(1000 << 20) == {
+        "acme": 200_000_000_000,
+        "a=b": 100 << 20,
+        "*": 50 << 20,
+    }
+    assert NodeOptions().quota_bytes(1 << 30) == {}
+
+
+@pytest.mark.parametrize(
+    ("quotas", "said"),
+    [
+        ("acme", "gives no tenant a size"),
+        ("=5GB", "is no tenant"),
+        ("acme=5GB,acme=6GB", "named twice"),
+        ("acme=0", "more than 0 bytes"),
+        ("acme=101%", "of the pool"),
+        ("acme=many", "many"),
+        ({"a,b": "5GB"}, "comma"),
+        ({"a\n": "5GB"}, "control characters"),
+        ({"a" * 257: "5GB"}, "256 bytes"),
+        ({f"t{i}": 1 for i in range(1025)}, "at most 1024"),
+        (5, "gives no tenant a size"),
+    ],
+)
+def test_quotas_that_make_no_sense_are_named(quotas: object, said: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        NodeOptions(quotas=quotas)
+
+
 def test_directories_on_ssd_are_read_from_text_lists_and_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,12 @@ def test_error_says_where_the_value_is():
         canonical({"a": {"b": [1, 2.5]}})
 
 
+def test_items_of_a_text_can_be_told_apart():
+    """The core reads the tenant from it: what begins as JSON does is JSON to its end."""
+    values = {"a": "x", "b": 'y"', "c": '"z', "d": "{", "e": "two words", "f": ["g h"]}
+    assert namespace_text(values) == ('a=x b=y" c="\\"z" d="{" e="two words" f=["g h"]')
+
+
 def test_text_is_one_readable_line():
     text = namespace_text({"model": "a b", "tp": [0, 2], "pp": None, "pool": "kv"})
     assert text == 'model="a b" tp=[0,2] pool=kv'

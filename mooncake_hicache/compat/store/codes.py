@@ -10,6 +10,7 @@ from mooncake_hicache.errors import (
     InvalidArgumentError,
     NoSpaceError,
     NotFoundError,
+    OverQuotaError,
     TimeoutError_,
     TransientError,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "RPC_FAIL",
     "RPC_TIMEOUT",
     "TASK_NOT_FOUND",
+    "TENANT_QUOTA_EXCEEDED",
     "TRANSFER_FAIL",
     "code_of_error",
     "get_code",
@@ -42,6 +44,7 @@ CHECKSUM_MISMATCH = -801
 RPC_FAIL = -900
 RPC_TIMEOUT = -901
 TASK_NOT_FOUND = -1400
+TENANT_QUOTA_EXCEEDED = -1700
 
 _GET = {
     int(Code.OK): OK,
@@ -60,6 +63,7 @@ _GET = {
     int(Code.CLOSED): RPC_FAIL,
     int(Code.IO): TRANSFER_FAIL,
     int(Code.INTERNAL): INTERNAL,
+    int(Code.OVER_QUOTA): TENANT_QUOTA_EXCEEDED,
 }
 _PUT = {**_GET, int(Code.ALREADY_EXISTS): OK}
 
@@ -80,6 +84,7 @@ def code_of_error(error: Error) -> int:
         (InvalidArgumentError, INVALID_PARAMS),
         (ClosedError, INVALID_PARAMS),  # Before setup(), or after close().
         (NotFoundError, OBJECT_NOT_FOUND),
+        (OverQuotaError, TENANT_QUOTA_EXCEEDED),
         (NoSpaceError, NO_AVAILABLE_HANDLE),
         (CorruptError, CHECKSUM_MISMATCH),
         (TimeoutError_, RPC_TIMEOUT),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -133,6 +135,26 @@ def test_a_full_pool_makes_room() -> None:
         assert [store.put(f"more {i}", value) for i in range(200)] == [0] * 200
         assert store.get("more 199") == value
         assert store.put("larger than the pool", bytes(65 * MiB)) == -200
+
+
+def test_a_tenant_over_its_quota_is_refused_as_the_original_does(folder: Path) -> None:
+    value = bytes(1 * MiB)
+    with (
+        machine(),
+        running_master(folder) as address,
+        mock.patch.dict(os.environ, {"MOONCAKE_HICACHE_QUOTAS": "flood=8MiB"}),
+        opened(address) as quiet,
+        opened(address, tenant_id="flood") as flood,
+    ):
+        assert [quiet.put(f"mine {i}", value) for i in range(40)] == [0] * 40
+        # It makes room with its own, so only what can never fit is refused.
+        assert [flood.put(f"flood {i}", value) for i in range(200)] == [0] * 200
+        assert flood.put("larger than the quota", bytes(9 * MiB)) == -1700
+        assert "OVER_QUOTA" in flood.last_error
+        assert flood.put_batch(["a", "b"], [bytes(9 * MiB), b"b"]) == -1700
+        assert [quiet.is_exist(f"mine {i}") for i in range(40)] == [1] * 40
+        assert quiet.get("mine 0") == value
+        assert flood.is_exist("flood 199") == 1
 
 
 def test_objects_outlive_their_process(master: str) -> None:
