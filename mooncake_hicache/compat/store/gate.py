@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 from aiohttp import web
 
 from mooncake_hicache.web import carries_token
 
-__all__ = ["Gate", "RefusedError"]
-
+__all__ = ["Gate", "RefusedError", "after_answer"]
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,14 @@ class RefusedError(Exception):
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
         self.status, self.why = status, why
+
+
+_held: ContextVar[contextlib.ExitStack] = ContextVar("hicache_gate_held")
+
+
+def after_answer(call: Callable[[], None]) -> None:
+    """Have something called once the answer to this request has been read, or never will be."""
+    _held.get().callback(call)
 
 
 class Gate:
@@ -74,8 +82,10 @@ class Gate:
             self._count += 1
             self._is_idle.clear()
             try:
-                response = await _answered(request, handler)
-                await self._send(request, response)
+                with contextlib.ExitStack() as held:
+                    _held.set(held)
+                    response = await _answered(request, handler)
+                    await self._send(request, response)
             finally:
                 self._count -= 1
                 if self._count == 0:

@@ -17,9 +17,8 @@ which a body comes and an answer is read. Calls to the node run in threads of th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ from aiohttp import web
 from mooncake_hicache.compat.store import MooncakeDistributedStore
 from mooncake_hicache.compat.store.codes import OBJECT_NOT_FOUND, OK
 from mooncake_hicache.compat.store.failures import failures
-from mooncake_hicache.compat.store.gate import Gate, RefusedError
+from mooncake_hicache.compat.store.gate import Gate, RefusedError, after_answer
 
 __all__ = ["RestLimits", "StorePages"]
 
@@ -124,9 +123,8 @@ class StorePages:
 
     async def put(self, request: web.Request) -> web.Response:
         """Store a text. An object that is there stays as it is, which is success."""
-        with self._room_for(request):
-            key, value = await self._in_thread(_key_and_value, await self._body_of(request))
-            return _success_of(await self._ask(self._store.put, key, value))
+        key, value = await self._in_thread(_key_and_value, await self._body_of(request))
+        return _success_of(await self._ask(self._store.put, key, value))
 
     async def get(self, request: web.Request) -> web.Response:
         """Return an object's bytes."""
@@ -134,11 +132,11 @@ class StorePages:
         size_bytes = await self._ask(self._store.get_size, key)
         if size_bytes < 0:
             raise RefusedError(404, _NOT_FOUND)
-        with self._room(size_bytes):
-            value = await self._ask(self._store.get, key)
-            if not value:  # There are no empty objects: it was removed since.
-                raise RefusedError(404, _NOT_FOUND)
-            return web.Response(body=value, content_type="application/octet-stream")
+        self._hold(size_bytes)
+        value = await self._ask(self._store.get, key)
+        if not value:  # There are no empty objects: it was removed since.
+            raise RefusedError(404, _NOT_FOUND)
+        return web.Response(body=value, content_type="application/octet-stream")
 
     async def exist(self, request: web.Request) -> web.Response:
         """Return whether an object is there."""
@@ -200,8 +198,8 @@ class StorePages:
 
         return await self._in_thread(ask)
 
-    @contextlib.contextmanager
-    def _room(self, size_bytes: int) -> Iterator[None]:
+    def _hold(self, size_bytes: int) -> None:
+        """Count bytes as in use until a request is through; refuse it if they are too many."""
         most = self._limits.memory_bytes
         if size_bytes > most:
             raise RefusedError(
@@ -212,22 +210,20 @@ class StorePages:
         if self._used_bytes + size_bytes > most:
             raise RefusedError(503, "too many bytes are under way: ask again later")
         self._used_bytes += size_bytes
-        try:
-            yield
-        finally:
+
+        def let_go() -> None:
             self._used_bytes -= size_bytes
 
-    def _room_for(self, request: web.Request) -> contextlib.AbstractContextManager[None]:
-        """Return room for a body, as large as it says, or as it may be if it does not."""
-        most = self._limits.body_size_bytes
+        after_answer(let_go)
+
+    async def _body_of(self, request: web.Request) -> bytes:
+        most, timeout_s = self._limits.body_size_bytes, self._limits.body_timeout_s
         size_bytes = request.content_length
         if size_bytes is not None and size_bytes > most:
             raise web.HTTPRequestEntityTooLarge(most, size_bytes)
+        # As many as it says, or, if that tells nothing, as may be.
         is_told = size_bytes is not None and "Content-Encoding" not in request.headers
-        return self._room(size_bytes if size_bytes is not None and is_told else most)
-
-    async def _body_of(self, request: web.Request) -> bytes:
-        timeout_s = self._limits.body_timeout_s
+        self._hold(size_bytes if size_bytes is not None and is_told else most)
         try:
             return await asyncio.wait_for(request.read(), timeout_s)
         except asyncio.TimeoutError:
@@ -236,9 +232,8 @@ class StorePages:
             raise RefusedError(400, f"the body cannot be read: {error}") from None
 
     async def _object_of(self, request: web.Request) -> dict[str, Any]:
-        with self._room_for(request):
-            found: dict[str, Any] = await self._in_thread(_object_in, await self._body_of(request))
-            return found
+        found: dict[str, Any] = await self._in_thread(_object_in, await self._body_of(request))
+        return found
 
 
 def _object_in(body: bytes) -> dict[str, Any]:

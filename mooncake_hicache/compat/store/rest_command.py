@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from mooncake_hicache.compat.store import MooncakeDistributedStore
 from mooncake_hicache.compat.store.config import MooncakeConfig
-from mooncake_hicache.compat.store.failures import Failure, failures
+from mooncake_hicache.compat.store.failures import failures
 from mooncake_hicache.compat.store.rest import StorePages
 from mooncake_hicache.errors import Error, InvalidArgumentError
 from mooncake_hicache.metadata.names import Address, is_loopback
@@ -115,24 +115,32 @@ def _set_up(
 ) -> bool:
     """Set a store up, for so long that a master may come up meanwhile; False if it shall end."""
     until_s = time.monotonic() + wait_s
-    failed: list[Failure] = []
+    failed: list[str] = []
 
     def attempt() -> None:
         while not stop.is_asked.is_set():
             with failures() as heard:
-                is_done = store.setup(config.setup_arguments()) == 0
+                if store.setup(config.setup_arguments()) == 0:
+                    return
             # Waiting changes nothing about a setting that is wrong, or memory that is not there.
-            if is_done or not heard[-1].is_transient or time.monotonic() + PAUSE_S > until_s:
-                failed.extend([] if is_done else heard[-1:])
-                break
+            if not heard[-1].is_transient or time.monotonic() + PAUSE_S > until_s:
+                failed.append(heard[-1].text)
+                return
             stop.is_asked.wait(PAUSE_S)
-        stop.wake()
+
+    def run() -> None:
+        try:
+            attempt()
+        except TypeError as error:  # A number that is none of its kind.
+            failed.append(str(error))
+        finally:
+            stop.wake()
 
     # A daemon: whoever ends the program does not wait for a master that does not answer.
-    threading.Thread(target=attempt, name="hicache-rest-setup", daemon=True).start()
+    threading.Thread(target=run, name="hicache-rest-setup", daemon=True).start()
     stop.wait()
     if failed:
-        raise Error(failed[0].text)
+        raise Error(failed[0])
     return not stop.is_asked.is_set()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import random
 import signal
 import socket
@@ -26,6 +27,7 @@ from tests.processes import wait_for
 SUCCESS = {"status": "success"}
 MISSING = (404, {"error": "Key not found"})
 NAME_SIZE_MAX = 65536
+SEED = int(os.environ.get("HICACHE_SEED", "1"))
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +92,12 @@ def test_a_key_may_have_any_characters(rest: RestProcess, key: str) -> None:
     assert rest.exist(key) == (200, {"exists": False})
 
 
-def test_a_slash_of_a_key_may_stay_as_it_is(rest: RestProcess) -> None:
-    assert rest.put("game/g1/seq/0", "state") == (200, SUCCESS)
-    assert rest.ask("/api/get/game/g1/seq/0") == (200, b"state")
-    assert rest.ask("/api/exist/game/g1/seq/0") == (200, {"exists": True})
-    assert rest.ask("/api/remove/game/g1/seq/0", "DELETE") == (200, SUCCESS)
+@pytest.mark.parametrize("key", ["game/g1/seq/0", "a//b", "/a/", "a+b&c=d:@$,;!*'()~"])
+def test_a_key_in_a_path_may_stay_as_it_is(rest: RestProcess, key: str) -> None:
+    assert rest.put(key, "state") == (200, SUCCESS)
+    assert rest.ask(f"/api/get/{key}") == (200, b"state")
+    assert rest.ask(f"/api/exist/{key}") == (200, {"exists": True})
+    assert rest.ask(f"/api/remove/{key}", "DELETE") == (200, SUCCESS)
 
 
 def test_other_programs_see_its_objects_and_it_sees_theirs(
@@ -231,13 +234,20 @@ def test_an_ssd_is_not_let_go_of_and_who_can_do_it_is_said(
         (["-Dglobal_segment_size=50%"], "global_segment_size"),
         (["-Denable_ssd_offload=true"], "ssd_offload_path"),
         (["-Dclient_http_port=x"], "x"),
+        (["-Dglobal_segment_size=-5"], "global_segment_size"),
+        (["--config={config}"], "a size is negative"),
         (["-Dmaster_server_address=etcd://1.2.3.4"], "host:port"),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_what_cannot_become_right_ends_the_program_at_once(
     folder: Path, master: str, flags: list[str], reason: str
 ) -> None:
+    config = folder / "negative.json"
+    names = {"local_hostname": "localhost", "metadata_server": "P2PHANDSHAKE"}
+    names |= {"master_server_address": master}
+    config.write_text(json.dumps({**names, "global_segment_size": -5}), encoding="utf-8")
+    flags = [flag.format(config=config) for flag in flags]
     with RestProcess(folder, master, "--max-wait-time=100000", *flags) as rest:
         assert rest.ended() == 1
         assert reason in rest.log
@@ -378,18 +388,24 @@ def test_memory_for_bodies_and_values_is_bounded(store: MooncakeDistributedStore
     assert store.remove("large") == store.remove("fits") == 0
 
 
+def test_an_answer_counts_until_it_has_been_read(store: MooncakeDistributedStore) -> None:
+    assert store.put("large", noise(32 * MiB)) == 0
+    with serving_with(store, memory_bytes=40 * MiB, body_size_bytes=MiB) as rest:
+        with unread_answer(rest, "large"):
+            assert rest.get("large")[0] == 503
+            assert rest.exist("large")[0] == 200
+        wait_for("who has hung up no longer counts", lambda: rest.get("large")[0] == 200)
+    assert store.remove("large") == 0
+
+
 def test_an_answer_that_nobody_reads_ends(
     store: MooncakeDistributedStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert store.put("large", noise(32 * MiB)) == 0
     with (
         serving_with(store, request_count=1, send_timeout_s=0.3) as rest,
-        socket.socket() as line,
+        unread_answer(rest, "large") as line,
     ):
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.connect(("127.0.0.1", rest.port))
-        line.sendall(b"GET /api/get/large HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert line.recv(20).startswith(b"HTTP/1.1 200")
         wait_for("there is room for another", lambda: rest.exist("large")[0] == 200)
         line.settimeout(30)
         received = 0
@@ -412,7 +428,7 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
 
 def test_many_callers_at_once_see_what_each_has_done(rest: RestProcess) -> None:
     def work(number: int) -> None:
-        chance = random.Random(number)
+        chance = random.Random(SEED * 1000 + number)
         known: dict[str, bytes] = {}  # The oracle: nobody else has these keys.
         for _ in range(60):
             key = f"caller/{number}/{chance.randrange(6)}"
@@ -429,6 +445,7 @@ def test_many_callers_at_once_see_what_each_has_done(rest: RestProcess) -> None:
                 found = known.pop(key, None)
                 assert rest.remove(key) == (MISSING if found is None else (200, SUCCESS))
 
+    print("HICACHE_SEED", SEED)
     in_threads(8, work)
     assert rest.ask("/api/remove_all", "DELETE")[0] == 200
 
@@ -536,6 +553,17 @@ def test_no_master_in_time_ends_the_program_with_host_port_and_cause(folder: Pat
         assert rest.ended() == 1
         assert f"127.0.0.1:{port}" in rest.log
         assert "refused" in rest.log
+
+
+@contextlib.contextmanager
+def unread_answer(rest: Caller, key: str) -> Iterator[socket.socket]:
+    """A connection that has asked for a large object and does not read it."""
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.connect(("127.0.0.1", rest.port))
+        line.sendall(f"GET /api/get/{key} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert line.recv(20).startswith(b"HTTP/1.1 200")
+        yield line
 
 
 def is_refused(port: int) -> bool:
