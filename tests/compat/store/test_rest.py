@@ -385,6 +385,12 @@ def test_memory_for_bodies_and_values_is_bounded(store: MooncakeDistributedStore
             wait_for("it counts", lambda: rest.get("fits")[0] == 503)
             assert rest.exist("fits")[0] == 200
         wait_for("it does no longer", lambda: rest.get("fits")[0] == 200)
+        # One that does not say how long it is counts as the longest.
+        head = b"PUT /api/put HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", rest.port)) as line:
+            line.sendall(head)
+            wait_for("it counts", lambda: rest.get("fits")[0] == 503)
+        wait_for("it does no longer", lambda: rest.get("fits")[0] == 200)
     assert store.remove("large") == store.remove("fits") == 0
 
 
@@ -502,11 +508,18 @@ def test_at_the_end_requests_under_way_are_answered(
 ) -> None:
     with RestProcess(folder, master) as rest:
         rest.wait_until_it_answers()
+        kept = http.client.HTTPConnection("127.0.0.1", rest.port, timeout=30)
+        kept.request("GET", "/api/exist/x")
+        assert kept.getresponse().read() == b'{"exists": false}'
         with rest.half_a_put(f"last {number}", "x" * 100) as (line, rest_of_it):
             # Sent first and answered last: when that is through, the half has been seen.
             assert rest.exist("x")[0] == 200
             rest.process.send_signal(number)
             wait_for("nobody else is let in", lambda: is_refused(rest.port))
+            kept.request("GET", "/api/exist/x")
+            refused = kept.getresponse()
+            assert (refused.status, b"ending" in refused.read()) == (503, True)
+            kept.close()
             assert rest.process.poll() is None
             line.sendall(rest_of_it)
             assert line.recv(65536).startswith(b"HTTP/1.1 200 ")
