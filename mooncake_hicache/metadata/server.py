@@ -29,7 +29,7 @@ from mooncake_hicache.metadata.names import Address
 from mooncake_hicache.metadata.table import Limits, Outcome, Table, tag_of
 from mooncake_hicache.web import WebThread, carries_token
 
-__all__ = ["TTL_HEADER", "MetadataServer", "listen"]
+__all__ = ["TTL_HEADER", "Bound", "MetadataServer", "listen"]
 
 TTL_HEADER = "Hicache-Ttl"
 TTL_MAX_S = 86_400.0
@@ -63,27 +63,61 @@ def listen(
     Raises:
         IoError: It cannot listen there; the message names host, port and cause.
     """
+    bound = Bound(host, port, what, remedy)
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise _cannot_listen(what, host, port, remedy, error) from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise _cannot_listen(what, host, port, remedy, error) from None
-    return listener
+        return bound.listen()
+    except IoError:
+        bound.close()
+        raise
 
 
-def _cannot_listen(what: str, host: str, port: int, remedy: str, error: OSError) -> IoError:
-    return IoError(
-        f"{what} cannot listen at {Address(host, port)}: {error.strerror or error}; {remedy}"
-    )
+class Bound:
+    """A port that is this process's, and at which connections are refused until it listens.
+
+    So whoever has much to do before it can answer knows at once that the port can be had, and shows
+    by listening that it is ready. One thread calls.
+
+    Args, Raises: See `listen`.
+    """
+
+    def __init__(self, host: str, port: int, what: str, remedy: str) -> None:
+        self._where = (what, host, port, remedy)
+        try:
+            family, kind, protocol, _, place = socket.getaddrinfo(
+                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            self._socket = socket.socket(family, kind, protocol)
+        except OSError as error:
+            raise self._failed(error) from None
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(place)
+        except OSError as error:
+            self._socket.close()
+            raise self._failed(error) from None
+
+    @property
+    def host(self) -> str:
+        """The address that the name stands for."""
+        return str(self._socket.getsockname()[0])
+
+    def listen(self) -> socket.socket:
+        """Return the socket, which listens from now on."""
+        try:
+            self._socket.listen(BACKLOG)
+        except OSError as error:
+            raise self._failed(error) from None
+        return self._socket
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._socket.close()
+
+    def _failed(self, error: OSError) -> IoError:
+        what, host, port, remedy = self._where
+        return IoError(
+            f"{what} cannot listen at {Address(host, port)}: {error.strerror or error}; {remedy}"
+        )
 
 
 class MetadataServer:

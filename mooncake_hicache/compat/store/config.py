@@ -25,12 +25,14 @@ _ENVIRONMENT = {
     "protocol": "MOONCAKE_PROTOCOL",
     "device_name": "MOONCAKE_DEVICE",
     "master_server_address": "MOONCAKE_MASTER",
-    "enable_ssd_offload": "MOONCAKE_ENABLE_SSD_OFFLOAD",
+    "enable_ssd_offload": "MOONCAKE_OFFLOAD_ENABLED",
     "ssd_offload_path": "MOONCAKE_OFFLOAD_FILE_STORAGE_PATH",
     "tenant_id": "MOONCAKE_TENANT_ID",
     "enable_client_http_server": "MOONCAKE_ENABLE_CLIENT_HTTP_SERVER",
     "client_http_port": "MOONCAKE_CLIENT_HTTP_PORT",
 }
+# As SGLang calls it; the original's own name counts more.
+_OTHER_ENVIRONMENT = {"enable_ssd_offload": "MOONCAKE_ENABLE_SSD_OFFLOAD"}
 
 
 @dataclass
@@ -81,7 +83,7 @@ class MooncakeConfig:
             raise ValueError("set MOONCAKE_MASTER to host:port, or MOONCAKE_CONFIG_PATH to a file")
         given = {
             name: os.environ[variable]
-            for name, variable in _ENVIRONMENT.items()
+            for name, variable in [*_OTHER_ENVIRONMENT.items(), *_ENVIRONMENT.items()]
             if os.environ.get(variable)
         }
         return _config_of(given)

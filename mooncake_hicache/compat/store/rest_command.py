@@ -21,7 +21,7 @@ from mooncake_hicache.compat.store.failures import failures
 from mooncake_hicache.compat.store.rest import StorePages
 from mooncake_hicache.errors import Error, InvalidArgumentError
 from mooncake_hicache.metadata.names import Address, is_loopback
-from mooncake_hicache.metadata.server import listen
+from mooncake_hicache.metadata.server import Bound
 from mooncake_hicache.metadata.token import read_token
 from mooncake_hicache.web import WebThread
 
@@ -81,25 +81,29 @@ def _serve(flags: argparse.Namespace, stop: _Stop) -> None:
     config = _config(flags)
     token = read_token(flags.token_file) if flags.token_file else ""
     _check_token(token, flags.host)
-    # A port that is taken is known before the master has been waited for. Until the store is set
-    # up nobody listens, so that callers see at once that they come too early.
-    with listen(flags.host, flags.port, _SERVICE, _PORT_REMEDY) as listener:
-        _check_token(token, listener.getsockname()[0])  # Names may mean anything.
+    # A port that is taken is known before a master has been waited for; but that somebody listens
+    # there says that the store is set up, which probes rely on.
+    bound = Bound(flags.host, flags.port, _SERVICE, _PORT_REMEDY)
     store = MooncakeDistributedStore()
     try:
-        if not _set_up(store, config, flags.max_wait_time, stop):
-            return
-        pages = StorePages(store, token=token, has_ssd=config.enable_ssd_offload)
-        listener = listen(flags.host, flags.port, _SERVICE, _PORT_REMEDY)
-        host, port = listener.getsockname()[:2]
-        web = WebThread(pages.application(), listener, "hicache-rest", pages.drain)
-        _log.info("the store answers at http://%s/api", Address(host, port))
-        stop.is_asked.wait()
-        web.close()
-        store.close()  # Breaks off what is still under way.
-        pages.close()
+        _check_token(token, bound.host)  # A name may mean any address.
+        if _set_up(store, config, flags.max_wait_time, stop):
+            pages = StorePages(store, token=token, has_ssd=config.enable_ssd_offload)
+            _answer(pages, bound, stop)
+            store.close()  # Breaks off what is still under way.
+            pages.close()
     finally:
         store.close()
+        bound.close()
+
+
+def _answer(pages: StorePages, bound: Bound, stop: _Stop) -> None:
+    listener = bound.listen()
+    host, port = listener.getsockname()[:2]
+    web = WebThread(pages.application(), listener, "hicache-rest", pages.drain)
+    _log.info("the store answers at http://%s/api", Address(host, port))
+    stop.is_asked.wait()
+    web.close()
 
 
 def _check_token(token: str, host: str) -> None:

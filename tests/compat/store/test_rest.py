@@ -271,6 +271,25 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(folder: Path, rest: RestP
     assert rest.exist("x")[0] == 200
 
 
+def test_the_environment_that_deployments_set_is_understood(
+    folder: Path, master: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folder / "of-the-environment.json"
+    names = {"local_hostname": "localhost", "metadata_server": "P2PHANDSHAKE"}
+    text = json.dumps({**names, "master_server_address": master, "tenant_id": "of the variable"})
+    config.write_text(text, encoding="utf-8")
+    monkeypatch.setenv("MOONCAKE_OFFLOAD_ENABLED", "true")  # Without a folder that is a mistake.
+    with RestProcess(folder, master) as rest:
+        assert rest.ended() == 1
+        assert "ssd_offload_path" in rest.log
+    monkeypatch.setenv("MOONCAKE_CONFIG_PATH", str(config))  # It counts more than all of them.
+    with RestProcess(folder, master) as rest, opened(master, tenant_id="of the variable") as store:
+        rest.wait_until_it_answers()
+        assert rest.put("k", "v") == (200, SUCCESS)
+        assert store.remove("k") == 0
+        assert rest.stop() == 0
+
+
 # ---- who may ask
 
 
