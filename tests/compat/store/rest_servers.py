@@ -21,6 +21,19 @@ from tests.compat.processes import environment
 from tests.metadata.servers import ask, free_port
 from tests.processes import wait_for
 
+SUCCESS = {"status": "success"}
+
+
+def why(answer: tuple[int, Any]) -> str:
+    """Return the reason of an answer that is none of success."""
+    assert list(answer[1]) == ["error"], answer
+    return str(answer[1]["error"])
+
+
+def is_refused(port: int) -> bool:
+    with socket.socket() as line:
+        return line.connect_ex(("127.0.0.1", port)) != 0
+
 
 class Caller:
     """Whoever asks a REST service."""

@@ -1,14 +1,11 @@
-"""The original's REST service over a real node: its answers, its bounds, its life."""
+"""The original's REST service over a real node: what it answers, and to whom."""
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
 import random
-import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +15,10 @@ from typing import Any
 import pytest
 
 from mooncake_hicache.compat.store import MooncakeDistributedStore
-from tests.compat.store.rest_servers import Caller, RestProcess, serving_with
+from tests.compat.store.rest_servers import SUCCESS, RestProcess, serving_with, why
 from tests.compat.store.stores import MiB, machine, noise, opened, running_master
-from tests.master.masters import MasterProcess
-from tests.metadata.servers import ask, free_port, silent_port
-from tests.processes import wait_for
+from tests.metadata.servers import ask
 
-SUCCESS = {"status": "success"}
 MISSING = (404, {"error": "Key not found"})
 NAME_SIZE_MAX = 65536
 SEED = int(os.environ.get("HICACHE_SEED", "1"))
@@ -53,12 +47,6 @@ def rest(folder: Path, master: str) -> Iterator[RestProcess]:
 def store(master: str) -> Iterator[MooncakeDistributedStore]:
     with opened(master) as store:
         yield store
-
-
-def why(answer: tuple[int, Any]) -> str:
-    """Return the reason of an answer that is none of success."""
-    assert list(answer[1]) == ["error"], answer
-    return str(answer[1]["error"])
 
 
 # ---- what the original answers
@@ -109,22 +97,6 @@ def test_other_programs_see_its_objects_and_it_sees_theirs(
     assert rest.put("from the service", "text") == (200, SUCCESS)
     assert store.get("from the service") == b"text"
     assert store.remove("from a program") == store.remove("from the service") == 0
-
-
-def test_a_setting_of_the_command_line_counts_more_than_the_file(
-    folder: Path, master: str, store: MooncakeDistributedStore
-) -> None:
-    config = folder / "rest.json"
-    names = {"local_hostname": "localhost", "metadata_server": "P2PHANDSHAKE"}
-    text = json.dumps({**names, "master_server_address": master, "tenant_id": "of the file"})
-    config.write_text(text, encoding="utf-8")
-    with RestProcess(folder, "", f"--config={config}", "-Dtenant_id=mine") as rest:
-        rest.wait_until_it_answers()
-        assert rest.put("same key", "mine") == (200, SUCCESS)
-        assert store.is_exist("same key") == 0
-        with opened(master, tenant_id="mine") as mine:
-            assert mine.get("same key") == b"mine"
-        assert rest.stop() == 0
 
 
 # ---- what is wrong
@@ -221,75 +193,6 @@ def test_an_ssd_is_not_let_go_of_and_who_can_do_it_is_said(
         assert "/api/drain" in why(answer)
 
 
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        (["--host=0.0.0.0"], "--token-file"),
-        (["--host=::"], "--token-file"),
-        (["--token-file=/nowhere/at/all"], "/nowhere/at/all"),
-        (["--config=/nowhere/at/all"], "/nowhere/at/all"),
-        (["--port=70000"], "--port=70000"),
-        (["-Dno_such=1"], "no_such"),
-        (["-Dtenant_id"], "NAME=VALUE"),
-        (["-Dglobal_segment_size=50%"], "global_segment_size"),
-        (["-Denable_ssd_offload=true"], "ssd_offload_path"),
-        (["-Dclient_http_port=x"], "x"),
-        (["-Dglobal_segment_size=-5"], "global_segment_size"),
-        (["--config={config}"], "a size is negative"),
-        (["-Dmaster_server_address=etcd://1.2.3.4"], "host:port"),
-    ],
-    ids=range(13),
-)
-def test_what_cannot_become_right_ends_the_program_at_once(
-    folder: Path, master: str, flags: list[str], reason: str
-) -> None:
-    config = folder / "negative.json"
-    names = {"local_hostname": "localhost", "metadata_server": "P2PHANDSHAKE"}
-    names |= {"master_server_address": master}
-    config.write_text(json.dumps({**names, "global_segment_size": -5}), encoding="utf-8")
-    flags = [flag.format(config=config) for flag in flags]
-    with RestProcess(folder, master, "--max-wait-time=100000", *flags) as rest:
-        assert rest.ended() == 1
-        assert reason in rest.log
-        assert "Traceback" not in rest.log
-
-
-def test_memory_that_is_not_there_is_not_waited_for() -> None:
-    with machine() as folder, running_master(folder) as master:
-        flags = ("--max-wait-time=100000", "-Dglobal_segment_size=900000GB")
-        with RestProcess(folder, master, *flags) as rest:
-            assert rest.ended() == 1
-            assert "is more than" in rest.log
-
-
-def test_a_port_that_is_taken_is_named_with_the_remedy(folder: Path, rest: RestProcess) -> None:
-    nobody = f"127.0.0.1:{free_port()}"  # It is known before the master is looked for.
-    with RestProcess(folder, nobody, "--max-wait-time=100000", f"--port={rest.port}") as other:
-        assert other.ended() == 1
-        for text in ("mc_store_rest_server", str(rest.port), "--port", "metadata server"):
-            assert text in other.log
-    assert rest.exist("x")[0] == 200
-
-
-def test_the_environment_that_deployments_set_is_understood(
-    folder: Path, master: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = folder / "of-the-environment.json"
-    names = {"local_hostname": "localhost", "metadata_server": "P2PHANDSHAKE"}
-    text = json.dumps({**names, "master_server_address": master, "tenant_id": "of the variable"})
-    config.write_text(text, encoding="utf-8")
-    monkeypatch.setenv("MOONCAKE_OFFLOAD_ENABLED", "true")  # Without a folder that is a mistake.
-    with RestProcess(folder, master) as rest:
-        assert rest.ended() == 1
-        assert "ssd_offload_path" in rest.log
-    monkeypatch.setenv("MOONCAKE_CONFIG_PATH", str(config))  # It counts more than all of them.
-    with RestProcess(folder, master) as rest, opened(master, tenant_id="of the variable") as store:
-        rest.wait_until_it_answers()
-        assert rest.put("k", "v") == (200, SUCCESS)
-        assert store.remove("k") == 0
-        assert rest.stop() == 0
-
-
 # ---- who may ask
 
 
@@ -336,110 +239,6 @@ def test_nothing_is_read_or_changed_without_the_token(folder: Path, master: str)
         assert status("GET", "/api/get/k", right) == 200
         assert status("DELETE", "/api/remove_all", right) == 200
         assert rest.stop() == 0
-
-
-# ---- bounds
-
-
-def test_a_body_that_is_too_large_is_413_and_not_stored(store: MooncakeDistributedStore) -> None:
-    with serving_with(store, body_size_bytes=10_000) as rest:
-        assert rest.put("fits", "x" * 9_000) == (200, SUCCESS)
-        answer = rest.put("too large", "x" * 10_000)
-        assert answer[0] == 413
-        assert "10000" in why(answer)
-        # Without a length, one that ends late: no more than the bound is ever kept.
-        line = http.client.HTTPConnection("127.0.0.1", rest.port, timeout=30)
-        line.request("PUT", "/api/put", body=iter([b"x" * 1000] * 20), encode_chunked=True)
-        answered = line.getresponse()
-        assert (answered.status, "error" in json.loads(answered.read())) == (413, True)
-        line.close()
-        assert rest.exist("too large") == (200, {"exists": False})
-        assert rest.remove("fits") == (200, SUCCESS)
-
-
-def test_what_a_small_body_grows_to_counts(store: MooncakeDistributedStore) -> None:
-    import gzip
-
-    with serving_with(store, body_size_bytes=10_000) as rest:
-        for size, status in ((9_000, 200), (1_000_000, 413)):
-            body = gzip.compress(json.dumps({"key": "packed", "value": "x" * size}).encode())
-            assert len(body) < 10_000
-            packed = Caller(rest.port, **{"Content-Encoding": "gzip"})
-            assert packed.ask("/api/put", "PUT", body)[0] == status
-        assert rest.get("packed") == (200, b"x" * 9_000)
-        assert rest.remove("packed") == (200, SUCCESS)
-
-
-def test_a_body_that_does_not_come_is_408(store: MooncakeDistributedStore) -> None:
-    with (
-        serving_with(store, body_timeout_s=0.2) as rest,
-        rest.half_a_put("slow", "x" * 100) as (line, _),
-    ):
-        assert line.recv(65536).startswith(b"HTTP/1.1 408 ")
-        assert rest.exist("slow") == (200, {"exists": False})
-
-
-def test_more_requests_than_fit_are_503_until_one_has_ended(
-    store: MooncakeDistributedStore,
-) -> None:
-    with serving_with(store, request_count=2) as rest:
-        with rest.half_a_put("first", "1" * 50) as (first, rest_of_first):
-            with rest.half_a_put("second", "2"):
-                wait_for("both are under way", lambda: rest.exist("x")[0] == 503)
-                assert "2 requests are under way" in why(rest.put("third", "3"))
-            wait_for("the one that hung up is forgotten", lambda: rest.exist("x")[0] == 200)
-            first.sendall(rest_of_first)
-            assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
-        assert rest.get("first") == (200, b"1" * 50)
-        assert rest.remove("first") == (200, SUCCESS)
-
-
-def test_memory_for_bodies_and_values_is_bounded(store: MooncakeDistributedStore) -> None:
-    assert store.put("large", b"x" * 200_001) == store.put("fits", b"x" * 150_000) == 0
-    with serving_with(store, memory_bytes=200_000, body_size_bytes=100_000) as rest:
-        answer = rest.get("large")
-        assert (answer[0], "get_into" in why(answer)) == (501, True)
-        assert rest.get("fits")[0] == 200
-        with rest.half_a_put("under way", "x" * 60_000):
-            wait_for("it counts", lambda: rest.get("fits")[0] == 503)
-            assert rest.exist("fits")[0] == 200
-        wait_for("it does no longer", lambda: rest.get("fits")[0] == 200)
-        # One that does not say how long it is counts as the longest.
-        head = b"PUT /api/put HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", rest.port)) as line:
-            line.sendall(head)
-            wait_for("it counts", lambda: rest.get("fits")[0] == 503)
-        wait_for("it does no longer", lambda: rest.get("fits")[0] == 200)
-    assert store.remove("large") == store.remove("fits") == 0
-
-
-def test_an_answer_counts_until_it_has_been_read(store: MooncakeDistributedStore) -> None:
-    assert store.put("large", noise(32 * MiB)) == 0
-    with serving_with(store, memory_bytes=40 * MiB, body_size_bytes=MiB) as rest:
-        with unread_answer(rest, "large"):
-            assert rest.get("large")[0] == 503
-            assert rest.exist("large")[0] == 200
-        wait_for("who has hung up no longer counts", lambda: rest.get("large")[0] == 200)
-    assert store.remove("large") == 0
-
-
-def test_an_answer_that_nobody_reads_ends(
-    store: MooncakeDistributedStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert store.put("large", noise(32 * MiB)) == 0
-    with (
-        serving_with(store, request_count=1, send_timeout_s=0.3) as rest,
-        unread_answer(rest, "large") as line,
-    ):
-        wait_for("there is room for another", lambda: rest.exist("large")[0] == 200)
-        line.settimeout(30)
-        received = 0
-        with contextlib.suppress(ConnectionResetError):
-            while piece := line.recv(1 << 20):
-                received += len(piece)
-        assert received < 32 * MiB
-    assert "Traceback" not in caplog.text
-    assert store.remove("large") == 0
 
 
 # ---- many at once
@@ -509,7 +308,7 @@ def test_each_caller_is_told_of_its_own_failure(rest: RestProcess) -> None:
     in_threads(6, work)
 
 
-# ---- life
+# ---- without a node
 
 
 def test_without_a_node_calls_are_500_and_say_so(folder: Path) -> None:
@@ -519,85 +318,3 @@ def test_without_a_node_calls_are_500_and_say_so(folder: Path) -> None:
         for answer in (rest.put("k", "v"), rest.get("k"), rest.exist("k"), rest.remove("k")):
             assert answer[0] == 500
             assert "close() was called" in why(answer)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_at_the_end_requests_under_way_are_answered(
-    folder: Path, master: str, number: signal.Signals, store: MooncakeDistributedStore
-) -> None:
-    with RestProcess(folder, master) as rest:
-        rest.wait_until_it_answers()
-        kept = http.client.HTTPConnection("127.0.0.1", rest.port, timeout=30)
-        kept.request("GET", "/api/exist/x")
-        assert kept.getresponse().read() == b'{"exists": false}'
-        with rest.half_a_put(f"last {number}", "x" * 100) as (line, rest_of_it):
-            # Sent first and answered last: when that is through, the half has been seen.
-            assert rest.exist("x")[0] == 200
-            rest.process.send_signal(number)
-            wait_for("nobody else is let in", lambda: is_refused(rest.port))
-            kept.request("GET", "/api/exist/x")
-            refused = kept.getresponse()
-            assert (refused.status, b"ending" in refused.read()) == (503, True)
-            kept.close()
-            assert rest.process.poll() is None
-            line.sendall(rest_of_it)
-            assert line.recv(65536).startswith(b"HTTP/1.1 200 ")
-        assert rest.ended() == 0
-        assert "Traceback" not in rest.log
-    assert store.get(f"last {number}") == b"x" * 100
-
-
-def test_a_request_that_never_ends_does_not_keep_the_program(folder: Path, master: str) -> None:
-    with RestProcess(folder, master) as rest:
-        rest.wait_until_it_answers()
-        with rest.half_a_put("never", "x" * 100):
-            assert rest.exist("x")[0] == 200
-            assert rest.stop() == 0
-
-
-def test_who_waits_for_a_master_can_be_ended(folder: Path) -> None:
-    with silent_port() as port, RestProcess(folder, f"127.0.0.1:{port}") as rest:
-        # It takes connections, so a node is looked for, which finds no master.
-        wait_for("a node is being started", lambda: any(folder.glob(f"store-127.0.0.1-{port}/*")))
-        assert rest.stop() == 0
-    with RestProcess(folder, f"127.0.0.1:{free_port()}") as rest:
-        wait_for("it waits", lambda: "Start it (mooncake_master)" in rest.log)
-        assert is_refused(rest.port)
-        assert rest.stop() == 0
-
-
-def test_a_master_that_comes_later_is_waited_for(folder: Path) -> None:
-    port = free_port()
-    with RestProcess(folder, f"127.0.0.1:{port}", "--max-wait-time=100000") as rest:
-        wait_for("it waits", lambda: "Start it (mooncake_master)" in rest.log)
-        master = MasterProcess(folder / "later.log", port=port)
-        try:
-            rest.wait_until_it_answers()
-            assert rest.put("k", "v") == (200, SUCCESS)
-            assert rest.stop() == 0
-        finally:
-            master.stop()
-
-
-def test_no_master_in_time_ends_the_program_with_host_port_and_cause(folder: Path) -> None:
-    port = free_port()
-    with RestProcess(folder, f"127.0.0.1:{port}", "--max-wait-time=0") as rest:
-        assert rest.ended() == 1
-        assert f"127.0.0.1:{port}" in rest.log
-        assert "refused" in rest.log
-
-
-@contextlib.contextmanager
-def unread_answer(rest: Caller, key: str) -> Iterator[socket.socket]:
-    """A connection that has asked for a large object and does not read it."""
-    with socket.socket() as line:
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.connect(("127.0.0.1", rest.port))
-        line.sendall(f"GET /api/get/{key} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        assert line.recv(20).startswith(b"HTTP/1.1 200")
-        yield line
-
-
-def is_refused(port: int) -> bool:
-    with socket.socket() as line:
-        return line.connect_ex(("127.0.0.1", port)) != 0
