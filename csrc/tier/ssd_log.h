@@ -125,7 +125,8 @@ class SsdLog : private SsdVolume::Listener {
     if (ticket <= sequence_base_) ticket += sequence_base_;
     return removing_.empty() || *removing_.begin() > ticket;
   }
-  /// Of one that is done: no directory could be written, so that a restart may bring it back.
+  /// Of one that is done, and not 0: no directory could be written, so that a restart may bring it
+  /// back.
   bool is_lost(uint64_t ticket) const {
     if (ticket <= sequence_base_) ticket += sequence_base_;
     return ticket <= last_lost_ || keeper_of(0) == volumes_.size();

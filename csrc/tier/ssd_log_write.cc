@@ -200,6 +200,8 @@ void SsdLog::on_written(SsdVolume& volume, uint32_t region, SsdVolume::PageWrite
   const bool is_removed = !is_newest || in_flight->second.is_removed;
   if (is_newest) in_flight_.erase(in_flight);
   writing_bytes_ -= page.entry.size;
+  // What a disk calls failed may lie there all the same, whole: a removal has to know of it.
+  if (!ok) note_forgotten(hash, found.place.region);
   ok = ok && !is_removed && !ended_spaces_.contains(page.space);
   if (ok) {
     // Recovery may have found an older copy since it was queued.
