@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from mooncake_hicache.compat.store import MooncakeDistributedStore
 from tests.compat.store.rest_servers import SUCCESS, RestProcess, serving_with, why
 from tests.compat.store.stores import MiB, machine, noise, opened, running_master
 from tests.metadata.servers import ask
+from tests.processes import wait_for
 
 MISSING = (404, {"error": "Key not found"})
 NAME_SIZE_MAX = 65536
@@ -318,3 +320,23 @@ def test_without_a_node_calls_are_500_and_say_so(folder: Path) -> None:
         for answer in (rest.put("k", "v"), rest.get("k"), rest.exist("k"), rest.remove("k")):
             assert answer[0] == 500
             assert "close() was called" in why(answer)
+
+
+def test_a_node_that_dies_is_500_until_another_one_answers(folder: Path) -> None:
+    with running_master(folder) as master, RestProcess(folder, master) as rest:
+        rest.wait_until_it_answers()
+        assert rest.put("lost", "v") == (200, SUCCESS)
+        with opened(master) as store:
+            node = store.stats()["node"]
+            assert node is not None
+            os.kill(node["pid"], signal.SIGKILL)
+
+        def is_stored() -> bool:
+            answer = rest.put("kept", "v")
+            assert answer == (200, SUCCESS) or (answer[0] == 500 and why(answer))
+            return answer[0] == 200
+
+        wait_for("another node", is_stored)
+        assert rest.get("kept") == (200, b"v")
+        assert rest.get("lost") == MISSING
+        assert rest.stop() == 0
