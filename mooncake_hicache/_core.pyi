@@ -426,6 +426,17 @@ class DirectoryClient:
     def drain(self, name: str, is_on: bool = True, *, timeout_ms: int = 5000) -> None:
         """Have a node give its pages away, or end that."""
 
+    def quotas(self, timeout_ms: int = 5000) -> tuple:
+        """
+        Return the bytes that each tenant may use of all nodes' memory, by name; and what those
+        use that have a quota anywhere, by name: limits and bytes of all nodes together.
+        """
+
+    def set_quota(self, tenant: str, size_bytes: int, *, timeout_ms: int = 5000) -> None:
+        """
+        Say what a tenant may use of all nodes' memory; 0: it has no quota any more.
+        """
+
     def clear(self, digest: object, *, timeout_ms: int = 5000) -> int:
         """
         Have all nodes forget a namespace; return how many replicas were known.

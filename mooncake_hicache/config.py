@@ -193,7 +193,7 @@ class NodeOptions(OptionsBase):
     """What each tenant may use of this node's pool, each a size or a share of what the pool is when
     the node starts: "acme=200GB,labs=10%,*=5%", or a table. The name "*" is for each tenant that is
     not named; who has no quota shares what is left. A tenant at its quota makes room with its own
-    pages."""
+    pages. For tenants that the master has a quota of that counts."""
 
     reservation_ttl_ms: Annotated[Milliseconds, Field(ge=1000, le=600_000)] = 30_000
     """Milliseconds that a put may take from reserving its room to having filled it. Far beyond any

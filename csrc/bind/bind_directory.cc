@@ -186,6 +186,42 @@ std::unique_ptr<PythonDirectoryClient> make_client(const std::vector<Address>& a
   return std::make_unique<PythonDirectoryClient>(std::move(options));
 }
 
+/// Names come from descriptions, which may be cut anywhere.
+nb::object text_from(const std::string& text) {
+  return nb::steal(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+}
+
+nb::tuple quotas_of(const PythonDirectoryClient& self, uint64_t timeout_ms) {
+  const auto reply = self.call<QuotasReply>(QuotasRequest{}, timeout_ms);
+  nb::dict quotas;
+  for (const TenantQuota& quota : reply.quotas) {
+    if (quota.size_bytes != 0) quotas[text_from(quota.name)] = quota.size_bytes;
+  }
+  nb::dict uses;
+  for (const TenantUse& use : reply.uses) {
+    nb::dict one;
+    one["limit_bytes"] = use.limit_bytes;
+    one["used_bytes"] = use.used_bytes;
+    one["reserved_bytes"] = use.reserved_bytes;
+    one["pages"] = use.page_count;
+    uses[text_from(use.name)] = one;
+  }
+  return nb::make_tuple(quotas, uses);
+}
+
+void set_quota(const PythonDirectoryClient& self, std::string tenant, uint64_t size_bytes,
+               uint64_t timeout_ms) {
+  if (tenant.empty() || tenant.size() > kTenantNameSizeMax) {
+    raise(Status(Code::kInvalidArgument, "a tenant's name has 1 to " +
+                                             std::to_string(kTenantNameSizeMax) + " bytes, not " +
+                                             std::to_string(tenant.size())));
+  }
+  QuotasRequest request;
+  request.quotas.push_back({.name = std::move(tenant), .size_bytes = size_bytes});
+  self.call<QuotasReply>(request, timeout_ms);
+}
+
 NamespaceDigest digest_from(nb::handle object) {
   static_assert(sizeof(NamespaceDigest) == sizeof(Key));
   NamespaceDigest digest;
@@ -286,6 +322,13 @@ void bind_asking(nb::module_& m) {
           },
           nb::arg("name"), nb::arg("is_on") = true, nb::kw_only(), nb::arg("timeout_ms") = 5000,
           "Have a node give its pages away, or end that.")
+      .def("quotas", &quotas_of, nb::arg("timeout_ms") = 5000,
+           "Return the bytes that each tenant may use of all nodes' memory, by name; and what "
+           "those\n"
+           "use that have a quota anywhere, by name: limits and bytes of all nodes together.")
+      .def("set_quota", &set_quota, nb::arg("tenant"), nb::arg("size_bytes"), nb::kw_only(),
+           nb::arg("timeout_ms") = 5000,
+           "Say what a tenant may use of all nodes' memory; 0: it has no quota any more.")
       .def(
           "clear",
           [](const PythonDirectoryClient& self, nb::handle digest, uint64_t timeout_ms) {

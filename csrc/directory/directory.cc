@@ -15,6 +15,7 @@ void Directory::lead(uint64_t epoch) {
   ++members_version_;
   last_order_ = 0;
   replicas_ = ReplicaTable({options_.pages_max, options_.holdings_max});
+  quotas_ = QuotaTable();  // The nodes know.
   rows_.clear();
   names_.clear();
   sessions_.clear();

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "directory/directory_types.h"
+#include "directory/quota_table.h"
 #include "directory/replica_table.h"
 
 namespace hicache {
@@ -76,6 +77,7 @@ class Directory {
   MembersReply apply(const MembersRequest& request);
   ClearSpaceReply apply(const ClearSpaceRequest& request);
   PlainReply apply(const DrainRequest& request);
+  QuotasReply apply(const QuotasRequest& request);
 
   /// A connection ended.
   void disconnected(SessionId session, uint64_t now_ms);
@@ -111,7 +113,8 @@ class Directory {
     uint64_t probe = 0;   // The number of the last one.
     uint64_t due_ms = 0;  // While suspect: the probe's deadline, or the next probe's time.
     uint64_t gone_ms = 0;
-    std::deque<Order> orders;  // Not known to be done.
+    std::deque<Order> orders;     // Not known to be done.
+    std::vector<TenantUse> uses;  // As it told last.
 
     bool is_suspect() const { return !is_gone && session == 0; }
   };
@@ -147,6 +150,10 @@ class Directory {
   static bool must_clear(const Row& row, const NamespaceDigest& digest);
   static void note_done(Row& row, uint64_t orders_done);
   Code take(NodeIndex node, Row& row, const BatchRequest& request);
+  void count_capacity();
+  /// Has all nodes hear that the quotas are others.
+  void tell_quotas();
+  std::vector<TenantUse> uses_of_all() const;
   std::string check_row(NodeIndex node) const;
 
   const Options options_;
@@ -155,6 +162,8 @@ class Directory {
   uint64_t last_order_ = 0;
   uint64_t last_probe_ = 0;
   ReplicaTable replicas_;
+  QuotaTable quotas_;
+  uint64_t capacity_bytes_ = 0;  // Of all that are not gone, as last counted.
   std::vector<Row> rows_;
   std::unordered_map<std::string, NodeIndex> names_;  // Also of those that are gone.
   std::unordered_map<SessionId, NodeIndex> sessions_;

@@ -41,6 +41,8 @@ bool DirectoryDesk::answer(DirectoryOp op, std::span<const uint8_t> payload, Ses
       return reply_to<ClearSpaceRequest>(payload, frame, plain);
     case DirectoryOp::kDrain:
       return reply_to<DrainRequest>(payload, frame, plain);
+    case DirectoryOp::kQuotas:
+      return reply_to<QuotasRequest>(payload, frame, plain);
   }
   return false;
 }

@@ -1,5 +1,6 @@
 // Who belongs to the cluster: joining, living, being lost, leaving.
 #include <algorithm>
+#include <map>
 
 #include "directory/directory.h"
 
@@ -23,6 +24,7 @@ JoinReply Directory::apply(const JoinRequest& request, SessionId session, uint64
     row.is_probing = false;
     sessions_[session] = reply.node;
     ++members_version_;
+    count_capacity();
     replicas_.set_rank(reply.node, rank_of(row));
     reply.heartbeat_interval_ms = options_.heartbeat_interval_ms;
     reply.must_announce = row.must_announce;
@@ -119,7 +121,9 @@ HeartbeatReply Directory::orders_of(NodeIndex node) const {
   return {.head = head(Code::kOk),
           .must_announce = row.must_announce,
           .next_sequence = row.next_sequence,
-          .orders = {row.orders.begin(), row.orders.end()}};
+          .orders = {row.orders.begin(), row.orders.end()},
+          .quota_digest = quotas_.digest(),
+          .cluster_capacity_bytes = capacity_bytes_};
 }
 
 PlainReply Directory::apply(const LeaveRequest& request, uint64_t now_ms) {
@@ -185,10 +189,12 @@ void Directory::expire(NodeIndex node, uint64_t now_ms) {
   row.is_probing = false;
   row.gone_ms = now_ms;
   ++members_version_;
+  count_capacity();
 }
 
 uint64_t Directory::advance(uint64_t now_ms) {
   uint64_t next_ms = replicas_.sweep(kSweepCount) ? now_ms : UINT64_MAX;
+  count_capacity();
   for (NodeIndex node = 0; node < rows_.size(); ++node) {
     Row& row = rows_[node];
     if (row.session != 0 && now_ms >= row.heard_ms + options_.silence_max_ms) {
@@ -240,6 +246,67 @@ PlainReply Directory::apply(const DrainRequest& request) {
     order(known->second, request.is_on ? OrderKind::kDrain : OrderKind::kEndDrain, {});
   }
   return {head(code)};
+}
+
+// ---------------------------------------------------------------- quotas
+
+QuotasReply Directory::apply(const QuotasRequest& request) {
+  QuotasReply reply;
+  Code code = admit(request.epoch);
+  const uint64_t digest = quotas_.digest();
+  if (code == Code::kOk && request.node == kNoNode) {
+    for (const TenantQuota& quota : request.quotas) {
+      if (quota.epoch != 0) continue;
+      if (!quotas_.set(quota.name, quota.size_bytes, epoch_)) code = Code::kNoSpace;
+    }
+    reply.uses = uses_of_all();
+  } else if (code == Code::kOk) {
+    Row* row = find(request.node, request.incarnation);
+    if (row != nullptr) row->uses = request.uses;
+    if (row == nullptr) code = Code::kCancelled;
+    if (row != nullptr) (void)quotas_.merge(request.quotas, epoch_);
+  }
+  if (quotas_.digest() != digest) tell_quotas();
+  reply.quotas = quotas_.all();
+  reply.head = head(code);
+  return reply;
+}
+
+void Directory::count_capacity() {
+  capacity_bytes_ = 0;
+  for (const Row& row : rows_) {
+    if (!row.is_gone) capacity_bytes_ += row.member.capacity_bytes;
+  }
+}
+
+void Directory::tell_quotas() {
+  for (NodeIndex node = 0; node < rows_.size(); ++node) {
+    if (rows_[node].session == 0) continue;
+    effects_.push_back({.kind = EffectKind::kSendOrders,
+                        .node = node,
+                        .session = rows_[node].session,
+                        .address = {}});
+  }
+}
+
+std::vector<TenantUse> Directory::uses_of_all() const {
+  std::map<std::string, TenantUse> sums;
+  for (const Row& row : rows_) {
+    if (row.is_gone) continue;
+    for (const TenantUse& use : row.uses) {
+      const bool is_known = sums.contains(use.name);
+      if (!is_known && sums.size() >= kTenantUsesMax) continue;
+      TenantUse& sum = sums[use.name];
+      sum.name = use.name;
+      sum.limit_bytes += use.limit_bytes;
+      sum.used_bytes += use.used_bytes;
+      sum.reserved_bytes += use.reserved_bytes;
+      sum.page_count += use.page_count;
+    }
+  }
+  std::vector<TenantUse> uses;
+  for (auto& [name, sum] : sums) uses.push_back(std::move(sum));
+  return uses;
 }
 
 }  // namespace hicache

@@ -78,6 +78,58 @@ bool get(WireReader& reader, Member& member) {
   return reader.ok();
 }
 
+void put(WireWriter& writer, const std::vector<TenantQuota>& quotas) {
+  writer.put(static_cast<uint32_t>(quotas.size()));
+  for (const TenantQuota& quota : quotas) {
+    writer.put_string(quota.name);
+    writer.put(quota.size_bytes);
+    writer.put(quota.epoch);
+    writer.put(quota.change);
+  }
+}
+
+bool get(WireReader& reader, std::vector<TenantQuota>& quotas) {
+  const auto count = reader.get<uint32_t>();
+  if (count > kQuotasMax) return false;
+  quotas.clear();
+  for (uint32_t i = 0; i < count && reader.ok(); ++i) {
+    TenantQuota quota;
+    quota.name = reader.get_string(kTenantNameSizeMax);
+    quota.size_bytes = reader.get<uint64_t>();
+    quota.epoch = reader.get<uint64_t>();
+    quota.change = reader.get<uint64_t>();
+    quotas.push_back(std::move(quota));
+  }
+  return reader.ok();
+}
+
+void put(WireWriter& writer, const std::vector<TenantUse>& uses) {
+  writer.put(static_cast<uint32_t>(uses.size()));
+  for (const TenantUse& use : uses) {
+    writer.put_string(use.name);
+    writer.put(use.limit_bytes);
+    writer.put(use.used_bytes);
+    writer.put(use.reserved_bytes);
+    writer.put(use.page_count);
+  }
+}
+
+bool get(WireReader& reader, std::vector<TenantUse>& uses) {
+  const auto count = reader.get<uint32_t>();
+  if (count > kTenantUsesMax) return false;
+  uses.clear();
+  for (uint32_t i = 0; i < count && reader.ok(); ++i) {
+    TenantUse use;
+    use.name = reader.get_string(kTenantNameSizeMax);
+    use.limit_bytes = reader.get<uint64_t>();
+    use.used_bytes = reader.get<uint64_t>();
+    use.reserved_bytes = reader.get<uint64_t>();
+    use.page_count = reader.get<uint64_t>();
+    uses.push_back(std::move(use));
+  }
+  return reader.ok();
+}
+
 }  // namespace
 
 std::string_view op_name(DirectoryOp op) {
@@ -98,6 +150,8 @@ std::string_view op_name(DirectoryOp op) {
       return "clear_space";
     case DirectoryOp::kDrain:
       return "drain";
+    case DirectoryOp::kQuotas:
+      return "quotas";
   }
   return "";
 }
@@ -164,6 +218,8 @@ void encode(WireWriter& writer, const HeartbeatReply& message) {
     writer.put(order.kind);
     writer.put(order.digest);
   }
+  writer.put(message.quota_digest);
+  writer.put(message.cluster_capacity_bytes);
 }
 
 bool decode(WireReader reader, HeartbeatReply& message) {
@@ -177,6 +233,8 @@ bool decode(WireReader reader, HeartbeatReply& message) {
     if (!get_below(reader, kOrderKindCount, order.kind)) return false;
     order.digest = reader.get<NamespaceDigest>();
   }
+  message.quota_digest = reader.get<uint64_t>();
+  message.cluster_capacity_bytes = reader.get<uint64_t>();
   return reader.finished();
 }
 
@@ -343,6 +401,32 @@ bool decode(WireReader reader, DrainRequest& message) {
   if (!get_bool(reader, message.is_on)) return false;
   message.name = reader.get_string(kNodeTextSizeMax);
   return reader.finished();
+}
+
+void encode(WireWriter& writer, const QuotasRequest& message) {
+  writer.put(message.epoch);
+  writer.put(message.node);
+  writer.put(message.incarnation);
+  put(writer, message.quotas);
+  put(writer, message.uses);
+}
+
+bool decode(WireReader reader, QuotasRequest& message) {
+  message.epoch = reader.get<uint64_t>();
+  message.node = reader.get<NodeIndex>();
+  message.incarnation = reader.get<uint64_t>();
+  return get(reader, message.quotas) && get(reader, message.uses) && reader.finished();
+}
+
+void encode(WireWriter& writer, const QuotasReply& message) {
+  put(writer, message.head);
+  put(writer, message.quotas);
+  put(writer, message.uses);
+}
+
+bool decode(WireReader reader, QuotasReply& message) {
+  return get(reader, message.head) && get(reader, message.quotas) && get(reader, message.uses) &&
+         reader.finished();
 }
 
 void encode(WireWriter& writer, const PlainReply& message) {

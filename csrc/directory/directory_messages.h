@@ -25,6 +25,7 @@ enum class DirectoryOp : uint16_t {
   kMembers = 6,
   kClearSpace = 7,
   kDrain = 8,
+  kQuotas = 9,
 };
 inline constexpr uint16_t kDirectoryReplyBit = 0x8000;
 
@@ -58,6 +59,10 @@ constexpr DirectoryOp op_of(const DrainRequest&) {
   return DirectoryOp::kDrain;
 }
 
+constexpr DirectoryOp op_of(const QuotasRequest&) {
+  return DirectoryOp::kQuotas;
+}
+
 /// "join", "locate" …, for messages.
 std::string_view op_name(DirectoryOp op);
 
@@ -75,6 +80,8 @@ void encode(WireWriter& writer, const MembersReply& message);
 void encode(WireWriter& writer, const ClearSpaceRequest& message);
 void encode(WireWriter& writer, const ClearSpaceReply& message);
 void encode(WireWriter& writer, const DrainRequest& message);
+void encode(WireWriter& writer, const QuotasRequest& message);
+void encode(WireWriter& writer, const QuotasReply& message);
 void encode(WireWriter& writer, const PlainReply& message);
 
 /// False for a payload that is not exactly such a message, or is beyond a bound.
@@ -92,6 +99,8 @@ bool decode(WireReader reader, MembersReply& message);
 bool decode(WireReader reader, ClearSpaceRequest& message);
 bool decode(WireReader reader, ClearSpaceReply& message);
 bool decode(WireReader reader, DrainRequest& message);
+bool decode(WireReader reader, QuotasRequest& message);
+bool decode(WireReader reader, QuotasReply& message);
 bool decode(WireReader reader, PlainReply& message);
 
 }  // namespace hicache

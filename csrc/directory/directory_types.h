@@ -34,7 +34,10 @@ inline constexpr size_t kNodeAddressesMax = 8;
 inline constexpr size_t kChangesMax = 16384;  // Of one batch.
 inline constexpr size_t kLocateKeysMax = 16384;
 inline constexpr size_t kReplicasMax = 8;  // Of one page in a reply.
-inline constexpr size_t kOrdersMax = 64;   // That one node has not carried out.
+inline constexpr size_t kTenantNameSizeMax = 256;
+inline constexpr size_t kQuotasMax = 2048;     // Of tenants that ever had one.
+inline constexpr size_t kTenantUsesMax = 256;  // That a node tells of.
+inline constexpr size_t kOrdersMax = 64;       // That one node has not carried out.
 /// Larger epochs are not believed: nothing could come after the largest.
 inline constexpr uint64_t kEpochMax = uint64_t{1} << 62;
 
@@ -142,7 +145,9 @@ struct HeartbeatReply {
   ReplyHead head;
   bool must_announce = false;
   uint64_t next_sequence = 0;
-  std::vector<Order> orders;  // All that no batch has said to be done, oldest first.
+  std::vector<Order> orders;            // All that no batch has said to be done, oldest first.
+  uint64_t quota_digest = 0;            // Of the leader's QuotaTable.
+  uint64_t cluster_capacity_bytes = 0;  // Of all nodes that are not gone.
 };
 
 enum class BatchKind : uint8_t {
@@ -253,6 +258,42 @@ struct DrainRequest {
   uint64_t epoch = 0;
   bool is_on = true;
   std::string name;
+};
+
+/// What the pages of a tenant may take of all nodes' memory together.
+struct TenantQuota {
+  std::string name;
+  uint64_t size_bytes = 0;  // 0: it has none any more.
+  uint64_t epoch = 0;       // Of the leader that was told to change it; 0: it is yet to be told.
+  uint64_t change = 0;      // Counted by that leader.
+
+  bool operator==(const TenantQuota&) const = default;
+};
+/// What a tenant takes of one node's memory, or of all.
+struct TenantUse {
+  std::string name;
+  uint64_t limit_bytes = 0;
+  uint64_t used_bytes = 0;  // Reserved ones included.
+  uint64_t reserved_bytes = 0;
+  uint64_t page_count = 0;
+
+  bool operator==(const TenantUse&) const = default;
+};
+
+/// A node tells what it knows and what its tenants use. Anybody else (kNoNode) asks, or changes
+/// quotas by entries of epoch 0. kNoSpace: too many tenants have had quotas.
+struct QuotasRequest {
+  uint64_t epoch = 0;
+  NodeIndex node = kNoNode;
+  uint64_t incarnation = 0;
+  std::vector<TenantQuota> quotas;
+  std::vector<TenantUse> uses;
+};
+/// `uses` of all nodes together, for who is no node; more of them than one node tells are cut off.
+struct QuotasReply {
+  ReplyHead head;
+  std::vector<TenantQuota> quotas;
+  std::vector<TenantUse> uses;
 };
 
 /// Of Leave and Drain.

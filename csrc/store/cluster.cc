@@ -88,7 +88,17 @@ void Cluster::enter() {
               [ssd](uint64_t ticket) {
                 return ticket == 0 || ssd == nullptr || ssd->is_done(ticket);
               },
-          .on_notice = surroundings_.on_notice});
+          .on_notice = surroundings_.on_notice,
+          .on_heard =
+              [this](const HeartbeatReply& reply) {
+                quotas_->heard(reply, membership_->seat(), membership_->counts().joins);
+              }});
+  quotas_ = std::make_unique<ClusterQuotas>(ClusterQuotas::Surroundings{
+      .directory = *life_,
+      .store = store,
+      .own = surroundings_.quotas,
+      .call_timeout_ms = options_.call_timeout_ms,
+      .post = [this](std::function<void()> task) { post(std::move(task)); }});
   store.set_listener(announcer_);
   if (ssd != nullptr) ssd->set_listener(announcer_);
 }

@@ -20,6 +20,7 @@
 #include "net/greeting.h"
 #include "net/stream.h"
 #include "store/announcer.h"
+#include "store/cluster_quotas.h"
 #include "store/membership.h"
 #include "store/page_store.h"
 #include "store/ssd_tier.h"
@@ -66,6 +67,7 @@ class Cluster {
   /// What it works on; all outlive it.
   struct Surroundings {
     PageStore& store;
+    Quotas quotas;                       // Of this node's options.
     SsdTier* ssd;                        // Null: none.
     uint64_t incarnation;                // As the peers' service greets.
     std::vector<std::string> addresses;  // "host:port" of that service, then of the engine.
@@ -121,6 +123,7 @@ class Cluster {
   Announcer announcer_;
   // The clients are stopped before this ends, which they call back.
   std::unique_ptr<Membership> membership_;
+  std::unique_ptr<ClusterQuotas> quotas_;
   std::unique_ptr<DirectoryClient> life_;  // Joins, sends heartbeats.
   std::unique_ptr<DirectoryClient> bulk_;  // Batches and look-ups.
 };

@@ -141,6 +141,7 @@ void Membership::answered(uint64_t connection, const Result<HeartbeatReply>& rep
 void Membership::take_orders(const HeartbeatReply& reply) {
   look_at_connection();
   if (!is_joined_ || reply.head.code != Code::kOk) return;
+  if (surroundings_.on_heard) surroundings_.on_heard(reply);
   for (const Order& order : reply.orders) {
     if (order.number > orders_taken_) {
       carry_out(order);

@@ -40,6 +40,7 @@ class Membership {
     std::function<uint64_t(const NamespaceDigest&)> clear;
     std::function<bool(uint64_t)> is_done;  // What the ticket stands for.
     std::function<void(std::string)> on_notice;
+    std::function<void(const HeartbeatReply&)> on_heard{};  // Of a leader that it has joined.
   };
   struct Counts {
     uint64_t joins = 0;

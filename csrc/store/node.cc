@@ -160,6 +160,7 @@ Status Node::join_cluster() {
   network_ = std::move(network.value());
   Result<std::unique_ptr<Cluster>> cluster = Cluster::start(
       *options_.cluster, {.store = store_,
+                          .quotas = options_.quotas,
                           .ssd = ssd_.get(),
                           .incarnation = network_->incarnation(),
                           .addresses = network_->addresses(),

@@ -75,7 +75,7 @@ void NodePages::copy_for_peer(NamespaceIndex index, const PeerCopyRequest& reque
   Code code = Code::kOk;
   if (remote_ == nullptr) {
     code = Code::kUnavailable;
-  } else if (!request.may_evict && request.size_bytes > room_for_copies()) {
+  } else if (!request.may_evict && request.size_bytes > room_for_copies(index)) {
     code = Code::kNoSpace;
   } else if (!missing.empty()) {
     const SpaceIndex space = store_.space_of(index);
@@ -96,8 +96,9 @@ void NodePages::copy_for_peer(NamespaceIndex index, const PeerCopyRequest& reque
 }
 
 /// Without evicting what anybody may ask for.
-uint64_t NodePages::room_for_copies() const {
-  const uint64_t room = store_.reachable_free_bytes() + store_.spare_bytes();
+uint64_t NodePages::room_for_copies(NamespaceIndex index) const {
+  const uint64_t room = std::min(store_.reachable_free_bytes() + store_.spare_bytes(),
+                                 store_.quota_left_bytes(index));
   return room - std::min(room, remote_->expected_bytes());
 }
 

@@ -61,7 +61,7 @@ class NodePages {
   const Counts& counts() const { return counts_; }
 
  private:
-  uint64_t room_for_copies() const;
+  uint64_t room_for_copies(NamespaceIndex index) const;
 
   PageStore& store_;
   SsdTier* ssd_ = nullptr;        // Null: none.

@@ -70,6 +70,7 @@ uint64_t PageStore::quota_left_bytes(NamespaceIndex index) const {
 }
 
 std::vector<Tenant> PageStore::tenant_use(size_t count_max) const {
+  if (!tenants_.has_quotas()) return {};
   std::vector<std::pair<uint64_t, TenantIndex>> order;
   for (TenantIndex i = 0; i < tenants_.end(); ++i) {
     const bool is_limited = tenants_[i].limit_bytes != kNoQuota;

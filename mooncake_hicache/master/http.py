@@ -5,6 +5,7 @@
     GET  /role /leader /ha_status                who leads
     GET  /get_all_segments  the nodes' names     GET /get_segments_detail  /query_segment?segment=
     POST /api/drain?node=NAME[&off=1]            have a node give its pages away; needs the token
+    GET PUT DELETE /api/v1/tenant_quotas         quotas.py; changes need the token
 
 The directory knows pages by the hashes of their names, so the original's paths that list or query
 keys are answered 501, with that reason.
@@ -25,6 +26,7 @@ from aiohttp import web
 from mooncake_hicache.errors import Error
 from mooncake_hicache.master.metrics import master_metrics_text
 from mooncake_hicache.master.pages import CLUSTER_PAGE
+from mooncake_hicache.master.quotas import QuotaLeadership, QuotaPages
 from mooncake_hicache.web import CONTENT_TYPE_METRICS, carries_token, serving
 
 __all__ = ["Leadership", "serve"]
@@ -35,7 +37,6 @@ _WITHOUT_NAMES = (
     "/batch_query_keys",
     "/kv_events/status",
     "/metrics/summary",
-    "/api/v1/tenant_quotas",
     "/api/v1/segments/status",
     "/api/v1/drain_jobs",
     "/api/v1/drain_jobs/query",
@@ -44,7 +45,7 @@ _WITHOUT_NAMES = (
 )
 
 
-class Leadership(Protocol):
+class Leadership(QuotaLeadership, Protocol):
     """What this part needs of the master. Calls may block for a moment."""
 
     def stats(self) -> dict[str, int]:
@@ -52,9 +53,6 @@ class Leadership(Protocol):
 
     def members(self) -> list[dict[str, Any]]:
         """Return the nodes."""
-
-    def epoch(self) -> int:
-        """Return the epoch it leads with; 0: it does not."""
 
     def leader(self) -> str:
         """Return the leader's address; empty: not known."""
@@ -97,6 +95,7 @@ class _Pages:
         }.items():
             router.add_get(path, answer)
         router.add_post("/api/drain", self.drain)
+        QuotaPages(self._master, self._refusal).add_to(router)
         for path in _WITHOUT_NAMES:
             router.add_route("*", path, self.not_supported)
         return application
@@ -174,11 +173,16 @@ class _Pages:
                 return web.json_response(_segment(one))
         return web.json_response({"error": f"no node is called {name!r:.200}"}, status=404)
 
+    def _refusal(self, request: web.Request) -> str:
+        """Why it may not change anything; empty: it may."""
+        if not self._token:
+            return "this master was started without token_file: nothing can be changed over HTTP"
+        if carries_token(request, self._token):
+            return ""
+        return "a token is needed: Authorization: Bearer TOKEN"
+
     async def drain(self, request: web.Request) -> web.Response:
-        if not self._token or not carries_token(request, self._token):
-            why = "a token is needed: Authorization: Bearer TOKEN"
-            if not self._token:
-                why = "this master was started without token_file: nothing can be changed over HTTP"
+        if why := self._refusal(request):
             return web.Response(status=401, text=why + "\n")
         node, is_on = request.query.get("node", ""), "off" not in request.query
         try:

@@ -19,6 +19,7 @@ from mooncake_hicache.master.ask import directory_client
 from mooncake_hicache.master.directory import start_directory
 from mooncake_hicache.master.election import Election, epoch_by_clock
 from mooncake_hicache.master.http import serve
+from mooncake_hicache.master.quotas import ClusterQuotas
 from mooncake_hicache.metadata.names import is_loopback
 from mooncake_hicache.metadata.server import listen
 from mooncake_hicache.metadata.token import read_token
@@ -29,7 +30,7 @@ __all__ = ["Master", "run_master"]
 
 _log = logging.getLogger("mooncake_hicache.master")
 
-DRAIN_TIMEOUT_MS = 5000
+ASK_TIMEOUT_MS = 5000
 
 
 class Master:
@@ -94,7 +95,33 @@ class Master:
         """
         client = directory_client(self.address, self._config)
         try:
-            client.drain(node, is_on, timeout_ms=DRAIN_TIMEOUT_MS)
+            client.drain(node, is_on, timeout_ms=ASK_TIMEOUT_MS)
+        finally:
+            client.stop()
+
+    def quotas(self) -> ClusterQuotas:
+        """Return the tenants' quotas, and what they use.
+
+        Raises:
+            UnavailableError: This master does not lead.
+        """
+        client = directory_client(self.address, self._config)
+        try:
+            return ClusterQuotas(*client.quotas(ASK_TIMEOUT_MS))
+        finally:
+            client.stop()
+
+    def set_quota(self, tenant: str, size_bytes: int) -> None:
+        """Say what a tenant may use of all nodes' memory; 0: it has no quota any more.
+
+        Raises:
+            InvalidArgumentError: What should have a quota is no name.
+            NoSpaceError: Too many tenants have had quotas.
+            UnavailableError: This master does not lead.
+        """
+        client = directory_client(self.address, self._config)
+        try:
+            client.set_quota(tenant, size_bytes, timeout_ms=ASK_TIMEOUT_MS)
         finally:
             client.stop()
 

@@ -20,10 +20,13 @@ inline std::vector<Sample> directory_samples() {
       sample_of(
           "heartbeat",
           HeartbeatRequest{7, 4, 99, 1 << 21, 1 << 20, 350, {.found_pages = 9, .get_ns = 1 << 30}}),
-      sample_of(
-          "heartbeat_reply",
-          HeartbeatReply{
-              head, false, 13, {{1, OrderKind::kClearSpace, kSpaceA}, {2, OrderKind::kDrain, {}}}}),
+      sample_of("heartbeat_reply",
+                HeartbeatReply{head,
+                               false,
+                               13,
+                               {{1, OrderKind::kClearSpace, kSpaceA}, {2, OrderKind::kDrain, {}}},
+                               77,
+                               kMiB}),
       sample_of("batch",
                 BatchRequest{7,
                              4,
@@ -48,6 +51,10 @@ inline std::vector<Sample> directory_samples() {
       sample_of("clear_space", ClearSpaceRequest{7, kSpaceB, 3, 12345}),
       sample_of("clear_space_reply", ClearSpaceReply{head, 17}),
       sample_of("drain", DrainRequest{7, true, "node-1"}),
+      sample_of("quotas",
+                QuotasRequest{7, 4, 99, {{"acme", kMiB, 6, 3}}, {{"acme", kMiB, 100, 50, 2}}}),
+      sample_of("quotas_reply",
+                QuotasReply{head, {{"acme", kMiB, 6, 3}, {"b", 0, 7, 1}}, {{"*", 1, 2, 3, 4}}}),
       sample_of("plain_reply", PlainReply{{7, 3, Code::kNotFound}}),
   };
 }

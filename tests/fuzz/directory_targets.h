@@ -30,6 +30,7 @@ inline constexpr DecodeSame kDirectoryDecoders[] = {
     decode_same<LeaveRequest>,    decode_same<LocateRequest>, decode_same<LocateReply>,
     decode_same<MembersRequest>,  decode_same<MembersReply>,  decode_same<ClearSpaceRequest>,
     decode_same<ClearSpaceReply>, decode_same<DrainRequest>,  decode_same<PlainReply>,
+    decode_same<QuotasRequest>,   decode_same<QuotasReply>,
 };
 
 /// The first byte chooses the message.
