@@ -96,7 +96,7 @@ TEST(DirectoryQuotas, ChangesAreToldToAllNodesAndUsesAreAddedUp) {
   }
   (void)directory.take_effects();
   const QuotasReply set =
-      directory.apply(QuotasRequest{.quotas = {{.name = "a", .size_bytes = 9}}});
+      directory.apply(QuotasRequest{0, kNoNode, 0, {{.name = "a", .size_bytes = 9}}, {}});
   EXPECT_EQ(set.quotas, (std::vector<TenantQuota>{{"a", 9, 5, 1}}));
   const std::vector<Directory::Effect> effects = directory.take_effects();
   ASSERT_EQ(effects.size(), 2U);
@@ -108,20 +108,18 @@ TEST(DirectoryQuotas, ChangesAreToldToAllNodesAndUsesAreAddedUp) {
     EXPECT_EQ(directory.orders_of(effect.node).cluster_capacity_bytes, 3 * kGiB);
   }
   for (NodeIndex node = 0; node < 2; ++node) {
-    QuotasRequest request{.epoch = 5, .node = node, .incarnation = node + 1U, .uses = {}};
-    request.uses = {{"a", 4, 3, 1, 2}};
+    const QuotasRequest request{5, node, node + 1U, {}, {{"a", 4, 3, 1, 2}}};
     EXPECT_EQ(directory.apply(request).quotas, set.quotas);
   }
   EXPECT_TRUE(directory.take_effects().empty());
   EXPECT_EQ(directory.apply(QuotasRequest{}).uses, (std::vector<TenantUse>{{"a", 8, 6, 2, 4}}));
-  EXPECT_EQ(directory.apply(QuotasRequest{.node = 3, .incarnation = 9}).head.code,
-            Code::kCancelled);
+  EXPECT_EQ(directory.apply(QuotasRequest{0, 3, 9, {}, {}}).head.code, Code::kCancelled);
   // A later leader hears of it from a node.
   directory.lead(6);
   EXPECT_TRUE(directory.apply(QuotasRequest{}).quotas.empty());
   ASSERT_EQ(directory.apply(JoinRequest{6, testing::member_of("node-1", 1)}, 1, 0).head.code,
             Code::kOk);
-  QuotasRequest known{.epoch = 6, .node = 0, .incarnation = 1, .quotas = set.quotas};
+  const QuotasRequest known{6, 0, 1, set.quotas, {}};
   EXPECT_EQ(directory.apply(known).quotas, set.quotas);
   EXPECT_EQ(directory.check_invariants(), "");
 }
