@@ -97,12 +97,12 @@ def test_a_quota_is_of_all_nodes_together(master: MasterProcess, tmp_path: Path)
             flood(store, "flood", 20)
 
         def is_told() -> bool:
-            data = ask(master, "GET", "flood")[1]["data"]
-            return bool(data["used_bytes"] == 16 * MiB and data["committed_count"] == 16)
+            told_now = ask(master, "GET", "flood")[1]["data"]
+            return bool(told_now["used_bytes"] == 16 * MiB and told_now["committed_count"] == 16)
 
         wait_for("what both use is told", is_told)
-        data = ask(master, "GET", "flood")[1]["data"]
-        assert data == {**told, "used_bytes": 16 * MiB, "committed_count": 16} | {
+        told_now = ask(master, "GET", "flood")[1]["data"]
+        assert told_now == {**told, "used_bytes": 16 * MiB, "committed_count": 16} | {
             "metadata_object_count": 16
         }
         for store, keys in quiet.items():
@@ -161,8 +161,8 @@ def test_a_master_that_was_restarted_learns_the_quotas_from_the_nodes(
         try:
 
             def knows() -> bool:
-                data = ask(again, "GET")[1]["data"]
-                return [(d["tenant_id"], d["requested_quota_bytes"]) for d in data] == [
+                told_now = ask(again, "GET")[1]["data"]
+                return [(d["tenant_id"], d["requested_quota_bytes"]) for d in told_now] == [
                     ("acme", 8 * MiB)
                 ]
 
