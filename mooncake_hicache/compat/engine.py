@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 
 from mooncake_hicache.compat.engine_base import CONNECT_TIMEOUT_MS
 from mooncake_hicache.compat.engine_memory import EngineMemory
+from mooncake_hicache.compat.host_memory import allocate_host_buffer, free_host_buffer
 from mooncake_hicache.compat.kinds import (
     FAILED,
     OK,
@@ -58,8 +59,10 @@ __all__ = [
     "TransferNotify",
     "TransferOpcode",
     "Write",
+    "allocate_host_buffer",
     "create_rpc_client",
     "create_rpc_server",
+    "free_host_buffer",
 ]
 
 SUPPORT_CUDA = SUPPORT_EFA = SUPPORT_HIP = False

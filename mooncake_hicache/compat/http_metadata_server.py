@@ -50,18 +50,18 @@ class KVBootstrapServer:
         """The thread that answers; None while it does not run."""
         return self._server.thread if self._server is not None else None
 
-    def run(self) -> threading.Thread | None:
-        """Start, and return the thread that answers; None if it cannot, and `poll` says so too."""
-        if self._server is not None:
-            return self.thread
-        try:
+    def run(self) -> threading.Thread:
+        """Start, and return the thread that answers.
+
+        Raises:
+            OSError: It cannot listen there; `poll` says so too.
+        """
+        if self._server is None:
             listener = listen(self.host, self.port)
-        except Error as error:
-            _log.error("%s", error)
-            return None
-        self.port = int(listener.getsockname()[1])
-        self._server = MetadataServer(listener, token=os.environ.get(TOKEN_ENVIRONMENT, ""))
-        return self.thread
+            self.port = int(listener.getsockname()[1])
+            self._server = MetadataServer(listener, token=os.environ.get(TOKEN_ENVIRONMENT, ""))
+            _log.info("HTTP Metadata Server started on %s:%d", self.host, self.port)
+        return self._server.thread
 
     def poll(self) -> KVPoll:
         """Return Success while it answers, otherwise Failed."""
@@ -100,9 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     server = KVBootstrapServer(flags.port, flags.host)
-    if server.run() is None:
+    try:
+        server.run()
+    except Error as error:
+        _log.error("%s", error)
         return 1
-    _log.info("the metadata server answers at port %d of %s", server.port, server.host)
     stopped.wait()
     server.close()
     return 0

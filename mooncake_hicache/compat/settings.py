@@ -29,7 +29,9 @@ __all__ = ["EngineSettings", "engine_settings", "split_host", "transfer_timeout_
 _PORT_MIN, _PORT_MAX = 15000, 17000
 _TIMEOUT_S, _TIMEOUT_MIN_S = 30, 5
 _PROTOCOLS_WITH_RDMA = {"rdma", ""}
-_PROTOCOLS_WITHOUT = {"tcp"}
+_PROTOCOLS_WITHOUT = {"tcp", "shm"}
+# What the original refuses in a build without them; SUPPORT_HIP and so on say that ours is one.
+_PROTOCOLS_NOT_BUILT = {"hip", "nvlink", "nvlink_intra"}
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,17 @@ def engine_settings(
     """Work out how to start an engine that the original would have started like this.
 
     Raises:
-        InvalidArgumentError: The host is none, or a number in the environment is none.
+        InvalidArgumentError: The host is none, a number in the environment is none, or the protocol
+            is one between GPUs.
     """
     notices = []
     host = split_host(local_hostname)
     protocol = protocol.strip().lower()
+    if protocol in _PROTOCOLS_NOT_BUILT:
+        raise InvalidArgumentError(
+            f"protocol {protocol!r} is between GPUs and not part of mooncake-hicache: "
+            "give tcp or rdma"
+        )
     if protocol not in _PROTOCOLS_WITH_RDMA | _PROTOCOLS_WITHOUT:
         notices.append(
             f"protocol {protocol!r} is not supported: RDMA is used where there is a device, "

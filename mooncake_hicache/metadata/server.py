@@ -174,7 +174,7 @@ class _Pages:
     async def metadata(self, request: web.Request) -> web.Response:
         key = request.query.get("key", "").strip()
         if not key:
-            return _say(400, "metadata key is required")
+            return web.Response(status=400, text="metadata key is required")
         if request.method == "GET":
             return self._get(key)
         if request.method not in ("PUT", "DELETE"):

@@ -88,18 +88,23 @@ def test_flags_from_a_file(tmp_path: Path) -> None:
 # ---- http_metadata_server
 
 
-def test_a_metadata_server_in_a_thread() -> None:
+def test_a_metadata_server_in_a_thread(caplog: pytest.LogCaptureFixture) -> None:
     server = KVBootstrapServer(0, "127.0.0.1")
     assert server.poll() is KVPoll.Failed
-    thread = server.run()
-    assert thread is not None
+    with caplog.at_level("INFO"):
+        thread = server.run()
     assert thread.is_alive()
+    # Scripts wait for these words.
+    assert "HTTP Metadata Server started" in caplog.text
     assert server.poll() is KVPoll.Success
     where = f"http://127.0.0.1:{server.port}/metadata?key=k"
     assert ask(where, "PUT", b"{}")[0] == 200
     assert ask(where)[1] == b"{}"
     taken = KVBootstrapServer(server.port, "127.0.0.1")
-    assert taken.run() is None
+    caplog.clear()
+    with caplog.at_level("INFO"), pytest.raises(OSError, match="cannot listen"):
+        taken.run()
+    assert "started" not in caplog.text
     assert taken.poll() is KVPoll.Failed
     server.close()
     server.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from mooncake_hicache.compat.engine import TransferEngine, TransferNotify, Write
+from mooncake_hicache.compat.host_memory import allocate_host_buffer, free_host_buffer
 from mooncake_hicache.compat.settings import engine_settings, split_host, transfer_timeout_ms
 from mooncake_hicache.errors import InvalidArgumentError
 from tests.compat.processes import Server, content_of, environment
@@ -232,6 +234,10 @@ def test_what_the_environment_of_the_original_means() -> None:
     assert engine_settings("::1", "rdma", "x", {"MC_FORCE_TCP": "1"}).rdma_devices == ""
     assert engine_settings("::1", "tcp", "", {TRANSPORTS: "tcp"}).transports == "tcp"
     assert "efa" in engine_settings("::1", "efa", "", {}).notices[0]
+    assert engine_settings("::1", "shm", "", {}).transports == "local,tcp"
+    for between_gpus in ("nvlink", "nvlink_intra", "hip"):
+        with pytest.raises(InvalidArgumentError, match=between_gpus):
+            engine_settings("::1", between_gpus, "", {})
     ports = {"MC_MIN_RPC_PORT": "20000", "MC_MAX_RPC_PORT": "20010"}
     assert engine_settings("::1", "tcp", "", ports).ports == "20000-20010"
     with pytest.raises(InvalidArgumentError, match="MC_MIN_RPC_PORT"):
@@ -355,3 +361,15 @@ def test_an_engine_that_is_dropped_ends_by_itself() -> None:
     deadline = time.monotonic() + 10
     while set(tasks.iterdir()) - before:
         assert time.monotonic() < deadline, "threads are left"
+
+
+def test_host_buffers_live_until_they_are_freed() -> None:
+    address = allocate_host_buffer(4 << 20)
+    assert address != 0
+    assert ctypes.string_at(address, 4 << 20) == bytes(4 << 20)
+    ctypes.memset(address, 1, 4 << 20)
+    other = allocate_host_buffer(1)
+    assert other not in (0, address)
+    for freed in (address, other, 0, address):
+        free_host_buffer(freed)
+    assert [allocate_host_buffer(size) for size in (0, -1, 1 << 60)] == [0, 0, 0]

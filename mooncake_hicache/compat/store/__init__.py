@@ -14,6 +14,7 @@ differs on purpose.
 from __future__ import annotations
 
 from mooncake_hicache._core import BufferHandle
+from mooncake_hicache.compat.host_memory import MooncakeHostMemAllocator
 from mooncake_hicache.compat.store.buffer_pool import BufferLease, BufferPool
 from mooncake_hicache.compat.store.kinds import (
     Descriptor,
@@ -28,7 +29,6 @@ from mooncake_hicache.compat.store.kinds import (
     TaskStatus,
     TaskType,
 )
-from mooncake_hicache.compat.store.memory import MooncakeHostMemAllocator
 from mooncake_hicache.compat.store.tensors import StoreTensors
 from mooncake_hicache.compat.store.unsupported import (
     EngramStore,

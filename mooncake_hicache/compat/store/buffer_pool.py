@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mooncake_hicache.compat.store.memory import new_memory
+from mooncake_hicache.compat.host_memory import new_memory
 from mooncake_hicache.compat.store.writing import StoreWriting
 
 __all__ = ["BufferLease", "BufferPool"]
@@ -104,7 +104,7 @@ class BufferPool:
             raise TypeError(f"cannot lend {size} bytes")
         wanted = self._class_of(size)
         if self._max_bytes and wanted > self._max_bytes:
-            raise RuntimeError(f"{size} bytes are more than the pool's max_bytes")
+            raise RuntimeError(f"{size} bytes are more than the pool's capacity: max_bytes")
         timeout_s = self._timeout_s if timeout is None else timeout
         waits = self._waits if block is None else block
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
@@ -142,7 +142,9 @@ class BufferPool:
         """
         with self._changed:
             if self._lent:
-                raise RuntimeError(f"cannot close the buffer pool: {self._lent} pieces are lent")
+                raise RuntimeError(
+                    f"cannot close the buffer pool: there are {self._lent} active leases"
+                )
             self._is_closed = True
             while self._free:
                 self._drop(self._free.pop())
@@ -201,7 +203,6 @@ class BufferLease:
     def __init__(self, pool: BufferPool, piece: _Piece, size: int) -> None:
         self._size, self._address = size, piece.address
         self._array: Any = np.frombuffer(piece.area, np.uint8, size, piece.offset)
-        self._view: memoryview | None = self._array.data
         # When the last view is gone, and not before, somebody else may have the memory.
         weakref.finalize(self._array, pool._give_back, piece).atexit = False
 
@@ -218,8 +219,8 @@ class BufferLease:
 
     @property
     def buffer(self) -> memoryview:
-        """The memory; may be written."""
-        return self._need()
+        """The memory; may be written. Each time another view, all of which end before `release`."""
+        return memoryview(self._need())
 
     def release(self) -> None:
         """Give the memory back. May be called again.
@@ -227,25 +228,18 @@ class BufferLease:
         Raises:
             RuntimeError: There are views of it; end those first.
         """
-        if self._view is None:
+        if self._array is None:
             return
         kept = weakref.ref(self._array)
         self._array = None
-        try:
-            self._view.release()
-        except BufferError:
-            self._array = kept()
-            raise RuntimeError("cannot release a buffer of which there are views") from None
-        self._view = None
-        array = kept()
-        if array is not None:
-            self._array, self._view = array, memoryview(array)
-            raise RuntimeError("cannot release a buffer of which there are views")
+        self._array = kept()
+        if self._array is not None:
+            raise RuntimeError("cannot release a buffer of which there are exported views")
 
-    def _need(self) -> memoryview:
-        if self._view is None:
+    def _need(self) -> Any:
+        if self._array is None:
             raise RuntimeError("the buffer lease was released")
-        return self._view
+        return self._array
 
     def __enter__(self) -> BufferLease:
         return self

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mooncake_hicache.compat.store.settings import HTTP_PORT, TENANT, segment_size_of
+from mooncake_hicache.compat.store.settings import HTTP_PORT, TENANT, flag_of, segment_size_of
 
 __all__ = ["DEFAULT_GLOBAL_SEGMENT_SIZE", "DEFAULT_LOCAL_BUFFER_SIZE", "MooncakeConfig"]
 
@@ -57,7 +57,8 @@ class MooncakeConfig:
         """Read a JSON file.
 
         Raises:
-            ValueError: It is no JSON, a name that must be there is missing, or a size is none.
+            ValueError: It is no JSON, a name that must be there is missing, or a size or a yes or
+                no is none.
             OSError: It cannot be read.
         """
         with Path(file_path).open(encoding="utf-8") as file:
@@ -65,8 +66,8 @@ class MooncakeConfig:
         if not isinstance(given, dict):
             raise ValueError(f"{file_path} has no object of JSON")
         for name in ("local_hostname", "metadata_server", "master_server_address"):
-            if name not in given:
-                raise ValueError(f"{file_path}: {name} is missing")
+            if given.get(name) is None:
+                raise ValueError(f"{file_path}: Missing required config field: {name}")
         return _config_of(given)
 
     @staticmethod
@@ -80,7 +81,11 @@ class MooncakeConfig:
         if path:
             return MooncakeConfig.from_file(path)
         if not os.environ.get("MOONCAKE_MASTER"):
-            raise ValueError("set MOONCAKE_MASTER to host:port, or MOONCAKE_CONFIG_PATH to a file")
+            # The first sentence is the original's, for those who look for it.
+            raise ValueError(
+                "Neither the environment variable 'MOONCAKE_CONFIG_PATH' nor 'MOONCAKE_MASTER' is "
+                "set. Set MOONCAKE_MASTER to host:port, or MOONCAKE_CONFIG_PATH to a file"
+            )
         given = {
             name: os.environ[variable]
             for name, variable in [*_OTHER_ENVIRONMENT.items(), *_ENVIRONMENT.items()]
@@ -106,10 +111,8 @@ class MooncakeConfig:
 
 
 def _config_of(given: Mapping[str, Any]) -> MooncakeConfig:
-    def flag(name: str) -> bool:
-        value = given.get(name, False)
-        return str(value).strip().lower() in ("1", "true", "yes", "on")
-
+    # A null of JSON is as if the name were not there.
+    given = {name: value for name, value in given.items() if value is not None}
     segment_size = given.get("global_segment_size", DEFAULT_GLOBAL_SEGMENT_SIZE)
     buffer_size = given.get("local_buffer_size", DEFAULT_LOCAL_BUFFER_SIZE)
     return MooncakeConfig(
@@ -120,9 +123,13 @@ def _config_of(given: Mapping[str, Any]) -> MooncakeConfig:
         protocol=str(given.get("protocol", "tcp")),
         device_name=str(given.get("device_name", "")),
         master_server_address=str(given["master_server_address"]),
-        enable_ssd_offload=flag("enable_ssd_offload"),
+        enable_ssd_offload=_flag(given, "enable_ssd_offload"),
         ssd_offload_path=str(given.get("ssd_offload_path", "")),
         tenant_id=str(given.get("tenant_id", TENANT)),
-        enable_client_http_server=flag("enable_client_http_server"),
+        enable_client_http_server=_flag(given, "enable_client_http_server"),
         client_http_port=int(given.get("client_http_port", HTTP_PORT)),
     )
+
+
+def _flag(given: Mapping[str, Any], name: str) -> bool:
+    return flag_of(given.get(name), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,14 @@ from typing import Any
 from mooncake_hicache.errors import InvalidArgumentError
 from mooncake_hicache.units import parse_size
 
-__all__ = ["Setup", "segment_size_of", "setup_of"]
+__all__ = ["Setup", "flag_of", "segment_size_of", "setup_of"]
 
 TENANT = "default"
 HTTP_PORT = 9300
 PORT_MAX = 65535
+
+_YES = {"1", "true", "yes", "on"}
+_NO = {"", "0", "false", "no", "off"}
 
 _NAMES = (
     "local_hostname",
@@ -103,18 +107,38 @@ def _from_dict(given: dict[str, Any]) -> Setup:
     return _checked({**defaults, **given})
 
 
-def segment_size_of(value: Any, name: str) -> int:
+def segment_size_of(value: Any, name: str = "the size of a segment") -> int:
     """Return a size in bytes: a number, or a text such as "16MB", where 1 MB is 2**20 bytes.
+
+    Of a fraction of a byte ("1.5") the whole ones count; "1e9" is a number as well.
 
     Raises:
         InvalidArgumentError: It is none; shares of memory ("50%") are none either.
     """
-    if isinstance(value, str):
-        try:
-            return parse_size(value.strip().upper().removesuffix("B"))  # 16M is 16 MiB.
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(f"{name}: {error}") from None
-    return operator.index(value)
+    if not isinstance(value, str | float):
+        return operator.index(value)
+    # 16M is 16 MiB, and so is 16MB.
+    text = str(value).strip().upper().removesuffix("IB").removesuffix("B").strip()
+    try:
+        if re.fullmatch(r"[0-9]+(\.[0-9]*)?(E\+?[0-9]+)?", text) and not text.isdigit():
+            number = float(text)
+            if math.isfinite(number):
+                return int(number)
+        return parse_size(text)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{name}: {error}") from None
+
+
+def flag_of(value: Any, name: str) -> bool:
+    """Return whether a text, a number or a value of JSON says yes; null and nothing say no.
+
+    Raises:
+        InvalidArgumentError: It says neither.
+    """
+    text = "" if value is None else str(value).strip().lower()
+    if text not in _YES | _NO:
+        raise InvalidArgumentError(f"{name} is {value!r:.100}: give true or false")
+    return text in _YES
 
 
 def _checked(given: dict[str, Any]) -> Setup:

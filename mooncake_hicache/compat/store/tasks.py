@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from mooncake_hicache.compat.host_memory import MooncakeHostMemAllocator
 from mooncake_hicache.compat.store.codes import (
     INTERNAL,
     INVALID_PARAMS,
@@ -26,7 +27,6 @@ from mooncake_hicache.compat.store.kinds import (
     TaskStatus,
     TaskType,
 )
-from mooncake_hicache.compat.store.memory import MooncakeHostMemAllocator
 from mooncake_hicache.compat.store.sessions import StoreSessions
 
 __all__ = ["StoreTasks"]

@@ -1,4 +1,4 @@
-"""Memory that the original's callers ask the store for."""
+"""Memory that the original's callers ask the store or the engine for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import mmap
 import operator
 import threading
 
-__all__ = ["MooncakeHostMemAllocator", "new_memory"]
+__all__ = [
+    "MooncakeHostMemAllocator",
+    "allocate_host_buffer",
+    "free_host_buffer",
+    "new_memory",
+]
 
 HUGE_PAGE_SIZE = 2 << 20
 
@@ -29,6 +34,22 @@ def new_memory(size: int) -> tuple[int, mmap.mmap]:
     if size >= HUGE_PAGE_SIZE:
         area.madvise(mmap.MADV_HUGEPAGE)
     return ctypes.addressof(ctypes.c_char.from_buffer(area)), area
+
+
+def allocate_host_buffer(size: int) -> int:
+    """Return the address of so many bytes, all zero, until `free_host_buffer`; 0: there are none.
+
+    Nothing is registered: `register_memory` makes it reachable.
+    """
+    try:
+        return MooncakeHostMemAllocator().alloc(size)
+    except RuntimeError:
+        return 0
+
+
+def free_host_buffer(ptr: int) -> None:
+    """Give it back. Nothing happens to an address that is none of them, 0 for example."""
+    MooncakeHostMemAllocator().free(ptr)
 
 
 class MooncakeHostMemAllocator:
