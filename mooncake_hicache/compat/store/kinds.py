@@ -106,6 +106,15 @@ class ReplicateConfig:
         self.group_ids: Sequence[str] | None = None
 
     @property
+    def with_soft_pin(self) -> bool:
+        """What `soft_pin_action` was in older releases of the original."""
+        return self.soft_pin_action == SoftPinAction.ENABLE
+
+    @with_soft_pin.setter
+    def with_soft_pin(self, value: bool) -> None:
+        self.soft_pin_action = SoftPinAction.ENABLE if value else SoftPinAction.PRESERVE
+
+    @property
     def soft_pin_ttl_ms(self) -> int | None:
         """Kept for whoever sets it."""
         return self._soft_pin_ttl_ms

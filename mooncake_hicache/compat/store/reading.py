@@ -140,28 +140,51 @@ class StoreReading(StoreBase):
         all_sizes: Sequence[Sequence[Sequence[int]]],
     ) -> list[list[list[int]]]:
         """Read ranges of objects to offsets of buffers; return for each range its size, or a
-        negative number. Each object is read once and verified whole."""
-        result = []
-        groups = zip(
-            buffer_ptrs, all_keys, all_dst_offsets, all_src_offsets, all_sizes, strict=False
-        )
-        for buffer_ptr, keys, targets, sources, sizes in groups:
-            rows = []
-            values = dict(zip(keys, self._values("get_into_ranges", keys), strict=True))
-            for key, target, source, size in zip(keys, targets, sources, sizes, strict=False):
-                value = values[key]
-                pieces = list(zip(target, source, size, strict=False))
-                if value is None:
-                    rows.append([OBJECT_NOT_FOUND] * len(pieces))
-                    continue
+        negative number. Each object is read once and verified whole.
+
+        Lists of different lengths, and what would end behind memory that is registered, are -600.
+        """
+        lists = (buffer_ptrs, all_keys, all_dst_offsets, all_src_offsets, all_sizes)
+        if len({len(each) for each in lists}) > 1:
+            return [[[INVALID_PARAMS] for _ in keys] for keys in all_keys]
+        return [self._into_buffer(*group) for group in zip(*lists, strict=True)]
+
+    def _into_buffer(
+        self,
+        buffer_ptr: int,
+        keys: Sequence[str],
+        targets: Sequence[Sequence[int]],
+        sources: Sequence[Sequence[int]],
+        sizes: Sequence[Sequence[int]],
+    ) -> list[list[int]]:
+        if not len(keys) == len(targets) == len(sources) == len(sizes):
+            return [[INVALID_PARAMS] for _ in keys]
+        values = dict(zip(keys, self._values("get_into_ranges", keys), strict=True))
+        room = self._room_at(buffer_ptr)
+        rows = []
+        for key, target, source, size in zip(keys, targets, sources, sizes, strict=True):
+            value = values[key]
+            if not len(target) == len(source) == len(size):
+                rows.append([INVALID_PARAMS] * max(len(target), len(source), len(size)))
+            elif value is None:
+                rows.append([OBJECT_NOT_FOUND] * len(size))
+            else:
                 rows.append(
                     [
                         copy_range(value, offset, buffer_ptr + place, length)
-                        for place, offset, length in pieces
+                        if place >= 0 and (room is None or place + length <= room)
+                        else INVALID_PARAMS
+                        for place, offset, length in zip(target, source, size, strict=True)
                     ]
                 )
-            result.append(rows)
-        return result
+        return rows
+
+    def _room_at(self, address: int) -> int | None:
+        """Return how much of registered memory begins here; None: it is not registered."""
+        for start, size in [*self._registered.items()]:
+            if start <= address < start + size:
+                return start + size - address
+        return None
 
     def get_offload_rpc_read_count(self) -> int:
         """Return 0: nothing is read from a disk through another process."""

@@ -228,6 +228,26 @@ ADDRESSES: list[Row] = [
         lambda s: s.get_into_ranges([Q], [["pf"]], [[[0]]], [[[990]]], [[[20]]]),
         [[[-600]]],
     ),
+    (
+        "ranges behind the registered buffer",
+        lambda s: (
+            s.register_buffer(Q + MiB // 2, 64),
+            s.get_into_ranges(
+                [Q + MiB // 2], [["pf"]], [[[60, 61, -1, 0]]], [[[0, 0, 0, 0]]], [[[4, 4, 4, 64]]]
+            ),
+            s.unregister_buffer(Q + MiB // 2),
+        ),
+        (0, [[[4, -600, -600, 64]]], 0),
+    ),
+    (
+        "ranges of which there are not as many of all",
+        lambda s: (
+            s.get_into_ranges([Q], [["pf", "pf"]], [[[0], []]], [[[0, 1], []]], [[[4, 4], []]]),
+            s.get_into_ranges([Q], [["pf", "pf"]], [[[0]]], [[[0]]], [[[4]]]),
+            s.get_into_ranges([Q], [["pf"], ["no"]], [[[0]]], [[[0]]], [[[4]]]),
+        ),
+        ([[[-600, -600], []]], [[[-600], [-600]]], [[[-600]], [[-600]]]),
+    ),
 ]
 
 SESSIONS: list[Row] = [
@@ -431,6 +451,15 @@ def test_comes_to_what_the_original_comes_to(store: Store, row: Row) -> None:
 def test_wrong_types_raise(store: Store, wrong: Callable[[Store], Any]) -> None:
     with pytest.raises(TypeError):
         wrong(store)
+
+
+def test_older_programs_ask_for_a_soft_pin_by_its_old_name() -> None:
+    made = ReplicateConfig()
+    assert made.with_soft_pin is False
+    made.with_soft_pin = True
+    assert made.soft_pin_action == SoftPinAction.ENABLE
+    made.with_soft_pin = False
+    assert made.soft_pin_action == SoftPinAction.PRESERVE
 
 
 def test_a_negative_time_of_a_soft_pin_is_refused() -> None:
