@@ -119,7 +119,8 @@ class Node:
 
 class Client:
     """
-    A client of one node. Any number of threads may call; every call releases the GIL.
+    A client of one node. Any number of threads may call; every call releases the GIL, a
+    look-up when its answer does not come at once.
 
     `keys` is a sequence of 32-byte `bytes` or 64-digit hex `str`, or one bytes-like object of
     n * 32 bytes, at most 65536 of them. Batch calls return one `Code` per key as a uint8 array
@@ -143,16 +144,18 @@ class Client:
     def open_namespace(self, digest: bytes, description: str) -> int:
         """Return a number for the namespace, valid for this client's life."""
 
-    def lookup(self, namespace: int, keys: object, *, lease: bool, prefix: bool) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def lookup(self, namespace: int, keys: object, *, lease: bool, prefix: bool, poll_us: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         Return OK or NOT_FOUND per key. `lease`: keep what is found for the read to come.
-        `prefix`: everything after the first miss is NOT_FOUND.
+        `prefix`: everything after the first miss is NOT_FOUND. `poll_us`: microseconds, 150 at
+        most, for which the GIL is kept while the answer is on its way; not with many keys.
         """
 
-    def get(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def get(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], *, threads_max: int = 0) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         Read pages into memory: page i is scattered over addresses[i, :] with sizes[:] or
-        sizes[i, :]. An object of another total size is NOT_FOUND.
+        sizes[i, :]. An object of another total size is NOT_FOUND. `threads_max`: of the copy
+        threads, the caller included; 0: all.
         """
 
     def put(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], *, parent: object | None, chained: bool, ttl_ms: int = 0, pin: int = 0, replace: bool = False, replicas: int = 1) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:

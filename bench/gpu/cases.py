@@ -24,6 +24,8 @@ PROMPTS = {4096: 14, 16384: 4, 32768: 3}
 
 HIT_EVERY_S = 0.6
 AFTER_HIT_S = 0.05  # By then the last token of a hit is answered, too.
+DECODE_S = 7.0  # More than what is measured beside a request that decodes takes.
+DECODE_TOKENS_MIN = 260
 COMPLETE = 0.95  # Of a prompt; the last page and a token are always computed.
 
 
@@ -169,13 +171,17 @@ class Decode:
 
 def decode_beside_hits(server: Server, samples: Samples, length: int, rounds: int) -> list[Decode]:
     """Let a request decode, alone and while hits of L3 and then of L2 arrive; several times."""
-    with Running(server, 60):  # A prompt beside a running request compiles one more kernel.
+    with Running(server, 60) as running:  # A prompt beside it compiles one more kernel.
         server.ask(prompts_of(length)[0], 1)
+    step_s = statistics.median(
+        after - before for before, after in itertools.pairwise(running.times)
+    )
+    new_tokens = max(DECODE_TOKENS_MIN, int(DECODE_S / step_s))
     found = []
     for _ in range(rounds):
         server.flush()
         spans = {}
-        with Running(server, 260) as running:
+        with Running(server, new_tokens) as running:
             begin = time.monotonic()
             time.sleep(1.5)
             spans["alone"] = (begin, time.monotonic())

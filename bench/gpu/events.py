@@ -3,6 +3,10 @@
 Installed beside the benchmark as a module and an entry point of its own; it does nothing unless
 `HICACHE_BENCH_EVENTS` names a file. Then one line of JSON is appended for each call of a step:
 name, begin and end (seconds of the monotonic clock, which all processes share), and pages.
+
+Two more variables change what is measured: `HICACHE_BENCH_SWITCH_INTERVAL_S`, after how long a
+thread that wants the interpreter's lock gets it, and `HICACHE_BENCH_LOOKUP_POLL_US`, how long a
+look-up keeps it.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from collections.abc import Callable
 from typing import Any
 
 VARIABLE = "HICACHE_BENCH_EVENTS"
+SWITCH_VARIABLE = "HICACHE_BENCH_SWITCH_INTERVAL_S"
+POLL_VARIABLE = "HICACHE_BENCH_LOOKUP_POLL_US"
 
 
 class _Log:
@@ -89,7 +95,11 @@ def _wrap_all(backend: type, log: _Log) -> None:
         _wrap(HiRadixCache, method, log)
     _wrap_progress(HiRadixCache, log)
     if backend.__module__.startswith("mooncake_hicache"):
+        from mooncake_hicache import namespace
         from mooncake_hicache.namespace import Namespace
+
+        if POLL_VARIABLE in os.environ:
+            namespace._LOOKUP_POLL_US = int(os.environ[POLL_VARIABLE])
 
         for method in ("lookup", "get_into_addresses", "put_from"):
             _wrap(Namespace, method, log)
@@ -100,6 +110,8 @@ def register() -> None:
     path = os.environ.get(VARIABLE)
     if not path:
         return
+    if SWITCH_VARIABLE in os.environ:
+        sys.setswitchinterval(float(os.environ[SWITCH_VARIABLE]))
     log = _Log(path)
     # A scheduler loads plugins once it is imported itself; it has one without a backend, too.
     if "sglang.srt.managers.scheduler" in sys.modules:

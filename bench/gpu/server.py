@@ -90,6 +90,10 @@ def write_model(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps(end), encoding="utf-8")
 
 
+def _is_overridden(flag: str, given: Sequence[str]) -> bool:
+    return flag == "--disable-cuda-graph" and any(g.startswith("--cuda-graph-") for g in given)
+
+
 @dataclass
 class Server:
     """A running server. `with Server(...) as server`: waits until it answers; stops it at the end.
@@ -111,7 +115,8 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         write_model(self.folder / "model")
-        command = [sys.executable, "-W", "ignore", "-m", "sglang.launch_server", *FLAGS]
+        own = [flag for flag in FLAGS if not _is_overridden(flag, self.flags)]
+        command = [sys.executable, "-W", "ignore", "-m", "sglang.launch_server", *own]
         command += ["--model-path", str(self.folder / "model"), "--port", str(self.port)]
         begun = time.monotonic()
         with self.log.open("wb") as log:

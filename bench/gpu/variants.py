@@ -1,6 +1,7 @@
 """Misses, hits and decoding under several settings, one server after the other on one machine.
 
-A variant is `l2` or `ours`, with options of ours after a plus: `ours+COPY_THREADS=8`. Misses are
+A variant is `l2` or `ours`, with options of ours after a plus: `ours+COPY_THREADS=8`; what begins
+with HICACHE_BENCH_ is for `events.py`, and with `--` for SGLang. Misses, of `--lengths`, are
 measured three times: one after the other while memory of the pool is used for the first time, the
 same once it is backed, and apart, each when the writes of the one before are done.
 """
@@ -8,6 +9,7 @@ same once it is backed, and apart, each when the writes of the one before are do
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from bench.gpu import cases
@@ -23,21 +25,23 @@ VARIANT_S = 100
 
 def phase_variants(run: Run) -> None:
     """Measure each variant that there is time for."""
-    given = list(run.options.env)
+    given, flags = list(run.options.env), list(run.options.flag)
     found: dict[str, Any] = run.results.setdefault("variants", {})
     for number, variant in enumerate(run.options.variants.split(","), 1):
         if run.left_s() < VARIANT_S:
             print(f"variant {variant}: left out, no time left", flush=True)
             continue
         kind, *options = variant.split("+")
-        run.options.env = given + [f"MOONCAKE_HICACHE_{option}" for option in options]
+        run.options.flag = flags + [option for option in options if option.startswith("--")]
+        variables = [_variable(option) for option in options if not option.startswith("--")]
+        run.options.env = given + variables
         stop_node(run)
         tag = f"variant-{number}-{kind}"
         samples = cases.Samples(tag)
         decode: list[cases.Decode] = []
         with run.server(tag, kind, cases.DEVICE_TOKENS, run.options.l2) as server:
-            cases.warm_up(server, (*MISSES, HIT_TOKENS))
-            _misses(server, samples, kind == "ours")
+            cases.warm_up(server, (*run.lengths, HIT_TOKENS))
+            _misses(server, samples, run.lengths, kind == "ours")
             if kind == "ours":
                 decode = _hits(server, samples)
         events = cases.read_events(WORK / f"{tag}.jsonl")
@@ -53,15 +57,21 @@ def phase_variants(run: Run) -> None:
         print(f"{tag} is {variant}", {name: round(rate, 2) for name, rate in rates.items()})
         print("\n".join(samples.summary()), flush=True)
         run.save()
-    run.options.env = given
+    run.options.env, run.options.flag = given, flags
     stop_node(run)
 
 
-def _misses(server: Server, samples: cases.Samples, has_storage: bool) -> None:
+def _variable(option: str) -> str:
+    return option if option.startswith("HICACHE_BENCH_") else f"MOONCAKE_HICACHE_{option}"
+
+
+def _misses(
+    server: Server, samples: cases.Samples, lengths: Sequence[int], has_storage: bool
+) -> None:
     server.flush()
     for name in ("cold", "cold, backed", "cold, apart"):
-        for length, count in MISSES.items():
-            for number in range(count):
+        for length in lengths:
+            for number in range(MISSES.get(length, 0)):
                 answer = server.ask(prompt((name, length, number), length), cases.NEW_TOKENS)
                 samples.add(length, name, answer, None)
                 if name == "cold, apart":
@@ -74,4 +84,4 @@ def _misses(server: Server, samples: cases.Samples, has_storage: bool) -> None:
 def _hits(server: Server, samples: cases.Samples) -> list[cases.Decode]:
     known = [list(server.ask(ids, cases.NEW_TOKENS).tokens) for ids in cases.prompts_of(HIT_TOKENS)]
     cases.hits_l3(server, samples, HIT_TOKENS, 2, known)
-    return cases.decode_beside_hits(server, samples, HIT_TOKENS, rounds=2)
+    return cases.decode_beside_hits(server, samples, HIT_TOKENS, rounds=3)

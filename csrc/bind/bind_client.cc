@@ -3,9 +3,13 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "base/clock.h"
 
 #include "bind/bind.h"
 #include "bind/convert.h"
@@ -16,6 +20,8 @@ namespace nb = nanobind;
 
 namespace hicache {
 namespace {
+
+constexpr uint64_t kPollMaxUs = 150;
 
 /// Pages of a batch as numpy describes them: addresses[n, s] and sizes[s] or sizes[n, s].
 class PageMemory {
@@ -93,18 +99,28 @@ size_t open_namespace(Client& self, const nb::bytes& digest, std::string descrip
   return self.open_namespace(key_from(digest), std::move(description));
 }
 
-CodeArray lookup(Client& self, size_t name_space, nb::handle keys, bool lease, bool prefix) {
+CodeArray lookup(Client& self, size_t name_space, nb::handle keys, bool lease, bool prefix,
+                 uint64_t poll_us) {
+  // The most that is sent and answered within the time for which it is worth while.
+  constexpr size_t kPolledKeysMax = 4096;
   const std::vector<Key> parsed = keys_from(keys);
   std::vector<Code> codes;
   {
-    nb::gil_scoped_release no_gil;
-    self.lookup(name_space, parsed, {lease, prefix}, codes);
+    std::optional<nb::gil_scoped_release> no_gil;
+    const auto release = [&] {
+      if (!no_gil) no_gil.emplace();
+    };
+    if (poll_us == 0 || parsed.size() > kPolledKeysMax) release();
+    // To get the GIL back from a thread that never waits takes its switch interval, 5 ms, and an
+    // answer takes a fiftieth of it: so it is given up only when the answer is late.
+    const Waiting waiting{monotonic_ns() + std::min(poll_us, kPollMaxUs) * 1000, release};
+    self.lookup(name_space, parsed, {lease, prefix}, codes, &waiting);
   }
   return to_numpy(std::move(codes));
 }
 
 CodeArray get(Client& self, size_t name_space, nb::handle keys, const U64Array& addresses,
-              const U64Array& sizes) {
+              const U64Array& sizes, unsigned threads_max) {
   const std::vector<Key> parsed = keys_from(keys);
   const PageMemory memory(parsed.size(), addresses, sizes);
   std::vector<Code> codes;
@@ -115,7 +131,7 @@ CodeArray get(Client& self, size_t name_space, nb::handle keys, const U64Array& 
         [&](size_t page, uint64_t size, std::vector<MemorySegment>& segments) {
           return memory.append_if_size(page, size, segments);
         },
-        codes);
+        codes, threads_max == 0 ? std::numeric_limits<unsigned>::max() : threads_max);
   }
   return to_numpy(std::move(codes));
 }
@@ -247,7 +263,8 @@ void bind_client(nb::module_& m) {
   using namespace nb::literals;
   nb::class_<Client> client(
       m, "Client",
-      "A client of one node. Any number of threads may call; every call releases the GIL.\n\n"
+      "A client of one node. Any number of threads may call; every call releases the GIL, a\n"
+      "look-up when its answer does not come at once.\n\n"
       "`keys` is a sequence of 32-byte `bytes` or 64-digit hex `str`, or one bytes-like object of\n"
       "n * 32 bytes, at most 65536 of them. Batch calls return one `Code` per key as a uint8 "
       "array\n"
@@ -270,11 +287,16 @@ void bind_client(nb::module_& m) {
       .def("open_namespace", &open_namespace, "digest"_a, "description"_a,
            "Return a number for the namespace, valid for this client's life.")
       .def("lookup", &lookup, "namespace"_a, "keys"_a, nb::kw_only(), "lease"_a, "prefix"_a,
+           "poll_us"_a,
            "Return OK or NOT_FOUND per key. `lease`: keep what is found for the read to come.\n"
-           "`prefix`: everything after the first miss is NOT_FOUND.")
-      .def("get", &get, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a,
+           "`prefix`: everything after the first miss is NOT_FOUND. `poll_us`: microseconds, 150 "
+           "at\n"
+           "most, for which the GIL is kept while the answer is on its way; not with many keys.")
+      .def("get", &get, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
+           "threads_max"_a = 0,
            "Read pages into memory: page i is scattered over addresses[i, :] with sizes[:] or\n"
-           "sizes[i, :]. An object of another total size is NOT_FOUND.")
+           "sizes[i, :]. An object of another total size is NOT_FOUND. `threads_max`: of the copy\n"
+           "threads, the caller included; 0: all.")
       .def("put", &put, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
            "parent"_a.none(), "chained"_a, "ttl_ms"_a = 0, "pin"_a = 0, "replace"_a = false,
            "replicas"_a = 1,

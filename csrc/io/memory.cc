@@ -1,11 +1,15 @@
 #include "io/memory.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/mempolicy.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -184,6 +188,25 @@ bool SharedMemory::may_be_huge() const {
 uint64_t SharedMemory::backed_bytes() const {
   struct stat stat{};
   return fstat(fd_.get(), &stat) == 0 ? static_cast<uint64_t>(stat.st_blocks) * 512 : 0;
+}
+
+std::optional<SharedMemory::Range> SharedMemory::backed_range(uint64_t offset,
+                                                              uint64_t size_max) const {
+  // Of huge pages the kernel says that all of them are there.
+  struct statfs system{};
+  if (fstatfs(fd_.get(), &system) != 0 || system.f_type == HUGETLBFS_MAGIC) return std::nullopt;
+  // Moves the position of the file, which all processes share and none uses.
+  const off_t found = lseek(fd_.get(), static_cast<off_t>(offset), SEEK_DATA);
+  if (found < 0 || static_cast<uint64_t>(found) >= size_bytes_) return std::nullopt;
+  const auto begin = static_cast<uint64_t>(found);
+  // Not SEEK_HOLE, which would look at all there is up to the next hole.
+  const uint64_t size = std::min(size_max, size_bytes_ - begin);
+  const auto page_size = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  std::vector<uint8_t> is_there((size + page_size - 1) / page_size);
+  if (mincore(address_ + begin, size, is_there.data()) != 0) return std::nullopt;
+  const auto hole = std::ranges::find_if(is_there, [](uint8_t page) { return (page & 1) == 0; });
+  const auto pages = static_cast<uint64_t>(hole - is_there.begin());
+  return Range{begin, std::min(size, pages * page_size)};
 }
 
 Status SharedMemory::populate(uint64_t offset, uint64_t size, Access access) {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -65,6 +66,15 @@ class SharedMemory {
 
   /// Bytes of the file that memory stands behind now, whoever wrote them.
   uint64_t backed_bytes() const;
+
+  struct Range {
+    uint64_t offset;
+    uint64_t size_bytes;
+  };
+  /// The first part from `offset` on that memory stands behind, whoever wrote it, of at most
+  /// `size_max` bytes: how much is looked at. Nothing if there is none, or if the kernel does not
+  /// say (memory on huge pages that were set aside). Empty where the kernel swapped it out.
+  std::optional<Range> backed_range(uint64_t offset, uint64_t size_max) const;
 
   /// Makes the kernel back a range with real memory and map it into this process, for a first
   /// access of that kind. Reading maps what others wrote several times faster. Blocks; new memory

@@ -43,7 +43,8 @@ Result<Fd> make_socket(int extra_flags) {
 }
 
 /// Waits for one event; kTimeout at the deadline.
-Status wait_for(const Fd& socket, short events, Deadline deadline) {
+Status wait_for(const Fd& socket, short events, Deadline deadline, const Waiting* waiting) {
+  if (waiting != nullptr) waiting->before_sleep();
   pollfd waited{socket.get(), events, 0};
   for (;;) {
     const int ready = poll(&waited, 1, deadline.remaining_ms());
@@ -123,7 +124,7 @@ Result<PeerIdentity> peer_identity(const Fd& socket) {
 }
 
 Status send_all(const Fd& socket, std::span<const uint8_t> bytes, Deadline deadline,
-                std::span<const int> passed_fds) {
+                std::span<const int> passed_fds, const Waiting* waiting) {
   assert(passed_fds.size() <= kPassedFdsMax);
   while (!bytes.empty()) {
     iovec piece{const_cast<uint8_t*>(bytes.data()), bytes.size()};
@@ -144,7 +145,7 @@ Status send_all(const Fd& socket, std::span<const uint8_t> bytes, Deadline deadl
       bytes = bytes.subspan(static_cast<size_t>(sent));
       passed_fds = {};
     } else if (would_block(errno)) {
-      HICACHE_RETURN_IF_ERROR(wait_for(socket, POLLOUT, deadline));
+      HICACHE_RETURN_IF_ERROR(wait_for(socket, POLLOUT, deadline, waiting));
     } else {
       return Status(Code::kUnavailable,
                     std::string("sending to the peer: ") + std::strerror(errno));
@@ -154,8 +155,9 @@ Status send_all(const Fd& socket, std::span<const uint8_t> bytes, Deadline deadl
 }
 
 Status receive_all(const Fd& socket, std::span<uint8_t> bytes, Deadline deadline,
-                   std::span<Fd> passed_fds) {
-  const uint64_t sleep_at_ns = monotonic_ns() + kAwakeNs;
+                   std::span<Fd> passed_fds, const Waiting* waiting) {
+  const uint64_t sleep_at_ns =
+      waiting != nullptr ? waiting->awake_until_ns : monotonic_ns() + kAwakeNs;
   while (!bytes.empty()) {
     iovec piece{bytes.data(), bytes.size()};
     ControlBuffer control{};
@@ -173,7 +175,7 @@ Status receive_all(const Fd& socket, std::span<uint8_t> bytes, Deadline deadline
     } else if (would_block(errno) && monotonic_ns() < sleep_at_ns && !deadline.expired()) {
       std::this_thread::yield();
     } else if (would_block(errno)) {
-      HICACHE_RETURN_IF_ERROR(wait_for(socket, POLLIN, deadline));
+      HICACHE_RETURN_IF_ERROR(wait_for(socket, POLLIN, deadline, waiting));
     } else {
       return Status(Code::kUnavailable,
                     std::string("receiving from the peer: ") + std::strerror(errno));

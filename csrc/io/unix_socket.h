@@ -5,6 +5,7 @@
 
 #include <sys/types.h>
 
+#include <functional>
 #include <span>
 #include <string>
 
@@ -30,15 +31,23 @@ Result<PeerIdentity> peer_identity(const Fd& socket);
 
 inline constexpr size_t kPassedFdsMax = 32;
 
+/// How a thread waits that holds something which others want.
+struct Waiting {
+  /// Until then (monotonic_ns()) it asks again and again and does not sleep.
+  uint64_t awake_until_ns;
+  /// Called before it sleeps; may be called again.
+  std::function<void()> before_sleep;
+};
+
 /// Sends all bytes. Descriptors, at most kPassedFdsMax, travel with the first byte.
 Status send_all(const Fd& socket, std::span<const uint8_t> bytes, Deadline deadline,
-                std::span<const int> passed_fds = {});
+                std::span<const int> passed_fds = {}, const Waiting* waiting = nullptr);
 
 /// Receives exactly `bytes.size()` bytes. Fills `passed_fds` from its start with descriptors that
 /// came along; more than it takes are closed. kTimeout at the deadline, kUnavailable when the peer
 /// has closed.
 Status receive_all(const Fd& socket, std::span<uint8_t> bytes, Deadline deadline,
-                   std::span<Fd> passed_fds = {});
+                   std::span<Fd> passed_fds = {}, const Waiting* waiting = nullptr);
 
 /// Waits until the peer has closed or `timeout_ms` have passed; true if closed.
 bool wait_closed(const Fd& socket, int timeout_ms);

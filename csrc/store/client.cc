@@ -142,7 +142,8 @@ size_t Client::open_namespace(const NamespaceDigest& digest, std::string descrip
 }
 
 Result<std::pair<Client::Connection, NamespaceIndex>> Client::begin(size_t name_space,
-                                                                    Deadline deadline) {
+                                                                    Deadline deadline,
+                                                                    const Waiting* waiting) {
   Result<Connection> current = connection();
   if (!current.ok()) return current.status();
   const LocalNamespace* local;
@@ -154,8 +155,8 @@ Result<std::pair<Client::Connection, NamespaceIndex>> Client::begin(size_t name_
     }
     local = &namespaces_[name_space];
   }
-  const Result<NamespaceIndex> index =
-      current.value()->namespace_index(name_space, local->digest, local->description, deadline);
+  const Result<NamespaceIndex> index = current.value()->namespace_index(
+      name_space, local->digest, local->description, deadline, waiting);
   if (!index.ok()) return index.status();
   return std::pair(std::move(current.value()), index.value());
 }
@@ -175,11 +176,11 @@ void Client::fail_from(size_t first, const Status& status, std::vector<Code>& co
 // ---------------------------------------------------------------- calls about keys
 
 void Client::lookup(size_t name_space, std::span<const Key> keys, PageStore::LookupFlags flags,
-                    std::vector<Code>& codes) {
+                    std::vector<Code>& codes, const Waiting* waiting) {
   ++stats_.lookup_calls;
   const auto bits =
       static_cast<uint8_t>((flags.lease ? kLookupLease : 0) | (flags.prefix ? kLookupPrefix : 0));
-  call_for_codes(NodeOp::kLookup, name_space, keys, bits, codes);
+  call_for_codes(NodeOp::kLookup, name_space, keys, bits, codes, waiting);
 }
 
 void Client::remove(size_t name_space, std::span<const Key> keys, std::vector<Code>& codes) {
@@ -192,7 +193,7 @@ void Client::set_pin(size_t name_space, std::span<const Key> keys, Pin pin,
 }
 
 void Client::call_for_codes(NodeOp op, size_t name_space, std::span<const Key> keys, uint8_t flags,
-                            std::vector<Code>& codes) {
+                            std::vector<Code>& codes, const Waiting* waiting) {
   codes.clear();
   if (keys.size() > kBatchCountMax) {
     std::vector<Code> part;
@@ -203,22 +204,21 @@ void Client::call_for_codes(NodeOp op, size_t name_space, std::span<const Key> k
       if (ended) {
         part.assign(count, codes.back());
       } else {
-        call_for_codes(op, name_space, keys.subspan(first, count), flags, part);
+        call_for_codes(op, name_space, keys.subspan(first, count), flags, part, waiting);
       }
       codes.insert(codes.end(), part.begin(), part.end());
     }
     return;
   }
   const Deadline until = deadline();
-  auto begun = begin(name_space, until);
+  auto begun = begin(name_space, until, waiting);
   if (!begun.ok()) return fail(begun.status(), codes, keys.size());
   auto& [connection, index] = begun.value();
   const Status status = connection->ask(
       op, until,
       [&](WireWriter& writer) { encode_keys(writer, index, flags, keys, patience_ms(until)); },
-      [&](WireReader reader) {
-        return decode_codes(reader, codes) && codes.size() == keys.size();
-      });
+      [&](WireReader reader) { return decode_codes(reader, codes) && codes.size() == keys.size(); },
+      waiting);
   if (!status.ok()) return fail(status, codes, keys.size());
   stats_.timeouts += has_timeout(codes);
 }

@@ -16,6 +16,7 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -108,10 +109,12 @@ class Client {
 
   // Batches may have any size: what does not fit into one message is split.
 
+  /// `waiting`: of a caller that holds something which others want, see unix_socket.h.
   void lookup(size_t name_space, std::span<const Key> keys, PageStore::LookupFlags flags,
-              std::vector<Code>& codes);
+              std::vector<Code>& codes, const Waiting* waiting = nullptr);
+  /// `threads_max`: of the copy threads, the caller included; at least 1.
   void get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
-           std::vector<Code>& codes);
+           std::vector<Code>& codes, unsigned threads_max = std::numeric_limits<unsigned>::max());
   void put(size_t name_space, std::span<const Key> keys, const SourceOf& source_of,
            const PutOptions& options, std::vector<Code>& codes);
   void remove(size_t name_space, std::span<const Key> keys, std::vector<Code>& codes);
@@ -148,13 +151,14 @@ class Client {
   void end_replaced() const;
   Result<Connection> connection() const;
   /// The connection and the node's number of a namespace.
-  Result<std::pair<Connection, NamespaceIndex>> begin(size_t name_space, Deadline deadline);
+  Result<std::pair<Connection, NamespaceIndex>> begin(size_t name_space, Deadline deadline,
+                                                      const Waiting* waiting = nullptr);
   Deadline deadline() const { return Deadline::after_ms(options_.call_timeout_ms); }
   void fail(const Status& status, std::vector<Code>& codes, size_t count);
   /// The same for the codes from `first` on.
   void fail_from(size_t first, const Status& status, std::vector<Code>& codes);
   void call_for_codes(NodeOp op, size_t name_space, std::span<const Key> keys, uint8_t flags,
-                      std::vector<Code>& codes);
+                      std::vector<Code>& codes, const Waiting* waiting = nullptr);
   /// Leases pages, shows each that is there to `look` and releases them.
   using Look = std::function<Code(ClientConnection& connection, size_t index, const Place& place,
                                   std::span<const Extent> extents)>;

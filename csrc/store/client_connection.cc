@@ -62,6 +62,9 @@ Result<std::shared_ptr<ClientConnection>> ClientConnection::open(const std::stri
       std::unique_ptr<ClientConnection>(new ClientConnection());
   connection->socket_ = std::move(socket.value());
   HICACHE_RETURN_IF_ERROR(connection->say_hello(std::move(greeting), deadline));
+  ClientConnection& self = *connection;
+  self.mapper_ = std::make_unique<PoolMapper>(
+      *self.pool_, [&self](uint64_t offset, uint64_t size) { self.note_mapped(offset, size); });
   return connection;
 }
 
@@ -113,15 +116,30 @@ bool ClientConnection::back(uint64_t offset, uint64_t size, SharedMemory::Access
   return true;
 }
 
+void ClientConnection::note_mapped(uint64_t offset, uint64_t size) {
+  const uint64_t end = offset + size;
+  const uint64_t last =
+      end == pool_->size_bytes() ? (end + kSlotSize - 1) / kSlotSize : end / kSlotSize;
+  for (uint64_t slot = (offset + kSlotSize - 1) / kSlotSize; slot < last; ++slot) {
+    backed_[slot].store(1, std::memory_order_release);
+  }
+}
+
 std::vector<ReadableFile*> ClientConnection::files() const {
   std::vector<ReadableFile*> files;
   for (const auto& file : files_) files.push_back(file.get());
   return files;
 }
 
-Status ClientConnection::take_turn(Deadline deadline) {
+Status ClientConnection::take_turn(Deadline deadline, const Waiting* waiting) {
   if (broken_) return Status(Code::kUnavailable, "the connection to the node is broken");
   std::unique_lock lock(turn_mutex_);
+  if (turn_taken_ && waiting != nullptr) {
+    // Not with the lock: what the caller gives up may be what the next in turn waits for.
+    lock.unlock();
+    waiting->before_sleep();
+    lock.lock();
+  }
   if (!turn_free_.wait_for(lock, std::chrono::nanoseconds(deadline.remaining_ns()),
                            [this] { return !turn_taken_; })) {
     return Status(Code::kTimeout, "other calls kept the connection until the deadline");
@@ -139,14 +157,15 @@ void ClientConnection::end_turn() {
 }
 
 Status ClientConnection::exchange_in_turn(NodeOp op, std::vector<uint8_t>& frame,
-                                          std::vector<uint8_t>* reply, Deadline deadline) {
+                                          std::vector<uint8_t>* reply, Deadline deadline,
+                                          const Waiting* waiting) {
   if (broken_) return Status(Code::kUnavailable, "the connection to the node is broken");
   const uint64_t request_id = next_request_id_++;
   end_frame(frame, static_cast<uint16_t>(op), request_id);
-  Status status = send_all(socket_, frame, deadline);
+  Status status = send_all(socket_, frame, deadline, {}, waiting);
   if (status.ok() && reply != nullptr) {
     reply->resize(kFrameHeaderSize);
-    status = receive_all(socket_, *reply, deadline);
+    status = receive_all(socket_, *reply, deadline, {}, waiting);
     if (status.ok()) {
       const Result<FrameHeader> header =
           decode_frame_header(std::span(*reply).first<kFrameHeaderSize>());
@@ -157,7 +176,7 @@ Status ClientConnection::exchange_in_turn(NodeOp op, std::vector<uint8_t>& frame
         status = Status(Code::kCorrupt, "the node answered another request than was asked");
       } else {
         reply->resize(header.value().payload_size);
-        status = receive_all(socket_, *reply, deadline);
+        status = receive_all(socket_, *reply, deadline, {}, waiting);
       }
     }
   }
@@ -178,7 +197,8 @@ bool ClientConnection::wait_broken(int timeout_ms) const {
 Result<NamespaceIndex> ClientConnection::namespace_index(size_t local,
                                                          const NamespaceDigest& digest,
                                                          const std::string& description,
-                                                         Deadline deadline) {
+                                                         Deadline deadline,
+                                                         const Waiting* waiting) {
   {
     std::lock_guard lock(namespaces_mutex_);
     if (local >= namespaces_.size()) namespaces_.resize(local + 1, -1);
@@ -188,7 +208,7 @@ Result<NamespaceIndex> ClientConnection::namespace_index(size_t local,
   HICACHE_RETURN_IF_ERROR(ask(
       NodeOp::kOpenNamespace, deadline,
       [&](WireWriter& writer) { encode(writer, OpenNamespaceRequest{digest, description}); },
-      [&](WireReader reader) { return decode(reader, reply); }));
+      [&](WireReader reader) { return decode(reader, reply); }, waiting));
   if (reply.code != Code::kOk) return Status(reply.code, reply.message);
   std::lock_guard lock(namespaces_mutex_);
   namespaces_[local] = reply.index;

@@ -15,8 +15,10 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "io/memory.h"
+#include "io/unix_socket.h"
 #include "net/frame.h"
 #include "store/messages.h"
+#include "store/pool_mapper.h"
 #include "transfer/file_health.h"
 
 namespace hicache {
@@ -32,11 +34,12 @@ class ClientConnection {
 
   /// Sends a request whose payload `encode(WireWriter&)` writes, and has `decode(WireReader)` read
   /// the reply's. If that returns false the connection is broken: whoever talks nonsense once is
-  /// not believed again.
+  /// not believed again. `waiting`: of a caller that holds something which others want.
   template <typename Encode, typename Decode>
-  Status ask(NodeOp op, Deadline deadline, Encode encode, Decode decode) {
+  Status ask(NodeOp op, Deadline deadline, Encode encode, Decode decode,
+             const Waiting* waiting = nullptr) {
     std::vector<uint8_t> reply;
-    HICACHE_RETURN_IF_ERROR(exchange(op, encode, &reply, deadline));
+    HICACHE_RETURN_IF_ERROR(exchange(op, encode, &reply, deadline, waiting));
     if (decode(WireReader(reply))) return Status();
     break_off();
     return Status(Code::kCorrupt,
@@ -46,7 +49,7 @@ class ClientConnection {
   /// Sends a request that has no reply.
   template <typename Encode>
   Status tell(NodeOp op, Deadline deadline, Encode encode) {
-    return exchange(op, encode, nullptr, deadline);
+    return exchange(op, encode, nullptr, deadline, nullptr);
   }
 
   bool is_broken() const { return broken_; }
@@ -57,7 +60,8 @@ class ClientConnection {
 
   /// The node's number of a namespace, asked for once per connection.
   Result<NamespaceIndex> namespace_index(size_t local, const NamespaceDigest& digest,
-                                         const std::string& description, Deadline deadline);
+                                         const std::string& description, Deadline deadline,
+                                         const Waiting* waiting);
 
   uint64_t pool_size_bytes() const { return pool_->size_bytes(); }
   PlaceBounds place_bounds() const {
@@ -71,6 +75,8 @@ class ClientConnection {
   /// touched: without memory a touch would be the end of the process. Returns false if there is
   /// none. Threads: any; several work on different parts at the same time.
   bool back(uint64_t offset, uint64_t size, SharedMemory::Access access);
+  /// Whether what was in the pool when this connected is mapped, as far as it is mapped ahead.
+  bool is_mapped_ahead() const { return mapper_->is_finished(); }
 
  private:
   ClientConnection() = default;
@@ -82,26 +88,27 @@ class ClientConnection {
     encode(writer);
     return frame;
   }
-  Status take_turn(Deadline deadline);
+  Status take_turn(Deadline deadline, const Waiting* waiting);
   void end_turn();
   template <typename Encode>
-  Status exchange(NodeOp op, Encode encode, std::vector<uint8_t>* reply, Deadline deadline) {
-    HICACHE_RETURN_IF_ERROR(take_turn(deadline));
+  Status exchange(NodeOp op, Encode encode, std::vector<uint8_t>* reply, Deadline deadline,
+                  const Waiting* waiting) {
+    HICACHE_RETURN_IF_ERROR(take_turn(deadline, waiting));
     // Not before: it may say how much time is left.
     std::vector<uint8_t> frame = framed(encode);
-    Status status = exchange_in_turn(op, frame, reply, deadline);
+    Status status = exchange_in_turn(op, frame, reply, deadline, waiting);
     end_turn();
     return status;
   }
   Status exchange_in_turn(NodeOp op, std::vector<uint8_t>& frame, std::vector<uint8_t>* reply,
-                          Deadline deadline);
+                          Deadline deadline, const Waiting* waiting);
+  void note_mapped(uint64_t offset, uint64_t size);
   Status say_hello(HelloRequest greeting, Deadline deadline);
 
   Fd socket_;
   std::unique_ptr<SharedMemory> pool_;
   std::vector<std::unique_ptr<ReadableFile>> files_;
-  std::unique_ptr<std::atomic<uint8_t>[]>
-      backed_;  // By piece of kPieceSize; 1: known to be backed.
+  std::unique_ptr<std::atomic<uint8_t>[]> backed_;  // By slot; 1: known to be backed.
   std::atomic<bool> broken_{false};
   // One request at a time. Not std::timed_mutex, which thread sanitizers do not understand.
   std::mutex turn_mutex_;
@@ -109,7 +116,8 @@ class ClientConnection {
   bool turn_taken_ = false;
   uint64_t next_request_id_ = 1;  // Of who has the turn.
   std::mutex namespaces_mutex_;
-  std::vector<int64_t> namespaces_;  // By local number; -1: not asked yet.
+  std::vector<int64_t> namespaces_;     // By local number; -1: not asked yet.
+  std::unique_ptr<PoolMapper> mapper_;  // After pool_ and backed_: it ends first.
 };
 
 }  // namespace hicache

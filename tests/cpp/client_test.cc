@@ -1,11 +1,15 @@
 // What a client promises beyond single pages: batches of any size, a clear in the middle, an end.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
 
+#include "fake_node.h"
+#include "io/mapped_memory.h"
 #include "node_bench.h"
 #include "raw_client.h"
 
@@ -13,6 +17,7 @@ namespace hicache {
 namespace {
 
 using testing::eventually;
+using testing::FakeNode;
 using testing::key_of;
 using testing::RawClient;
 using testing::SimpleClient;
@@ -129,6 +134,78 @@ TEST(Client, DisconnectWaitsForCallsThatTouchMemory) {
   reader.join();
   closer.join();
   EXPECT_FALSE(client.client.is_connected());
+}
+
+/// OS pages that this thread had to have made since it started.
+uint64_t faults_of_this_thread() {
+  rusage usage{};
+  getrusage(RUSAGE_THREAD, &usage);
+  return static_cast<uint64_t>(usage.ru_minflt);
+}
+
+TEST(Client, AGetTakesNoMoreThreadsThanItMay) {
+  auto node = start_node(64 * kMiB);
+  SimpleClient client(node->socket_path(), 20'000, 4);
+  constexpr uint64_t kSize = 32 * kMiB;
+  ASSERT_EQ(client.put(key_of(1), std::vector<uint8_t>(kSize, 5)), Code::kOk);
+  MappedMemory memory = MappedMemory::make(kSize);
+  ASSERT_TRUE(memory.valid());
+  madvise(memory.address(), kSize, MADV_NOHUGEPAGE);
+  std::vector<Code> codes;
+  const Key key = key_of(1);
+  const uint64_t before = faults_of_this_thread();
+  client.client.get(
+      client.space, {&key, 1},
+      [&](size_t, uint64_t size, std::vector<MemorySegment>& segments) {
+        segments.push_back({memory.address(), size});
+        return true;
+      },
+      codes, 1);
+  ASSERT_EQ(codes.at(0), Code::kOk);
+  // Who writes first to an OS page takes the fault: nobody else wrote.
+  EXPECT_GE(faults_of_this_thread() - before, kSize / (4 * kKiB));
+}
+
+TEST(Client, ALookUpSaysBeforeItSleeps) {
+  auto node = start_node(16 * kMiB);
+  SimpleClient client(node->socket_path(), 20'000);
+  const Key key = key_of(1);
+  ASSERT_EQ(client.put(key, std::vector<uint8_t>(kMiB, 1)), Code::kOk);
+  int told = 0;
+  std::vector<Code> codes;
+  const auto look = [&](uint64_t awake_ms) {
+    const Waiting waiting{monotonic_ns() + awake_ms * 1'000'000, [&told] { ++told; }};
+    client.client.lookup(client.space, {&key, 1}, {false, false}, codes, &waiting);
+  };
+  look(20'000);
+  EXPECT_EQ(codes, std::vector<Code>{Code::kOk});
+  EXPECT_EQ(told, 0);
+}
+
+TEST(Client, ALookUpSaysBeforeItWaitsForItsTurn) {
+  FakeNode node({}, 0);
+  Gate may_answer;
+  std::atomic<bool> is_asked{false};
+  node.lease = [&](const KeysRequest&) {
+    is_asked = true;
+    may_answer.wait();
+    return FakeNode::Locations();
+  };
+  SimpleClient client(node.path, 20'000);
+  std::thread reader([&] {
+    std::vector<uint8_t> bytes;
+    EXPECT_NE(client.get(key_of(1), bytes), Code::kOk);
+  });
+  ASSERT_TRUE(eventually(20'000, [&] { return is_asked.load(); }));
+  // It opens the gate itself: if it waited with what it holds, nothing would go on.
+  const Waiting waiting{monotonic_ns() + 20'000'000'000, [&] { may_answer.open(); }};
+  std::vector<Code> codes;
+  const Key key = key_of(2);
+  const uint64_t begun_ns = monotonic_ns();
+  client.client.lookup(client.space, {&key, 1}, {false, false}, codes, &waiting);
+  EXPECT_NE(codes.at(0), Code::kOk) << "the answer to the other call was nonsense";
+  EXPECT_LT(monotonic_ns() - begun_ns, 9'000'000'000) << "the gate opened by itself";
+  reader.join();
 }
 
 TEST(Client, OneThatCannotMapThePoolDoesNotTakeItFromOthers) {

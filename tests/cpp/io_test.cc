@@ -211,6 +211,34 @@ TEST(UnixSocket, TheSocketFileIsPrivate) {
   unlink(path.c_str());
 }
 
+TEST(UnixSocket, WhoHoldsSomethingIsToldBeforeItSleeps) {
+  Pair pair = make_pair();
+  int told = 0;
+  const auto waiting = [&told](uint64_t awake_ns) {
+    return Waiting{monotonic_ns() + awake_ns, [&told] { ++told; }};
+  };
+  std::vector<uint8_t> bytes(1000);
+  const Waiting patient = waiting(uint64_t{kBusyMs} * 1'000'000);
+  ASSERT_TRUE(send_all(pair.left, bytes, Deadline::after_ms(1000), {}, &patient).ok());
+  ASSERT_TRUE(receive_all(pair.right, bytes, Deadline::after_ms(1000), {}, &patient).ok());
+  EXPECT_EQ(told, 0) << "nothing had to be waited for";
+  std::thread late([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    EXPECT_TRUE(send_all(pair.left, bytes, Deadline::after_ms(1000)).ok());
+  });
+  EXPECT_TRUE(receive_all(pair.right, bytes, Deadline::after_ms(kBusyMs), {}, &patient).ok());
+  late.join();
+  EXPECT_EQ(told, 0) << "the bytes came before it had to sleep";
+
+  const Waiting hasty = waiting(0);
+  EXPECT_EQ(receive_all(pair.right, bytes, Deadline::after_ms(20), {}, &hasty).code(),
+            Code::kTimeout);
+  EXPECT_EQ(told, 1);
+  const std::vector<uint8_t> much(8 * kMiB);
+  EXPECT_EQ(send_all(pair.left, much, Deadline::after_ms(20), {}, &hasty).code(), Code::kTimeout);
+  EXPECT_EQ(told, 2) << "a socket that is full is waited for, too";
+}
+
 TEST(SharedMemory, IsSealedAndShared) {
   std::vector<std::string> notices;
   auto owner = SharedMemory::create({3 * kMiB + 1, HugePages::kNever, -1}, notices);
