@@ -147,15 +147,14 @@ class Client:
     def lookup(self, namespace: int, keys: object, *, lease: bool, prefix: bool, poll_us: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         Return OK or NOT_FOUND per key. `lease`: keep what is found for the read to come.
-        `prefix`: everything after the first miss is NOT_FOUND. `poll_us`: microseconds, 150 at
-        most, for which the GIL is kept while the answer is on its way; not with many keys.
+        `prefix`: everything after the first miss is NOT_FOUND. `poll_us`: for how long the GIL
+        is kept while a few keys' answer is on its way, in microseconds; 150 at most.
         """
 
-    def get(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], *, threads_max: int = 0) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def get(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         Read pages into memory: page i is scattered over addresses[i, :] with sizes[:] or
-        sizes[i, :]. An object of another total size is NOT_FOUND. `threads_max`: of the copy
-        threads, the caller included; 0: all.
+        sizes[i, :]. An object of another total size is NOT_FOUND.
         """
 
     def put(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], *, parent: object | None, chained: bool, ttl_ms: int = 0, pin: int = 0, replace: bool = False, replicas: int = 1) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:

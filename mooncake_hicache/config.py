@@ -336,15 +336,12 @@ class StoreOptions(NodeOptions):
 
     copy_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads that copy and verify inside one call. 0: one per CPU, at most 16, beyond which memory
-    and not the CPU is the limit."""
+    and not the CPU is the limit. With fewer a hit takes longer, and requests that decode meanwhile
+    may be held up less."""
 
     put_copy_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Of these, the threads that copy for a put. 0: all; under SGLang, where nobody waits for a
     put and the engine computes beside it, a quarter."""
-
-    decode_copy_threads: Annotated[int, Field(ge=0, le=256)] = 0
-    """Under SGLang, the threads that copy for a get while requests decode. 0: half of them. More
-    hold the running requests up."""
 
     verify: bool = True
     """Check every byte that is read against its checksum while it is copied. Off is for measuring
@@ -375,11 +372,6 @@ class StoreOptions(NodeOptions):
     def put_copy_thread_count(self) -> int:
         """Return how many of them copy for a put."""
         return min(self.put_copy_threads or 256, self.copy_thread_count())
-
-    def decode_copy_thread_count(self) -> int:
-        """Return how many of them copy for a get while an engine decodes."""
-        most = self.copy_thread_count()
-        return min(self.decode_copy_threads or max(1, most // 2), most)
 
 
 class TransferOptions(OptionsBase):

@@ -322,32 +322,17 @@ class Namespace:
         )
 
     def get_into_addresses(
-        self,
-        keys: Keys,
-        addresses: npt.ArrayLike,
-        sizes: npt.ArrayLike,
-        *,
-        copy_threads_max: int = 0,
+        self, keys: Keys, addresses: npt.ArrayLike, sizes: npt.ArrayLike
     ) -> Codes:
         """Read pages and scatter them to addresses; shapes as for `put_from`.
 
         A page whose size is not exactly the sum of its pieces is a miss.
-
-        Args:
-            keys: n keys.
-            addresses: As for `put_from`.
-            sizes: As for `put_from`.
-            copy_threads_max: Of `copy_threads`, the most that copy for this call. 0: all.
         """
-        if copy_threads_max < 0:
-            raise InvalidArgumentError(f"copy_threads_max {copy_threads_max}: give 0 or more")
         address_array = uint64_array("addresses", addresses)
         size_array = uint64_array("sizes", sizes)
         return self._with_keys(
             keys,
-            lambda plain: self._store._client.get(
-                self._number, plain, address_array, size_array, threads_max=copy_threads_max
-            ),
+            lambda plain: self._store._client.get(self._number, plain, address_array, size_array),
         )
 
     def lookup(self, keys: Keys, *, lease: bool, prefix: bool) -> Codes:

@@ -4,7 +4,6 @@
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -120,7 +119,7 @@ CodeArray lookup(Client& self, size_t name_space, nb::handle keys, bool lease, b
 }
 
 CodeArray get(Client& self, size_t name_space, nb::handle keys, const U64Array& addresses,
-              const U64Array& sizes, unsigned threads_max) {
+              const U64Array& sizes) {
   const std::vector<Key> parsed = keys_from(keys);
   const PageMemory memory(parsed.size(), addresses, sizes);
   std::vector<Code> codes;
@@ -131,7 +130,7 @@ CodeArray get(Client& self, size_t name_space, nb::handle keys, const U64Array& 
         [&](size_t page, uint64_t size, std::vector<MemorySegment>& segments) {
           return memory.append_if_size(page, size, segments);
         },
-        codes, threads_max == 0 ? std::numeric_limits<unsigned>::max() : threads_max);
+        codes);
   }
   return to_numpy(std::move(codes));
 }
@@ -289,14 +288,12 @@ void bind_client(nb::module_& m) {
       .def("lookup", &lookup, "namespace"_a, "keys"_a, nb::kw_only(), "lease"_a, "prefix"_a,
            "poll_us"_a,
            "Return OK or NOT_FOUND per key. `lease`: keep what is found for the read to come.\n"
-           "`prefix`: everything after the first miss is NOT_FOUND. `poll_us`: microseconds, 150 "
-           "at\n"
-           "most, for which the GIL is kept while the answer is on its way; not with many keys.")
-      .def("get", &get, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
-           "threads_max"_a = 0,
+           "`prefix`: everything after the first miss is NOT_FOUND. `poll_us`: for how long the "
+           "GIL\n"
+           "is kept while a few keys' answer is on its way, in microseconds; 150 at most.")
+      .def("get", &get, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a,
            "Read pages into memory: page i is scattered over addresses[i, :] with sizes[:] or\n"
-           "sizes[i, :]. An object of another total size is NOT_FOUND. `threads_max`: of the copy\n"
-           "threads, the caller included; 0: all.")
+           "sizes[i, :]. An object of another total size is NOT_FOUND.")
       .def("put", &put, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
            "parent"_a.none(), "chained"_a, "ttl_ms"_a = 0, "pin"_a = 0, "replace"_a = false,
            "replicas"_a = 1,

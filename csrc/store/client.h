@@ -112,9 +112,8 @@ class Client {
   /// `waiting`: of a caller that holds something which others want, see unix_socket.h.
   void lookup(size_t name_space, std::span<const Key> keys, PageStore::LookupFlags flags,
               std::vector<Code>& codes, const Waiting* waiting = nullptr);
-  /// `threads_max`: of the copy threads, the caller included; at least 1.
   void get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
-           std::vector<Code>& codes, unsigned threads_max = std::numeric_limits<unsigned>::max());
+           std::vector<Code>& codes);
   void put(size_t name_space, std::span<const Key> keys, const SourceOf& source_of,
            const PutOptions& options, std::vector<Code>& codes);
   void remove(size_t name_space, std::span<const Key> keys, std::vector<Code>& codes);

@@ -28,7 +28,6 @@ struct Client::GetRange {
   std::span<const Key> keys;
   std::span<const size_t> numbers;  // Of the keys in the call.
   std::span<Code> codes;            // Of the call.
-  unsigned threads_max;
 };
 
 Status Client::lease(const GetRange& range, Deadline deadline, Places& places) {
@@ -88,7 +87,7 @@ Status Client::get_range(const GetRange& range, const TargetOf& target_of, Deadl
     wanted.push_back(i);
   }
   const uint64_t begun_ns = monotonic_ns();
-  const uint64_t waited_ns = plan.run(threads_, file_readers_, *until, range.threads_max);
+  const uint64_t waited_ns = plan.run(threads_, file_readers_, *until);
   const uint64_t ran_ns = monotonic_ns() - begun_ns;
   *until = until->later_by_ns(ran_ns - std::min(ran_ns, waited_ns));
 
@@ -115,8 +114,7 @@ void Client::get_busy(const GetRange& range, const TargetOf& target_of, Deadline
   // A connection that is asked without time to wait for the answer would have to be broken.
   if (keys.empty() || until->expired()) return;
   const Status status = get_range(
-      {range.connection, range.index, kLeaseReadNow, keys, numbers, range.codes, range.threads_max},
-      target_of, until);
+      {range.connection, range.index, kLeaseReadNow, keys, numbers, range.codes}, target_of, until);
   if (status.ok()) return;
   std::vector<Code> failed;
   fail(status, failed, numbers.size());
@@ -124,7 +122,7 @@ void Client::get_busy(const GetRange& range, const TargetOf& target_of, Deadline
 }
 
 void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
-                 std::vector<Code>& codes, unsigned threads_max) {
+                 std::vector<Code>& codes) {
   const RunningCall running(*this);
   ++stats_.get_calls;
   stats_.get_pages += keys.size();
@@ -141,13 +139,9 @@ void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& t
                        codes);
     }
     const size_t count = std::min(kBatchCountMax, keys.size() - first);
-    const GetRange range{*connection,
-                         index,
-                         0,
-                         keys.subspan(first, count),
-                         std::span(numbers).subspan(first, count),
-                         codes,
-                         threads_max};
+    const GetRange range{
+        *connection, index, 0, keys.subspan(first, count), std::span(numbers).subspan(first, count),
+        codes};
     const Status status = get_range(range, target_of, &until);
     if (!status.ok()) return fail_from(first, status, codes);
     for (int round = 0; round < kBusyRoundsMax; ++round) get_busy(range, target_of, &until);

@@ -68,10 +68,9 @@ void CopyPlan::run(CopyThreads& threads, unsigned threads_max) {
   }
 }
 
-uint64_t CopyPlan::run(CopyThreads& threads, FileReaders& readers, Deadline deadline,
-                       unsigned threads_max) {
+uint64_t CopyPlan::run(CopyThreads& threads, FileReaders& readers, Deadline deadline) {
   if (file_size_ == 0) {
-    run(threads, threads_max);
+    run(threads);
     return 0;
   }
   std::vector<size_t> in_pool;
@@ -92,7 +91,7 @@ uint64_t CopyPlan::run(CopyThreads& threads, FileReaders& readers, Deadline dead
   std::unique_ptr<FileReader> reader = readers.take(deadline);
   const uint64_t waited_ns = monotonic_ns() - begun_ns;
   if (reader == nullptr) {
-    threads.run(in_pool.size(), [&](size_t i) { copy(stripes_[in_pool[i]]); }, threads_max);
+    threads.run(in_pool.size(), [&](size_t i) { copy(stripes_[in_pool[i]]); });
     return waited_ns;
   }
   std::atomic<size_t> next_in_pool{0};
@@ -112,7 +111,7 @@ uint64_t CopyPlan::run(CopyThreads& threads, FileReaders& readers, Deadline dead
       .is_stopped = [this] { return connection_.is_broken(); },
   };
   const ReadLimits limits = read_limits(left_ns, file_size_);
-  const uint64_t silence_ns = reader->read(work, limits, threads, threads_max);
+  const uint64_t silence_ns = reader->read(work, limits, threads);
   readers.give_back(std::move(reader));
   return waited_ns + silence_ns;
 }

@@ -42,7 +42,7 @@ class CopyPlan {
   /// The same, with pages of files. `deadline` is for waiting: a file that gives nothing for as
   /// long as is left of it is given up; bytes that keep coming may take longer, up to
   /// read_limits(). Returns the time that was spent waiting in vain.
-  uint64_t run(CopyThreads& threads, FileReaders& readers, Deadline deadline, unsigned threads_max);
+  uint64_t run(CopyThreads& threads, FileReaders& readers, Deadline deadline);
 
   /// Slower than 250 MB/s a file is as good as silent.
   static constexpr uint64_t kFileNsPerByteMax = 4;

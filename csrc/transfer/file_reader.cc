@@ -35,7 +35,7 @@ class FileReader::Call {
  public:
   Call(FileReader& reader, const Work& work, const ReadLimits& limits);
 
-  void run(CopyThreads& threads, unsigned threads_max);
+  void run(CopyThreads& threads);
   uint64_t silence_ns() const { return silence_ns_; }
 
  private:
@@ -137,14 +137,14 @@ void FileReader::Call::plan_reads() {
   }
 }
 
-void FileReader::Call::run(CopyThreads& threads, unsigned threads_max) {
+void FileReader::Call::run(CopyThreads& threads) {
   const size_t useful = std::max(std::min(reads_.size(), kWaitersMax), work_.other_count);
   {
     std::lock_guard lock(mutex_);
     advance();  // The files first: they take longest to answer.
   }
-  const size_t sharing = std::min<size_t>({useful, threads.count(), threads_max});
-  threads.run(std::max<size_t>(1, sharing), [this](size_t number) { work(number < kWaitersMax); });
+  threads.run(std::max<size_t>(1, std::min<size_t>(useful, threads.count())),
+              [this](size_t number) { work(number < kWaitersMax); });
 }
 
 void FileReader::Call::work(bool may_wait) {
@@ -323,10 +323,9 @@ bool FileReader::prepare() {
   return device_ != nullptr;
 }
 
-uint64_t FileReader::read(const Work& work, const ReadLimits& limits, CopyThreads& threads,
-                          unsigned threads_max) {
+uint64_t FileReader::read(const Work& work, const ReadLimits& limits, CopyThreads& threads) {
   Call call(*this, work, limits);
-  call.run(threads, threads_max);
+  call.run(threads);
   if (device_ && device_->in_flight() != 0) {
     device_.reset();
     memory_.abandon();

@@ -17,7 +17,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -70,10 +69,8 @@ class FileReader {
   explicit FileReader(Options options, MakeDevice make_device = BlockDevice::make);
 
   /// Returns when each stripe was taken or given up and no other work is left. Returns how long the
-  /// files were silent before they were given up: 0 unless one was. `threads_max`: see
-  /// CopyThreads::run().
-  uint64_t read(const Work& work, const ReadLimits& limits, CopyThreads& threads,
-                unsigned threads_max = std::numeric_limits<unsigned>::max());
+  /// files were silent before they were given up: 0 unless one was.
+  uint64_t read(const Work& work, const ReadLimits& limits, CopyThreads& threads);
 
  private:
   class Call;

@@ -138,9 +138,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
             for warning in self._settings.warnings:
                 (logger.warning if is_first else logger.debug)("%s", warning)
             self._store = Store.open(self._settings.options, wait_ms=_OPEN_WAIT_MS)
-            self._mover = Mover(
-                self._store, self._traffic, self._settings.options.decode_copy_thread_count()
-            )
+            self._mover = Mover(self._store, self._traffic)
         except Exception as error:  # noqa: BLE001 - an engine without a cache is better than none
             self._store = self._mover = None
             logger.warning(

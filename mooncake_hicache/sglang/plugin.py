@@ -83,8 +83,7 @@ def _take_over() -> None:
         # Registering over a name makes the factory warn about it; this one is meant.
         StorageBackendFactory._registry.pop(BACKEND_NAME, None)
         StorageBackendFactory.register_backend(BACKEND_NAME, **entry)
-    from mooncake_hicache.sglang import allocator, decoding, weights
+    from mooncake_hicache.sglang import allocator, weights
 
     allocator.use_default_for(BACKEND_NAME)
     weights.watch()
-    decoding.watch()

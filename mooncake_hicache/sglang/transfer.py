@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from mooncake_hicache._core import Code
 from mooncake_hicache.pages.geometry import Addresses
-from mooncake_hicache.sglang import decoding
 from mooncake_hicache.sglang.lookup import leading
 from mooncake_hicache.sglang.pools import Pool, Share
 from mooncake_hicache.sglang.stats import OccasionalLog, TrafficLog
@@ -57,17 +56,9 @@ class Mover:
     """Looks up, reads and writes pages of registered pools. Thread-safe; never raises for trouble
     of the environment: what did not work is False."""
 
-    def __init__(self, store: Store, traffic: TrafficLog, decode_copy_threads: int = 0) -> None:
-        """Move pages to and from a store.
-
-        Args:
-            store: the store.
-            traffic: what was moved is noted there.
-            decode_copy_threads: the threads that copy for a read while requests decode; 0: all.
-        """
+    def __init__(self, store: Store, traffic: TrafficLog) -> None:
         self._store = store
         self._traffic = traffic
-        self._decode_copy_threads = decode_copy_threads
         self._log = OccasionalLog(logger)
 
     def prefix_length(self, pool: Pool, keys: Sequence[str], budget: Budget, *, lease: bool) -> int:
@@ -124,11 +115,7 @@ class Mover:
         for share in pool.shares:
             if self._is_over(budget, "read", pool):
                 return np.zeros(len(keys), dtype=bool)
-            codes = share.namespace.get_into_addresses(
-                keys,
-                *Pool.part(share, addresses, sizes),
-                copy_threads_max=self._decode_copy_threads if decoding.live().is_on() else 0,
-            )
+            codes = share.namespace.get_into_addresses(keys, *Pool.part(share, addresses, sizes))
             done &= codes == Code.OK
         return done
 

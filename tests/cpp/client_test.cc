@@ -1,7 +1,5 @@
 // What a client promises beyond single pages: batches of any size, a clear in the middle, an end.
 #include <gtest/gtest.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -9,7 +7,6 @@
 #include <thread>
 
 #include "fake_node.h"
-#include "io/mapped_memory.h"
 #include "node_bench.h"
 #include "raw_client.h"
 
@@ -134,36 +131,6 @@ TEST(Client, DisconnectWaitsForCallsThatTouchMemory) {
   reader.join();
   closer.join();
   EXPECT_FALSE(client.client.is_connected());
-}
-
-/// OS pages that this thread had to have made since it started.
-uint64_t faults_of_this_thread() {
-  rusage usage{};
-  getrusage(RUSAGE_THREAD, &usage);
-  return static_cast<uint64_t>(usage.ru_minflt);
-}
-
-TEST(Client, AGetTakesNoMoreThreadsThanItMay) {
-  auto node = start_node(64 * kMiB);
-  SimpleClient client(node->socket_path(), 20'000, 4);
-  constexpr uint64_t kSize = 32 * kMiB;
-  ASSERT_EQ(client.put(key_of(1), std::vector<uint8_t>(kSize, 5)), Code::kOk);
-  MappedMemory memory = MappedMemory::make(kSize);
-  ASSERT_TRUE(memory.valid());
-  madvise(memory.address(), kSize, MADV_NOHUGEPAGE);
-  std::vector<Code> codes;
-  const Key key = key_of(1);
-  const uint64_t before = faults_of_this_thread();
-  client.client.get(
-      client.space, {&key, 1},
-      [&](size_t, uint64_t size, std::vector<MemorySegment>& segments) {
-        segments.push_back({memory.address(), size});
-        return true;
-      },
-      codes, 1);
-  ASSERT_EQ(codes.at(0), Code::kOk);
-  // Who writes first to an OS page takes the fault: nobody else wrote.
-  EXPECT_GE(faults_of_this_thread() - before, kSize / (4 * kKiB));
 }
 
 TEST(Client, ALookUpSaysBeforeItSleeps) {
