@@ -4,11 +4,13 @@
 
 Name the files in the order in which they were measured: where several measured the same, the last
 counts. The first one may be an earlier OUT.json, whose runs keep their numbers. Ratios are those of
-one run: where it has nothing to compare with, there is none.
+one run: where it has nothing to compare with, there is none. LABEL=FILE: its reads were made under
+a setting that is not the usual one, and stand apart under that label.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -21,9 +23,11 @@ from bench.gpu.cases import COMPLETE
 from bench.gpu.holds import (
     COLD_SERVERS,
     L2_SERVERS,
+    LABEL_END,
     Figures,
     base,
     holds_table,
+    labels,
     latest,
     p50_ms,
 )
@@ -58,11 +62,12 @@ def is_good(row: dict[str, Any]) -> bool:
     return is_there and bool(found >= COMPLETE * row["length"])
 
 
-def merge(files: Sequence[Path]) -> dict[str, Any]:
+def merge(files: Sequence[str | Path]) -> dict[str, Any]:
     """Return one result of several."""
     merged: dict[str, Any] = {"runs": [], "samples": [], "from_run": {}}
-    for file in files:
-        result = json.loads(file.read_text(encoding="utf-8"))
+    for given in files:
+        label, _, file = str(given).rpartition("=")
+        result = json.loads(Path(file).read_text(encoding="utf-8"))
         if not merged["runs"] and "runs" in result:
             merged = result
             continue
@@ -71,11 +76,16 @@ def merge(files: Sequence[Path]) -> dict[str, Any]:
             if is_good(row):
                 for name in ("tokens", "sent_s"):
                     row.pop(name, None)
+                if label and row["wanted"].startswith("L3"):
+                    row["server"] = f"{label}{LABEL_END}{row['server']}"
                 merged["samples"].append({**row, "run": number})
         for name in SECTIONS:
             if name in result:
                 merged[name] = result.pop(name)
                 merged["from_run"][name] = number
+        if label:
+            servers = result["servers"].items()
+            result["servers"] = {f"{label}{LABEL_END}{name}": about for name, about in servers}
         result["command"] = LOCAL_OPTIONS.sub("", result["command"])
         merged["runs"].append(without_places(result))
         merged.get("ssd_legs", {}).pop("facts", None)
@@ -116,7 +126,8 @@ def ttft_table(figures: Figures) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for length in sorted({key[3] for key in figures}):
-        for server, wanted, name in PLACES:
+        for label, place in itertools.product(labels(figures), PLACES):
+            server, wanted, name = f"{label}{place[0]}", place[1], f"{label}{place[2]}"
             run = latest(figures, server, wanted, length)
             if not run:
                 continue
@@ -320,7 +331,7 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 2
     out = Path(argv[0])
-    merged = merge([Path(name) for name in argv[1:]])
+    merged = merge(argv[1:])
     figures = grouped(merged)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(text_of(merged), encoding="utf-8")

@@ -187,6 +187,36 @@ def test_a_later_run_adds_to_an_earlier_report(tmp_path: Path) -> None:
     assert ["÷ file" in line and line.endswith("| 1 |") for line in lines] == [False, True]
 
 
+def test_reads_under_another_setting_stand_apart(tmp_path: Path) -> None:
+    usual = [sample("ours", "L3", 4096, 0.1), sample("restart", "L3 first", 4096, 0.2)]
+    first = result(tmp_path, "1.json", *usual)
+    slow = [sample("ours", "L3", 4096, 0.4), sample("restart", "L3 first", 4096, 0.44)]
+    second = result(tmp_path, "2.json", *slow, sample("ours", "cold", 4096, 1.0))
+    merged = report.merge([first, f"few threads={second}"])
+    figures = report.grouped(merged)
+    lines = [line for line in report.ttft_table(figures) if "after a flush" in line]
+    assert [" | 100 | " in line and line.endswith("| 1 |") for line in lines] == [True, False]
+    assert [" few threads: " in line and " | 400 | " in line for line in lines] == [False, True]
+    assert (2, "ours", "cold", 4096) in figures  # Only reads are made under the setting.
+    restarts = [line for line in holds_table(figures, merged) if "restart" in line]
+    assert len(restarts) == 1  # The last run that measured both.
+    assert "few threads" in restarts[0]
+    assert "| 1.10 |" in restarts[0]
+
+
+def test_decoding_with_cuda_graphs_is_held_against_the_same_bound(tmp_path: Path) -> None:
+    rates = {"alone": 100.0, "L3": 80.0, "L2": 75.0, "L3, while it is read": 98.0}
+    about = {"variant": "ours+--cuda-graph-max-bs-decode=4", "decode_tokens_per_s": rates}
+    merged = report.merge([result(tmp_path, "1.json", variants={"variant-1-ours": about})])
+    lines = [line for line in holds_table({}, merged) if "CUDA graphs" in line]
+    verdicts = [[cell.strip() for cell in line.strip("|").split("|")][1:4] for line in lines]
+    assert verdicts == [
+        ["0.98", "≥ 0.97", "yes"],
+        ["0.80", "≥ 0.97", "**no**"],
+        ["0.75", "≥ 0.97", "**no**"],
+    ]
+
+
 def test_the_best_place_is_a_disk_and_not_memory() -> None:
     places = [
         {"path": "/m", "kind": "tmpfs", "free": 100, "direct": True},
