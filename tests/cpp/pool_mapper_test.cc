@@ -98,7 +98,8 @@ TEST(PoolMapper, AClientThatConnectsReadsWithoutAFault) {
     ASSERT_EQ(writer.put(key_of(i), std::vector<uint8_t>(kMiB, static_cast<uint8_t>(i))),
               Code::kOk);
   }
-  auto opened = ClientConnection::open(node->socket_path(), "test", Deadline::after_ms(20'000));
+  auto opened =
+      ClientConnection::open(node->socket_path(), HelloRequest{"test"}, Deadline::after_ms(20'000));
   ASSERT_TRUE(opened.ok()) << opened.status().message();
   const std::shared_ptr<ClientConnection> connection = opened.value();
   ASSERT_TRUE(eventually(20'000, [&] { return connection->is_mapped_ahead(); }));
