@@ -15,6 +15,8 @@ constexpr size_t kEventsMin = 512;  // Strangers, and those who knock.
 constexpr size_t kUnsentMax = 1 * kMiB;
 /// What one connection may send before it is another's turn: a few milliseconds of work.
 constexpr size_t kTurnMax = 256 * kKiB;
+constexpr size_t kTurnFramesMax = 256;
+constexpr size_t kTurnAnswersMax = 2 * kUnsentMax;
 constexpr uint64_t kStallCheckMs = 250;
 
 }  // namespace
@@ -245,27 +247,32 @@ void DirectoryServer::turn_of(int fd) {
 }
 
 bool DirectoryServer::advance(Connection& connection) {
-  size_t received = 0;
+  Turn turn;
   while (true) {
-    if (!answer_some(connection)) return false;
+    if (!answer_some(connection, turn)) return false;
+    if (turn.is_over()) {
+      connection.has_more = true;
+      return send(connection);
+    }
     if (connection.pipe.unsent_size() >= kUnsentMax) {
       if (!send(connection)) return false;
       if (connection.pipe.unsent_size() >= kUnsentMax) return true;
       continue;  // There may be whole frames that were received before.
     }
-    if (received >= kTurnMax) {
-      connection.has_more = true;
-      return send(connection);
-    }
     const Result<size_t> got = connection.pipe.receive();
     if (!got.ok()) return false;
     if (got.value() == 0) return send(connection);
-    received += got.value();
+    turn.received_bytes += got.value();
   }
 }
 
-bool DirectoryServer::answer_some(Connection& connection) {
-  while (connection.pipe.unsent_size() < kUnsentMax) {
+bool DirectoryServer::Turn::is_over() const {
+  return received_bytes >= kTurnMax || frames >= kTurnFramesMax ||
+         answered_bytes >= kTurnAnswersMax;
+}
+
+bool DirectoryServer::answer_some(Connection& connection, Turn& turn) {
+  while (connection.pipe.unsent_size() < kUnsentMax && !turn.is_over()) {
     const Result<FramePipe::Frame> frame = connection.pipe.next();
     if (frame.ok() && !frame.value().is_whole) return true;
     const bool is_sound =
@@ -275,6 +282,8 @@ bool DirectoryServer::answer_some(Connection& connection) {
       return false;
     }
     connection.pipe.append(frame_);
+    ++turn.frames;
+    turn.answered_bytes += frame_.size();
   }
   return true;
 }

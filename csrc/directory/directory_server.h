@@ -76,8 +76,16 @@ class DirectoryServer {
   void welcome(Reception::Guest guest);
   /// One turn: receives, answers, sends; false: close it.
   bool advance(Connection& connection);
+  /// What one connection may have in one turn: not only of bytes that came, since a small question
+  /// may have a large answer.
+  struct Turn {
+    size_t received_bytes = 0;
+    size_t frames = 0;
+    size_t answered_bytes = 0;
+    bool is_over() const;
+  };
   /// Answers frames that are there, up to a bound; false: one is hostile.
-  bool answer_some(Connection& connection);
+  bool answer_some(Connection& connection, Turn& turn);
   /// Fills in frame_; false: the request is malformed.
   bool answer(Connection& connection, const FrameHeader& header, Payload payload);
   bool send(Connection& connection);

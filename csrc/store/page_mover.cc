@@ -13,6 +13,7 @@ namespace hicache {
 namespace {
 
 constexpr uint64_t kMs = 1'000'000;
+constexpr uint64_t kLookAgainMs = 5;
 constexpr size_t kRequestsPerBatchMax = 1024;
 static_assert(kStripeSize <= kArrivalSizeMax);
 
@@ -100,13 +101,11 @@ void PageMover::run() {
         continue;
       }
       in_flight_bytes_ += group.size;
+      if (group.priority == Priority::kUrgent) urgent_in_flight_bytes_ += group.size;
       in_flight_.push_back(std::move(group));
     }
     if (!in_flight_.empty()) {
-      Group first = std::move(in_flight_.front());
-      in_flight_.pop_front();
-      in_flight_bytes_ -= first.size;
-      finish(first);
+      finish_some();
       continue;
     }
     std::unique_lock lock(mutex_);
@@ -119,9 +118,11 @@ void PageMover::run() {
 
 bool PageMover::take(Group& group) {
   const std::lock_guard lock(mutex_);
-  if (in_flight_bytes_ >= options_.window_bytes && !stopping_) return false;
   std::deque<Group>& queue = urgent_.empty() ? background_ : urgent_;
   if (queue.empty()) return false;
+  // What is only expected may have stalled: what is urgent finds a window of its own.
+  const uint64_t taken = urgent_.empty() ? in_flight_bytes_ : urgent_in_flight_bytes_;
+  if (taken >= options_.window_bytes && !stopping_) return false;
   group = std::move(queue.front());
   queue.pop_front();
   return true;
@@ -205,9 +206,31 @@ Code PageMover::outcome(const Group& group, size_t n, Code failed) const {
   return fold_stripes(stripes, page.size) == page.checksum ? Code::kOk : Code::kCorrupt;
 }
 
-void PageMover::finish(Group& group) {
-  const Result<BatchState> state =
-      engine_.wait(group.batch, group.deadline_ns + kDeadlineGraceMs * kMs);
+void PageMover::finish_some() {
+  bool is_some_over = false;
+  for (size_t i = 0; i < in_flight_.size();) {
+    const Result<BatchState> state = engine_.poll(in_flight_[i].batch);
+    const bool is_over = !state.ok() || state.value().is_done ||
+                         monotonic_ns() >= in_flight_[i].deadline_ns + kDeadlineGraceMs * kMs;
+    if (!is_over) {
+      ++i;
+      continue;
+    }
+    is_some_over = true;
+    Group group = std::move(in_flight_[i]);
+    in_flight_.erase(in_flight_.begin() + static_cast<ptrdiff_t>(i));
+    in_flight_bytes_ -= group.size;
+    if (group.priority == Priority::kUrgent) urgent_in_flight_bytes_ -= group.size;
+    finish(std::move(group), state);
+  }
+  if (is_some_over) return;
+  // What somebody waits for first. Not for long: something else may be done, or come, meanwhile.
+  auto waited = std::ranges::find(in_flight_, Priority::kUrgent, &Group::priority);
+  if (waited == in_flight_.end()) waited = in_flight_.begin();
+  (void)engine_.wait(waited->batch, monotonic_ns() + kLookAgainMs * kMs);
+}
+
+void PageMover::finish(Group group, const Result<BatchState>& state) {
   // Blocks until none of its bytes is in flight.
   const Status released = engine_.release(group.batch);
   Code failed = Code::kOk;

@@ -45,7 +45,7 @@ class PageMover : public PeerReader {
     uint64_t remote_pool_address;
     uint8_t* pool;
     uint64_t open_timeout_ms;
-    uint64_t window_bytes;  // In flight at a time, but for one batch.
+    uint64_t window_bytes;  // In flight at a time, but for one batch; of what is urgent once more.
     uint64_t batch_bytes;   // More becomes several batches.
   };
   /// `engine` outlives it, and is stopped before it where a transfer must not be waited for.
@@ -75,7 +75,9 @@ class PageMover : public PeerReader {
   /// Hands a group to the engine.
   Status submit(Group& group);
   Status open(uint64_t deadline_ns);
-  void finish(Group& group);
+  /// Finishes what is done, or waits a little for it.
+  void finish_some();
+  void finish(Group group, const Result<BatchState>& state);
   void report(const Group& group, Code code);
   void read_again(Group group);
   std::vector<TransferRequest> requests_of(Group& group) const;
@@ -95,6 +97,7 @@ class PageMover : public PeerReader {
   // Of the thread alone:
   std::deque<Group> in_flight_;
   uint64_t in_flight_bytes_ = 0;
+  uint64_t urgent_in_flight_bytes_ = 0;
   SegmentId segment_ = 0;
   bool is_open_ = false;
   std::thread thread_;

@@ -43,22 +43,23 @@ uint64_t PeerService::advance(uint64_t now_ms) {
   }
   const int greetings_ms = reception_.expire();
   uint64_t next_ms = greetings_ms < 0 ? UINT64_MAX : now_ms + static_cast<uint64_t>(greetings_ms);
+  if (now_ms >= stalls_due_ms_) close_stalled(now_ms);
   if (!with_more_.empty()) return now_ms;
-  if (peers_.empty()) return next_ms;
-  if (now_ms >= stalls_due_ms_) {
-    std::vector<int> stalled;
-    for (const auto& [fd, peer] : peers_) {
-      const uint64_t since_ms = peer.guest.has_session ? peer.blocked_ms : peer.since_ms;
-      if (since_ms != 0 && now_ms >= since_ms + options_.stall_timeout_ms) stalled.push_back(fd);
-    }
-    refused_count_ += stalled.size();
-    for (const int fd : stalled) forget(fd);
-    stalls_due_ms_ = now_ms + kStallCheckMs;
-  }
   const bool is_watched = std::any_of(peers_.begin(), peers_.end(), [](const auto& entry) {
     return !entry.second.guest.has_session || entry.second.blocked_ms != 0;
   });
   return is_watched ? std::min(next_ms, stalls_due_ms_) : next_ms;
+}
+
+void PeerService::close_stalled(uint64_t now_ms) {
+  std::vector<int> stalled;
+  for (const auto& [fd, peer] : peers_) {
+    const uint64_t since_ms = peer.guest.has_session ? peer.blocked_ms : peer.since_ms;
+    if (since_ms != 0 && now_ms >= since_ms + options_.stall_timeout_ms) stalled.push_back(fd);
+  }
+  refused_count_ += stalled.size();
+  for (const int fd : stalled) forget(fd);
+  stalls_due_ms_ = now_ms + kStallCheckMs;
 }
 
 void PeerService::welcome(Reception::Guest guest, uint64_t now_ms) {

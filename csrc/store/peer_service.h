@@ -67,6 +67,7 @@ class PeerService {
   /// Fills in frame_, where there is a reply; false: the request is hostile.
   bool answer(Peer& peer, const FrameHeader& header, Payload payload, uint64_t now_ms);
   bool send(Peer& peer, uint64_t now_ms);
+  void close_stalled(uint64_t now_ms);
   void forget(int fd);
 
   const Options options_;

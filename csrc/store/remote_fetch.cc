@@ -70,6 +70,8 @@ void RemoteTier::want(const Wait& wait, size_t number, RemoteWaitId waiter, uint
     if (is_full || store_.has_hash(hash) || !store_.is_current(wanted.space)) return end(hash);
     return enqueue(hash, wanted);
   }
+  // Who comes later waits for it later, too.
+  wanted.deadline_ms = std::max(wanted.deadline_ms, deadline_ms);
   if (waiter == 0 || std::exchange(wanted.is_urgent, true)) return;
   if (wanted.state == WantedState::kQueued) enqueue(hash, wanted);
 }

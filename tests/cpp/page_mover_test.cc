@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <sched.h>
+
+#include <atomic>
 #include <condition_variable>
 #include <cstring>
 #include <map>
@@ -27,6 +30,7 @@ class WireEngine : public TransferEngine {
   bool is_owner_wrong = false;  // All requests do.
   std::vector<size_t> batches;  // Requests of each.
   size_t guarded_count = 0;     // Requests whose caller takes no sum.
+  std::atomic<bool> holds_background = false;  // They end once it is over.
 
   Status stop() override { return Status(); }
   const std::string& name() const override { return name_; }
@@ -40,14 +44,25 @@ class WireEngine : public TransferEngine {
   void close_segment(SegmentId) override {}
   bool is_lost(SegmentId) const override { return false; }
   Result<SegmentDescriptor> describe(SegmentId, uint64_t) override { return none(); }
-  Result<BatchId> submit(SegmentId, std::span<const TransferRequest> requests, Priority,
+  Result<BatchId> submit(SegmentId, std::span<const TransferRequest> requests, Priority priority,
                          uint64_t) override {
     batches.push_back(requests.size());
+    priorities_.push_back(priority);
     for (const TransferRequest& request : requests) move(request);
     return BatchId{batches.size()};
   }
-  Result<BatchState> poll(BatchId) override { return none(); }
-  Result<BatchState> wait(BatchId, uint64_t) override { return BatchState{true, 0, Status()}; }
+  Result<BatchState> poll(BatchId batch) override {
+    const bool is_held = holds_background && priorities_.at(batch - 1) == Priority::kBackground;
+    return BatchState{!is_held, 0, Status()};
+  }
+  Result<BatchState> wait(BatchId batch, uint64_t deadline_ns) override {
+    Result<BatchState> state = poll(batch);
+    while (!state.value().is_done && monotonic_ns() < deadline_ns) {
+      sched_yield();
+      state = poll(batch);
+    }
+    return state;
+  }
   Result<BatchState> transfer(SegmentId, std::span<const TransferRequest>, Priority,
                               uint64_t) override {
     return none();
@@ -76,20 +91,21 @@ class WireEngine : public TransferEngine {
   }
 
   const std::string name_ = "wire";
+  std::vector<Priority> priorities_;  // Of the batches.
 };
 
 class PageMovers : public ::testing::Test {
  protected:
   PageMovers() : theirs_(bytes_of(1, kPoolSize)), ours_(kPoolSize) {}
 
-  void start() {
+  void start(uint64_t window_bytes = 16 * kMiB) {
     mover_ = std::make_unique<PageMover>(
         engine_,
         PageMover::Options{.address = "wire",
                            .remote_pool_address = reinterpret_cast<uint64_t>(theirs_.data()),
                            .pool = ours_.data(),
                            .open_timeout_ms = 1000,
-                           .window_bytes = 16 * kMiB,
+                           .window_bytes = window_bytes,
                            .batch_bytes = 4 * kMiB},
         [this](const std::vector<PeerReader::Outcome>& outcomes) {
           const std::lock_guard lock(mutex_);
@@ -129,10 +145,17 @@ class PageMovers : public ::testing::Test {
   }
 
   void read(const std::vector<PeerReader::Page>& pages) {
-    mover_->read(pages, Priority::kUrgent, monotonic_ns() + 20'000'000'000);
+    begin(pages, Priority::kUrgent);
+    await(pages.size());
+  }
+  void begin(const std::vector<PeerReader::Page>& pages, Priority priority) {
+    mover_->read(pages, priority, monotonic_ns() + 20'000'000'000);
+  }
+  /// Until so many pages were told of in all.
+  void await(size_t count) {
     std::unique_lock lock(mutex_);
-    EXPECT_TRUE(changed_.wait_for(lock, std::chrono::seconds(20),
-                                  [&] { return codes_.size() == pages.size(); }));
+    EXPECT_TRUE(
+        changed_.wait_for(lock, std::chrono::seconds(20), [&] { return codes_.size() == count; }));
   }
   /// What was told of it, once.
   Code code_of(const PeerReader::Page& page) {
@@ -178,6 +201,25 @@ TEST_F(PageMovers, APageInOnePieceIsAskedForStripeByStripeAndHashedAsItComes) {
   read({page});
   EXPECT_EQ(code_of(page), Code::kOk);
   EXPECT_EQ(engine_.batches, std::vector<size_t>{4});
+}
+
+TEST_F(PageMovers, WhatIsUrgentGoesPastABackgroundThatStalls) {
+  start(2 * kMiB);
+  engine_.holds_background = true;
+  std::vector<PeerReader::Page> expected;
+  for (int i = 0; i < 8; ++i) expected.push_back(page_of(kMiB, 2));
+  const PeerReader::Page wanted = page_of(kMiB, 2);
+  const PeerReader::Page wanted_too = page_of(kMiB, 2);
+  begin(expected, Priority::kBackground);  // More than the window takes.
+  begin({wanted}, Priority::kUrgent);
+  await(1);
+  begin({wanted_too}, Priority::kUrgent);
+  await(2);
+  EXPECT_EQ(code_of(wanted), Code::kOk);
+  EXPECT_EQ(code_of(wanted_too), Code::kOk);
+  engine_.holds_background = false;
+  await(10);
+  for (const PeerReader::Page& page : expected) EXPECT_TRUE(is_whole(page));
 }
 
 TEST_F(PageMovers, APageThatTheWireDamagedIsReadOnceMoreAndNobodyIsBlamed) {
