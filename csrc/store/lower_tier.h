@@ -6,6 +6,7 @@
 
 #include "base/status.h"
 #include "store/page_record.h"
+#include "store/tenant_table.h"
 #include "tier/extent.h"
 
 namespace hicache {
@@ -43,6 +44,8 @@ class LowerTier {
                      PageLocation& location) = 0;
   /// The page leaves the pool for want of room.
   virtual void leaving(const PageRecord& page) = 0;
+  /// A tenant is close to its quota, so that pages of its own leave soon.
+  virtual void crowded(TenantIndex tenant) = 0;
 };
 
 }  // namespace hicache

@@ -233,6 +233,10 @@ class PageStore {
     return free_bytes() + (reachable_bytes_ > size ? reachable_bytes_ - size : 0);
   }
   uint64_t reachable_bytes() const { return reachable_bytes_; }
+  TenantIndex tenant_of_space(SpaceIndex space) const { return spaces_.at(space).tenant; }
+  const Tenant& tenant(TenantIndex index) const { return tenants_[index]; }
+  /// Bytes of a tenant's pages that leave first. Requires: there are quotas.
+  uint64_t spare_bytes_of(TenantIndex index) const { return spares_.size_bytes_of(index); }
   /// Bytes of pages that leave first.
   uint64_t spare_bytes() const { return spares_.size_bytes(); }
   /// Present pages of which there should be more than this copy.

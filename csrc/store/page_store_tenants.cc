@@ -11,6 +11,7 @@ constexpr PageIndex kGroupPerStep = 4096;  // Records looked at: well below 1 ms
 constexpr int kGroupStepsPerPut = 16;
 constexpr uint64_t kTrimPerStep = 256;
 constexpr uint64_t kTrimPerPut = 1024;
+constexpr uint64_t kCrowdedShare = 8;  // One part in that many of a quota is left.
 
 }  // namespace
 
@@ -33,8 +34,12 @@ void PageStore::charge(SpaceIndex space, uint64_t size) {
   Space& own = spaces_.at(space);
   own.used_bytes += footprint;
   own.reserved_bytes += footprint;
-  tenants_[own.tenant].used_bytes += footprint;
-  tenants_[own.tenant].reserved_bytes += footprint;
+  Tenant& tenant = tenants_[own.tenant];
+  tenant.used_bytes += footprint;
+  tenant.reserved_bytes += footprint;
+  if (lower_ == nullptr || tenant.limit_bytes == kNoQuota) return;
+  const uint64_t left = tenant.limit_bytes - std::min(tenant.limit_bytes, tenant.used_bytes);
+  if (left < tenant.limit_bytes / kCrowdedShare) lower_->crowded(own.tenant);
 }
 
 void PageStore::discharge(const PageRecord& record) {

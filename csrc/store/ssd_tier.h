@@ -23,6 +23,7 @@
 
 #include <deque>
 #include <memory>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -90,6 +91,10 @@ class SsdTier : public LowerTier {
   bool lease(SessionIndex session, const PageName& name, bool read_now, uint64_t now_ms,
              PageLocation& location) override;
   void leaving(const PageRecord& page) override;
+  void crowded(TenantIndex tenant) override {
+    crowded_.insert(tenant);
+    is_due_ = true;
+  }
 
   static bool is_ours(PageRef ref) { return ref.page != kNoPage && (ref.page & kSsdRefBit) != 0; }
   void release(SessionIndex session, PageRef ref);
@@ -140,6 +145,14 @@ class SsdTier : public LowerTier {
     uint8_t reads;    // When it was begun: read since, it stays in the pool.
     bool is_leaving;  // Spare once written.
     uint64_t footprint_bytes;
+    TenantIndex tenant;
+  };
+  /// What puts of all, or of one tenant, find at once, and what of that they shall.
+  struct Ahead {
+    uint64_t wanted_bytes;
+    uint64_t ready_bytes;  // Or soon.
+    uint64_t writing_bytes;
+    uint64_t size_bytes;  // Of the pool, or of the quota.
   };
   struct Coming {  // A page on its way up.
     PageIndex page;
@@ -174,9 +187,11 @@ class SsdTier : public LowerTier {
   void note_reuse(const PageRecord& record, uint64_t hash);
   void take_free_space(uint64_t now_ms);
   // Down (ssd_tier_down.cc)
-  uint64_t wanted_free_bytes() const;
+  Ahead ahead_of(TenantIndex tenant) const;
   uint64_t writing_max_bytes() const;
   void write_out_ahead(uint64_t now_ms);
+  /// Of a tenant, or of all (kNoGroup); false: there is more to do.
+  bool write_ahead(TenantIndex tenant, uint64_t now_ms);
   void write_through(uint64_t now_ms);
   void write_flush(uint64_t now_ms);
   void watch_flush(uint64_t now_ms);
@@ -216,6 +231,8 @@ class SsdTier : public LowerTier {
   std::unordered_set<uint64_t> writing_hashes_;
   uint64_t next_tag_ = 0;
   uint64_t leaving_bytes_ = 0;
+  std::unordered_map<TenantIndex, uint64_t> leaving_by_tenant_;  // Of these; none: not there.
+  std::set<TenantIndex> crowded_;
   std::deque<PageRef> unwritten_;  // Of write-through.
   std::deque<PageRef> flushing_;
   std::deque<uint64_t> flushing_sizes_;

@@ -22,8 +22,23 @@ uint64_t whole_sectors(uint64_t size) {
 
 }  // namespace
 
-uint64_t SsdTier::wanted_free_bytes() const {
-  return std::min(store_->reachable_bytes() / kFreeShare, kFreeMax);
+SsdTier::Ahead SsdTier::ahead_of(TenantIndex tenant) const {
+  if (tenant == kNoGroup) {
+    const uint64_t ready = store_->reachable_free_bytes() + store_->spare_bytes();
+    return {.wanted_bytes = std::min(store_->reachable_bytes() / kFreeShare, kFreeMax),
+            .ready_bytes = ready + leaving_bytes_,
+            .writing_bytes = log_->writing_bytes(),
+            .size_bytes = store_->reachable_bytes()};
+  }
+  const Tenant& who = store_->tenant(tenant);
+  const auto found = leaving_by_tenant_.find(tenant);
+  const uint64_t leaving = found == leaving_by_tenant_.end() ? 0 : found->second;
+  const uint64_t left = who.limit_bytes - std::min(who.limit_bytes, who.used_bytes);
+  const bool is_limited = who.limit_bytes != kNoQuota;
+  return {.wanted_bytes = is_limited ? std::min(who.limit_bytes / kFreeShare, kFreeMax) : 0,
+          .ready_bytes = left + store_->spare_bytes_of(tenant) + leaving,
+          .writing_bytes = leaving,
+          .size_bytes = who.limit_bytes};
 }
 
 uint64_t SsdTier::writing_max_bytes() const {
@@ -33,32 +48,38 @@ uint64_t SsdTier::writing_max_bytes() const {
 
 void SsdTier::write_out_ahead(uint64_t now_ms) {
   if (!log_->can_write()) return;
-  const uint64_t wanted = wanted_free_bytes();
+  const bool has_more = !write_ahead(kNoGroup, now_ms);
+  std::erase_if(crowded_, [&](TenantIndex tenant) { return write_ahead(tenant, now_ms); });
+  is_due_ = is_due_ || has_more || !crowded_.empty();
+}
+
+bool SsdTier::write_ahead(TenantIndex tenant, uint64_t now_ms) {
   for (int i = 0; i < kPagesPerStep; ++i) {
-    const uint64_t ready = store_->reachable_free_bytes() + store_->spare_bytes();
-    if (ready + leaving_bytes_ >= wanted) return;
+    const Ahead ahead = ahead_of(tenant);
+    if (ahead.ready_bytes >= ahead.wanted_bytes) return true;
     // Nothing may be written now: the pool is worth more full than empty.
-    if (budget_.demand(now_ms) == WriteBudget::Demand::kRefuse) return;
-    const PageIndex victim = store_->next_victim(now_ms);
-    if (victim == kNoPage) return;
+    if (budget_.demand(now_ms) == WriteBudget::Demand::kRefuse) return true;
+    const PageIndex victim =
+        tenant == kNoGroup ? store_->next_victim(now_ms) : store_->next_victim_of(tenant);
+    if (victim == kNoPage) return true;
     const PageRecord& record = store_->record(victim);
     const bool is_wanted = !record.has_expiry && store_->is_current(record.space) &&
                            !is_below(record, store_->hash_of(victim));
     // Whatever else is being written: of a pool of a few pages half can be evicted at any time.
-    const uint64_t writing = log_->writing_bytes();
-    if (is_wanted && writing != 0 && 2 * (writing + record.size) > store_->reachable_bytes()) {
-      return;
+    if (is_wanted && ahead.writing_bytes != 0 &&
+        2 * (ahead.writing_bytes + record.size) > ahead.size_bytes) {
+      return true;
     }
     const bool is_refused = is_wanted && !is_admitted(record, now_ms);
     const bool is_written =
         is_wanted && !is_refused && begin_write({victim, record.generation}, true);
     if (is_written) continue;
     // Soft-pinned ones leave when nothing else can: spare ones would leave first.
-    if (record.pin == Pin::kSoft) return;
+    if (record.pin == Pin::kSoft) return true;
     refused_pages_ += is_refused;
     store_->spare(victim);
   }
-  is_due_ = true;
+  return false;
 }
 
 bool SsdTier::is_admitted(const PageRecord& record, uint64_t now_ms) {
@@ -216,8 +237,12 @@ bool SsdTier::begin_write(PageRef ref, bool is_leaving) {
     }
   }
   const uint64_t footprint = SlotAllocator::footprint(record.size);
-  writing_[page.tag] = {ref, hash, record.reads, is_leaving, footprint};
-  if (is_leaving) leaving_bytes_ += footprint;
+  const TenantIndex tenant = store_->tenant_of_space(record.space);
+  writing_[page.tag] = {ref, hash, record.reads, is_leaving, footprint, tenant};
+  if (is_leaving) {
+    leaving_bytes_ += footprint;
+    leaving_by_tenant_[tenant] += footprint;
+  }
   store_->begin_write_out(ref.page);
   watch_->remember(page.name_space, store_->description_of(record.space));
   log_->write(std::move(page));
@@ -229,7 +254,12 @@ void SsdTier::after_write(uint64_t tag, bool ok) {
   const WriteOut done = found->second;
   writing_.erase(found);
   writing_hashes_.erase(done.hash);
-  if (done.is_leaving) leaving_bytes_ -= done.footprint_bytes;
+  if (done.is_leaving) {
+    leaving_bytes_ -= done.footprint_bytes;
+    const auto leaving = leaving_by_tenant_.find(done.tenant);
+    leaving->second -= done.footprint_bytes;
+    if (leaving->second == 0) leaving_by_tenant_.erase(leaving);
+  }
   store_->end_write_out(done.ref.page);
   if (!ok && is_flushing_) flush_again(done.ref);
   // Read since, it is worth its place; not written, it waits for its turn again.

@@ -28,6 +28,7 @@ struct SsdSetup {
   uint64_t write_budget = 0;
   bool staging = true;
   uint64_t read_lease_ttl_ms = 10'000;
+  Quotas quotas{};
 };
 
 inline Node::Options ssd_node_options(std::string socket_path,
@@ -35,6 +36,7 @@ inline Node::Options ssd_node_options(std::string socket_path,
                                       const SsdSetup& setup) {
   Node::Options options = node_options(std::move(socket_path), setup.pool_size);
   options.read_lease_ttl_ms = setup.read_lease_ttl_ms;
+  options.quotas = setup.quotas;
   options.ssd = {.directories = {},
                  .region_size_bytes = setup.region_size,
                  .write_through = setup.write_through,

@@ -81,6 +81,25 @@ TEST_F(SsdTierTest, PagesBeyondThePoolAreReadBackFromTheDisk) {
   EXPECT_GT(one->client.stats().ssd_hit_pages.load(), 80U);
 }
 
+TEST_F(SsdTierTest, PagesBeyondAQuotaAreReadBackFromTheDisk) {
+  constexpr uint64_t kQuota = 4 * kMiB;
+  start({.quotas = {{"test", kQuota}}});
+  const auto one = client();
+  const auto has_room = [&] {
+    return stat("pool_spare_bytes") >= kPageSize || stat("used_bytes") + kPageSize <= kQuota;
+  };
+  for (uint64_t n = 0; n < 100; ++n) {  // 25 MiB through 4 of a pool of 16.
+    ASSERT_EQ(one->put(key_of(n), bytes_of(n, kPageSize)), Code::kOk);
+    ASSERT_LE(stat("used_bytes"), kQuota);
+    ASSERT_TRUE(testing::eventually(kPatienceMs, has_room));
+  }
+  EXPECT_EQ(stat("ssd_overrun_pages"), 0U);
+  EXPECT_EQ(stat("put_over_quota_pages"), 0U);
+  EXPECT_EQ(found(*one, 0, 100), 100U);
+  EXPECT_LE(stat("used_bytes"), kQuota);
+  EXPECT_LE(stat("pool_used_bytes"), kQuota);
+}
+
 TEST_F(SsdTierTest, PagesOfEverySizeSurviveARestart) {
   const std::vector<uint64_t> sizes{1,    2,     300,     4095,    4096,          4097,
                                     8192, 65535, 131'073, 1 << 20, (1 << 20) + 1, 1'500'000};
