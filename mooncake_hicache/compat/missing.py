@@ -35,9 +35,11 @@ MISSING = {
     "mooncake_ssd_register": _SPDK,
     "mooncake_ssd_unregister": _SPDK,
     "pg": _CUDA,
+    "registered_buffer_pool": "use mooncake.buffer_pool",
     "reshard": _STORE,
     "shared_segment": "use mooncake.engine: on one machine it maps managed buffers by itself",
     "spdk_tgt_create": _SPDK,
+    "store_file_io": "use save_tensor_to_safetensor() and its counterpart of the store",
     "structured_object_store": _STORE,
     "vllm_v1_proxy_server": _CONNECTOR,
 }
