@@ -79,6 +79,8 @@ class SimCluster {
   void check_promises();
   void check_replacements();
   void remove_all();
+  /// One of them; "": nobody has the page.
+  std::string who_has(uint64_t space, uint64_t key) const;
   void check_end();
   std::string differences();
   SimMaster* leader();
