@@ -23,6 +23,10 @@ Stream::Stream(World& world, Host& from, Host& to) : world_(world) {
 
 void Stream::listen(int end, std::function<void(Message)> on_message,
                     std::function<void()> on_close) {
+  if (!ends_[end].is_open) {  // It ended before anybody listened: who reads from it finds that.
+    world_.after_us(*ends_[end].host, 0, std::move(on_close));
+    return;
+  }
   ends_[end].on_message = std::move(on_message);
   ends_[end].on_close = std::move(on_close);
 }
