@@ -94,9 +94,11 @@ class FakeNode {
       KeysRequest request;
       if (!decode(WireReader(bytes), request)) return false;
       encode_locations(writer, lease(request));
-    } else {
+    } else if (op == NodeOp::kRelease || op == NodeOp::kReportCorrupt) {
       note_refs(op, bytes);
       return true;
+    } else {
+      return false;
     }
     end_frame(reply, static_cast<uint16_t>(op) | kReplyBit, header.value().request_id);
     return send_all(client, reply, deadline, passed).ok();
