@@ -221,28 +221,33 @@ TEST_P(TransportContract, CompletionsMaySubmitHoweverOften) {
 TEST_P(TransportContract, AnUrgentOpPassesABacklog) {
   constexpr size_t kBacklog = 200;
   std::vector<uint8_t> local(kBacklog * kMiB / 4);
-  std::vector<Op> ops;
-  for (size_t i = 0; i < kBacklog; ++i) {
-    ops.push_back(
-        client_.op(Direction::kRead, local.data() + i * kMiB / 4, address_of(kLarge), kMiB / 4));
-    ops.back().priority = Priority::kBackground;
-  }
   std::vector<uint8_t> urgent(kMiB);
-  std::atomic<size_t> done_before{0};
-  const Op op = client_.op(Direction::kRead, urgent.data(), address_of(kLarge), urgent.size());
-  std::atomic<size_t> done{0};
-  recorder().on_complete = [&](uint64_t token, const Status&) {
-    if (token == op.token) done_before = done.load();
-    ++done;
-  };
-  ASSERT_TRUE(client_.submit_all(ops));
-  ASSERT_TRUE(client_.submit_all({&op, 1}));
-  const size_t at_submit = done;  // Not before: another thread may have had the processor.
-  ASSERT_TRUE(recorder().wait_count(kBacklog + 1, 30'000));
+  std::atomic<size_t> done_before{kBacklog};
+  // In turn it would come last, always; whoever has the processor may hold it up now and then.
+  size_t submitted = 0;
+  for (int round = 0; round < 10 && done_before >= kBacklog * 3 / 4; ++round) {
+    std::vector<Op> ops;
+    for (size_t i = 0; i < kBacklog; ++i) {
+      ops.push_back(
+          client_.op(Direction::kRead, local.data() + i * kMiB / 4, address_of(kLarge), kMiB / 4));
+      ops.back().priority = Priority::kBackground;
+    }
+    const Op op = client_.op(Direction::kRead, urgent.data(), address_of(kLarge), urgent.size());
+    std::atomic<size_t> done{0};
+    recorder().on_complete = [&](uint64_t token, const Status&) {
+      if (token == op.token) done_before = done.load();
+      ++done;
+    };
+    ASSERT_TRUE(client_.submit_all(ops));
+    ASSERT_TRUE(client_.submit_all({&op, 1}));
+    submitted += kBacklog + 1;
+    ASSERT_TRUE(recorder().wait_count(submitted, 30'000));
+    ASSERT_TRUE(eventually(30'000, [&] { return done == kBacklog + 1; }));
+    recorder().on_complete = nullptr;
+  }
   client_.drop_path();
-  recorder().on_complete = nullptr;
-  if (at_submit < kBacklog / 4) EXPECT_LT(done_before, kBacklog * 3 / 4);
-  EXPECT_EQ(recorder().codes(), (std::map<Code, size_t>{{Code::kOk, kBacklog + 1}}));
+  EXPECT_LT(done_before, kBacklog * 3 / 4);
+  EXPECT_EQ(recorder().codes(), (std::map<Code, size_t>{{Code::kOk, submitted}}));
 }
 
 TEST_P(TransportContract, ADeadlineThatHasPassedEndsAnOpAtOnce) {

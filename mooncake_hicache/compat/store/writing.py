@@ -260,7 +260,7 @@ class StoreWriting(StoreReading):
         return self._call("remove_by_regex", drop)
 
     def remove_all(self, force: bool = False) -> int:
-        """Remove all objects of this tenant in this node; return how many, or a negative number."""
+        """Remove all objects of this tenant in the cluster; return how many, or a code below 0."""
         del force
 
         def drop() -> int:
