@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,21 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from mooncake_hicache.compat.store import MooncakeDistributedStore
 from mooncake_hicache.metrics import CLIENT_METRICS, CLIENT_PREFIX, NODE_METRICS
 from tests.compat.processes import environment
-from tests.compat.store.stores import MiB, machine, opened, running_master
+from tests.compat.store.stores import MiB, opened, running_master
 from tests.metadata.servers import ask, free_port
 from tests.processes import wait_for
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with machine() as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def master(folder: Path) -> Iterator[str]:
-    with running_master(folder) as address:
-        yield address
 
 
 def page(port: int, path: str) -> tuple[int, str]:

@@ -23,18 +23,6 @@ from tests.processes import wait_for
 SETUP_MAX_S = 5.0
 
 
-@pytest.fixture(scope="module")
-def folder():  # type: ignore[no-untyped-def]
-    with machine() as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def master(folder: Path):  # type: ignore[no-untyped-def]
-    with running_master(folder) as address:
-        yield address
-
-
 def test_without_a_master_setup_says_host_port_and_cause_in_time(folder: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # Nobody listens.

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,38 +17,13 @@ import pytest
 
 from mooncake_hicache.compat.store import MooncakeDistributedStore
 from tests.compat.store.rest_servers import SUCCESS, RestProcess, serving_with, why
-from tests.compat.store.stores import MiB, machine, noise, opened, running_master
+from tests.compat.store.stores import MiB, noise, opened, running_master
 from tests.metadata.servers import ask
 from tests.processes import wait_for
 
 MISSING = (404, {"error": "Key not found"})
 NAME_SIZE_MAX = 65536
 SEED = int(os.environ.get("HICACHE_SEED", "1"))
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with machine() as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def master(folder: Path) -> Iterator[str]:
-    with running_master(folder) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def rest(folder: Path, master: str) -> Iterator[RestProcess]:
-    with RestProcess(folder, master) as rest:
-        rest.wait_until_it_answers()
-        yield rest
-
-
-@pytest.fixture(scope="module")
-def store(master: str) -> Iterator[MooncakeDistributedStore]:
-    with opened(master) as store:
-        yield store
 
 
 # ---- what the original answers

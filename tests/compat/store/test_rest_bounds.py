@@ -8,32 +8,13 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from mooncake_hicache.compat.store import MooncakeDistributedStore
 from tests.compat.store.rest_servers import SUCCESS, Caller, serving_with, why
-from tests.compat.store.stores import MiB, machine, noise, opened, running_master
+from tests.compat.store.stores import MiB, noise
 from tests.processes import wait_for
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with machine() as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def master(folder: Path) -> Iterator[str]:
-    with running_master(folder) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def store(master: str) -> Iterator[MooncakeDistributedStore]:
-    with opened(master) as store:
-        yield store
 
 
 def test_a_body_that_is_too_large_is_413_and_not_stored(store: MooncakeDistributedStore) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,32 +15,6 @@ from tests.compat.store.stores import machine, opened, running_master
 from tests.master.masters import MasterProcess
 from tests.metadata.servers import free_port, silent_port
 from tests.processes import wait_for
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with machine() as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def master(folder: Path) -> Iterator[str]:
-    with running_master(folder) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def rest(folder: Path, master: str) -> Iterator[RestProcess]:
-    with RestProcess(folder, master) as rest:
-        rest.wait_until_it_answers()
-        yield rest
-
-
-@pytest.fixture(scope="module")
-def store(master: str) -> Iterator[MooncakeDistributedStore]:
-    with opened(master) as store:
-        yield store
-
 
 # ---- settings
 
