@@ -120,6 +120,8 @@ class Namespace:
             ttl_ms: Milliseconds after which the page is dropped. 0: no such time.
             pin: `soft`: evicted only when nothing else is left. `hard`: never evicted.
             replace: Overwrite a page that is there. Otherwise it stays, which is success.
+                `UNAVAILABLE` in a cluster: the new page is here, but other nodes may keep the old
+                one; put it again.
             replicas: Copies that the cluster should have, 1 to 8, this one counted. The others are
                 made in the background, and made anew when they are lost, as far as there are nodes
                 with room and as long as this node has the page in memory.

@@ -195,12 +195,12 @@ void Client::set_pin(size_t name_space, std::span<const Key> keys, Pin pin,
 void Client::call_for_codes(NodeOp op, size_t name_space, std::span<const Key> keys, uint8_t flags,
                             std::vector<Code>& codes, const Waiting* waiting) {
   codes.clear();
-  if (keys.size() > kBatchCountMax) {
+  if (keys.size() > kAskedCountMax) {
     std::vector<Code> part;
     for (size_t first = 0; first < keys.size(); first += part.size()) {
       const bool ended = op == NodeOp::kLookup && (flags & kLookupPrefix) != 0 && first != 0 &&
                          codes.back() != Code::kOk;
-      const size_t count = std::min(kBatchCountMax, keys.size() - first);
+      const size_t count = std::min(kAskedCountMax, keys.size() - first);
       if (ended) {
         part.assign(count, codes.back());
       } else {
@@ -391,7 +391,7 @@ void Client::put(size_t name_space, std::span<const Key> keys, const SourceOf& s
   for (size_t first = 0; first < keys.size();) {
     size_t count = 1;
     uint64_t size = sizes[first];
-    while (first + count < keys.size() && count < kBatchCountMax &&
+    while (first + count < keys.size() && count < kAskedCountMax &&
            size + sizes[first + count] <= kPutRangeSize) {
       size += sizes[first + count++];
     }

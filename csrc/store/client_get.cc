@@ -133,12 +133,12 @@ void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& t
   codes.assign(keys.size(), Code::kUnavailable);
   std::vector<size_t> numbers(keys.size());
   std::iota(numbers.begin(), numbers.end(), size_t{0});
-  for (size_t first = 0; first < keys.size(); first += kBatchCountMax) {
+  for (size_t first = 0; first < keys.size(); first += kAskedCountMax) {
     if (first != 0 && until.expired()) {
       return fail_from(first, Status(Code::kTimeout, "an SSD file gave nothing until the deadline"),
                        codes);
     }
-    const size_t count = std::min(kBatchCountMax, keys.size() - first);
+    const size_t count = std::min(kAskedCountMax, keys.size() - first);
     const GetRange range{
         *connection, index, 0, keys.subspan(first, count), std::span(numbers).subspan(first, count),
         codes};

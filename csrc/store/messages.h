@@ -41,6 +41,9 @@ std::string_view op_name(NodeOp op);
 
 /// Pages of one request. Larger batches are the caller's to split.
 inline constexpr size_t kBatchCountMax = 65536;
+/// Of one request of ours: as many as a node asks others about at a time. Those beyond are looked
+/// for here alone, and a removal of them is kUnavailable where there are other nodes.
+inline constexpr size_t kAskedCountMax = 16384;
 inline constexpr size_t kDescriptionSizeMax = 4096;
 inline constexpr size_t kClientNameSizeMax = 256;
 inline constexpr size_t kExtentCountMax = 1 << 20;

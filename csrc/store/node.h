@@ -143,7 +143,7 @@ class Node : private PeerPages {
   uint64_t advance_copies(uint64_t now_ms);
   /// Of removals and replacements, done here already: has peers drop their copies.
   bool ask_to_remove(Connection& connection, NodeOp op, uint64_t request_id, Payload payload);
-  bool answer_removal(Connection& connection, std::span<const uint8_t> found, Payload payload);
+  bool answer_removal(Connection& connection, const RemoteTier::Answer& answer, Payload payload);
   bool answer_remote(Connection& connection);
   bool answer_lookup(Connection& connection, Payload payload, std::span<const uint8_t> found);
   bool handle_refs(Connection& connection, NodeOp op, Payload payload);

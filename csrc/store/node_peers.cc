@@ -64,7 +64,7 @@ bool Node::answer_remote(Connection& connection) {
   const std::vector<uint8_t> payload = std::exchange(connection.remote_payload, {});
   const bool is_removal =
       connection.remote_op == NodeOp::kRemove || connection.remote_op == NodeOp::kCommit;
-  if (is_removal) return answer_removal(connection, answer.found, payload);
+  if (is_removal) return answer_removal(connection, answer, payload);
   begin_frame(reply_);
   if (connection.remote_op == NodeOp::kLease) {
     if (!handle_lease(connection, payload)) return false;
@@ -127,7 +127,8 @@ bool Node::ask_to_remove(Connection& connection, NodeOp op, uint64_t request_id,
   return true;
 }
 
-bool Node::answer_removal(Connection& connection, std::span<const uint8_t> found, Payload payload) {
+bool Node::answer_removal(Connection& connection, const RemoteTier::Answer& answer,
+                          Payload payload) {
   const NodeOp op = connection.remote_op;
   ticket_ = connection.remote_ticket;
   if (op == NodeOp::kRemove) {
@@ -142,13 +143,18 @@ bool Node::answer_removal(Connection& connection, std::span<const uint8_t> found
     patience_ms_ = request.patience_ms;
   }
   codes_ = std::exchange(connection.remote_codes, {});
-  for (size_t n = 0; op == NodeOp::kRemove && n < found.size(); ++n) {
-    if (found[n] != 0) codes_[connection.remote_missing[n]] = Code::kOk;
+  for (size_t n = 0; n < connection.remote_missing.size(); ++n) {
+    Code& code = codes_[connection.remote_missing[n]];
+    if (n >= answer.in_doubt.size() || answer.in_doubt[n] != 0) {
+      code = Code::kUnavailable;  // Done here; others may keep what they had.
+    } else if (op == NodeOp::kRemove && answer.found[n] != 0) {
+      code = Code::kOk;
+    }
   }
   begin_frame(reply_);
   WireWriter(reply_).put_array(std::span<const Code>(codes_));
   end_frame(reply_, static_cast<uint16_t>(op) | kReplyBit, connection.remote_request_id);
-  if (!answer(connection, op, connection.remote_request_id)) return false;
+  if (!this->answer(connection, op, connection.remote_request_id)) return false;
   unfinished_.push_back(connection.socket.get());
   return true;
 }

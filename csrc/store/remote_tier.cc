@@ -46,11 +46,6 @@ RemoteWaitId RemoteTier::begin_get(Question question, uint64_t patience_ms, uint
   return begin(std::move(question), WaitKind::kGet, now_ms + patience_ms, now_ms);
 }
 
-RemoteWaitId RemoteTier::begin_remove(Question question, uint64_t patience_ms, uint64_t now_ms) {
-  const uint64_t budget_ms = std::min(patience_ms, 2 * options_.call_timeout_ms);
-  return begin(std::move(question), WaitKind::kRemove, now_ms + budget_ms, now_ms);
-}
-
 RemoteWaitId RemoteTier::begin(Question question, WaitKind kind, uint64_t until_ms,
                                uint64_t now_ms) {
   now_ms_ = now_ms;
@@ -65,6 +60,10 @@ RemoteWaitId RemoteTier::begin(Question question, WaitKind kind, uint64_t until_
   wait.sources.resize(count);
   wait.attempts.resize(count);
   wait.found.resize(count);
+  if (kind == WaitKind::kRemove) {
+    wait.lacking.assign(count, 1);
+    wait.may_be_more.assign(count, 1);
+  }
   wait.kind = kind;
   wait.until_ms = until_ms;
   wait.progress_ms = now_ms;
@@ -111,7 +110,9 @@ RemoteTier::Answer RemoteTier::finish(RemoteWaitId id) {
     found_pages_ += static_cast<uint64_t>(hits);
     if (wait.question.leases) stage(wait);
   }
-  return {std::move(wait.found), std::move(wait.held)};
+  Answer answer{std::move(wait.found), std::move(wait.held), {}};
+  for (const uint32_t count : wait.lacking) answer.in_doubt.push_back(count != 0);
+  return answer;
 }
 
 void RemoteTier::hold(RemoteWaitId id, std::vector<PageRef> held) {
@@ -266,6 +267,10 @@ void RemoteTier::resolve(Wait& wait, const LocateReply& reply) {
     const size_t count = std::min(named, reply.replicas.size() - at);
     PageSources sources = sources_of(std::span(reply.replicas).subspan(at, count));
     at += count;
+    if (wait.kind == WaitKind::kRemove) {
+      if (!wait.may_be_more[i]) continue;
+      note_named(wait, i, named);
+    }
     if (sources.count() != 0) {
       routes_.put(wait.hashes[i], sources);
     } else if (is_new_leader) {
@@ -279,6 +284,7 @@ void RemoteTier::resolve(Wait& wait, const LocateReply& reply) {
 
 void RemoteTier::use_routes(Wait& wait) {
   for (size_t i = 0; i < wait.hashes.size(); ++i) wait.sources[i] = routes_.find(wait.hashes[i]);
+  wait.may_be_more.assign(wait.may_be_more.size(), 0);  // The directory is not asked once more.
 }
 
 void RemoteTier::go_on(RemoteWaitId id) {
@@ -321,21 +327,6 @@ Result<std::vector<Code>> RemoteTier::codes_of(const Result<PeerLine::Answer>& a
                   : Result<std::vector<Code>>(Status(Code::kCorrupt, "malformed"));
 }
 
-/// All that have it, not the best one.
-void RemoteTier::ask_to_remove(RemoteWaitId id, Wait& wait) {
-  std::map<PeerId, std::vector<uint32_t>> by_peer;
-  for (uint32_t i = 0; i < wait.hashes.size(); ++i) {
-    for (size_t n = 0; n < wait.sources[i].count(); ++n) {
-      const PeerId peer = wait.sources[i].peers[n];
-      if (usable(peer) != nullptr) by_peer[peer].push_back(i);
-    }
-    routes_.forget(wait.hashes[i]);
-  }
-  wait.left_count = by_peer.size();
-  if (by_peer.empty()) return settle(wait);
-  for (const auto& [peer, numbers] : by_peer) ask_codes(NodeOp::kRemove, id, wait, peer, numbers);
-}
-
 /// Asks for a code for each of these pages.
 void RemoteTier::ask_codes(NodeOp op, RemoteWaitId id, const Wait& wait, PeerId peer,
                            const std::vector<uint32_t>& numbers) {
@@ -357,18 +348,6 @@ void RemoteTier::ask_codes(NodeOp op, RemoteWaitId id, const Wait& wait, PeerId 
   WireWriter writer(message);
   encode(writer, request);
   link->ask(op, std::move(message), done);
-}
-
-void RemoteTier::on_removed(RemoteWaitId id, const std::vector<uint32_t>& numbers,
-                            const Result<std::vector<Code>>& codes) {
-  if (!codes.ok()) ++failed_calls_;
-  const auto entry = waits_.find(id);
-  if (entry == waits_.end()) return;
-  Wait& wait = entry->second;
-  for (size_t n = 0; codes.ok() && n < numbers.size(); ++n) {
-    if (codes.value()[n] == Code::kOk) wait.found[numbers[n]] = 1;
-  }
-  if (--wait.left_count == 0) settle(wait);
 }
 
 void RemoteTier::on_looked_up(RemoteWaitId id, const std::vector<uint32_t>& numbers,
@@ -476,13 +455,15 @@ uint64_t RemoteTier::advance(uint64_t now_ms) {
       enqueue(hash, found->second);
     }
   }
+  look_for_more(now_ms);
   for (auto& [id, peer] : peers_) pump(id, peer);
   if (now_ms >= reap_due_ms_) {
     reap();
     reap_due_ms_ = now_ms + (retired_.empty() ? kForgetPeerMs : kReapIntervalMs);
   }
   if (is_due_) return now_ms;
-  const uint64_t later_ms = later_.empty() ? UINT64_MAX : later_.begin()->first;
+  uint64_t later_ms = later_.empty() ? UINT64_MAX : later_.begin()->first;
+  if (!again_.empty()) later_ms = std::min(later_ms, again_.begin()->first);
   return peers_.empty() ? later_ms : std::min(later_ms, reap_due_ms_);
 }
 

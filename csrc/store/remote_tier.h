@@ -77,8 +77,9 @@ class RemoteTier {
   RemoteWaitId begin_lookup(Question question, uint64_t now_ms);
   /// `patience_ms`: how long its client waits.
   RemoteWaitId begin_get(Question question, uint64_t patience_ms, uint64_t now_ms);
-  /// Has the peers that have these pages remove them. A copy that is made meanwhile, or that the
-  /// directory has not heard of, may stay.
+  /// Has the peers that have these pages remove them, all that answer. A copy that is made
+  /// meanwhile, or that the directory has not heard of, may stay; where the directory or a peer
+  /// that it named did not answer in time, the answer has the page in doubt.
   RemoteWaitId begin_remove(Question question, uint64_t patience_ms, uint64_t now_ms);
   /// Has copies of these pages made here, in the background. Nobody waits for them; false: too much
   /// is under way.
@@ -93,8 +94,9 @@ class RemoteTier {
   /// If not, `next_ms` becomes the time at which it will be at the latest, if that is earlier.
   bool is_settled(RemoteWaitId wait, uint64_t now_ms, uint64_t* next_ms);
   struct Answer {
-    std::vector<uint8_t> found;  // Of a look-up or removal: which of its keys.
-    std::vector<PageRef> held;   // Of a get: read leases of its session, to be released.
+    std::vector<uint8_t> found;     // Of a look-up or removal: which of its keys.
+    std::vector<PageRef> held;      // Of a get: read leases of its session, to be released.
+    std::vector<uint8_t> in_doubt;  // Of a removal: which of its keys some peer may keep.
   };
   /// Ends the wait, settled or not, and stages what a look-up with intent has found.
   Answer finish(RemoteWaitId wait);
@@ -162,10 +164,13 @@ class RemoteTier {
     WaitKind kind = WaitKind::kLookup;
     bool is_settled = false;
     bool has_asked = false;  // The directory; else only what it said earlier is known.
-    size_t left_count = 0;   // Of a get: pages; of a look-up: calls.
+    size_t left_count = 0;   // Of a get: pages; of a look-up or removal: calls.
     uint64_t until_ms = 0;
     uint64_t progress_ms = 0;  // When something came for it last.
     uint64_t started_ns = 0;
+    // Of a removal:
+    std::vector<uint32_t> lacking;     // Answers about each page, of the directory and of peers.
+    std::vector<uint8_t> may_be_more;  // Peers that have it than the directory has named.
   };
   enum class WantedState : uint8_t { kQueued, kLeasing, kMoving };
   /// A page on its way, or about to be.
@@ -206,16 +211,20 @@ class RemoteTier {
   void go_on(RemoteWaitId id);
   void fetch_all(RemoteWaitId id, Wait& wait);
   void ask_peers(RemoteWaitId id, Wait& wait);
-  void ask_to_remove(RemoteWaitId id, Wait& wait);
   void ask_codes(NodeOp op, RemoteWaitId id, const Wait& wait, PeerId peer,
                  const std::vector<uint32_t>& numbers);
   static Result<std::vector<Code>> codes_of(const Result<PeerLine::Answer>& answer, size_t count);
-  void on_removed(RemoteWaitId id, const std::vector<uint32_t>& numbers,
-                  const Result<std::vector<Code>>& codes);
   void on_looked_up(RemoteWaitId id, const std::vector<uint32_t>& numbers,
                     const Result<std::vector<Code>>& codes);
   void stage(const Wait& wait);
   void settle(Wait& wait);
+  // Removals (remote_removal.cc)
+  void note_named(Wait& wait, size_t number, size_t named_count);
+  void ask_to_remove(RemoteWaitId id, Wait& wait);
+  void on_removed(RemoteWaitId id, const std::vector<uint32_t>& numbers,
+                  const Result<std::vector<Code>>& codes);
+  void go_on_removing(RemoteWaitId id, Wait& wait);
+  void look_for_more(uint64_t now_ms);
   /// Copies (remote_copy.cc)
   void copy_all(RemoteWaitId id);
   // Peers
@@ -271,6 +280,7 @@ class RemoteTier {
   RemoteWaitId last_wait_ = 0;
   std::unordered_map<uint64_t, Wanted> wanted_;  // By hash.
   std::multimap<uint64_t, uint64_t> later_;      // Hashes of pages that are busy, by time.
+  std::multimap<uint64_t, RemoteWaitId> again_;  // Removals that ask the directory anew, by time.
   uint64_t coming_bytes_ = 0;                    // Reserved in the pool.
   uint64_t mean_size_;                           // Of pages that were leased lately.
 

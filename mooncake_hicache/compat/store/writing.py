@@ -225,7 +225,10 @@ class StoreWriting(StoreReading):
     # ---- removal
 
     def remove(self, key: str, force: bool = False) -> int:
-        """Remove an object: 0, or -704. Who reads it just now reads it to the end."""
+        """Remove an object: 0, or -704. Who reads it just now reads it to the end.
+
+        -900: it is gone here, but some other node that has it may not have heard of that.
+        """
         return self.batch_remove([key], force)[0]
 
     def batch_remove(self, keys: Sequence[str], force: bool = False) -> list[int]:

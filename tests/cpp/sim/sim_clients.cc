@@ -105,7 +105,11 @@ void SimNode::ask_to_remove(size_t client, uint64_t space, uint64_t key, bool re
                                 .parents = {0}};
   const RemoteWaitId wait = remote_.begin_remove(std::move(question), kPatienceMs, monotonic_ms());
   wait_for(client, wait, [this, client, space, key, removes, wait] {
-    (void)remote_.finish(wait);
+    const RemoteTier::Answer answer = remote_.finish(wait);
+    if (std::ranges::count(answer.in_doubt, 0) == 0) {
+      ++doubtful_count_;
+      world_.note(&host_, "is in doubt whether " + named(space, key) + " is gone elsewhere");
+    }
     uint64_t ticket = 0;
     if (removes) (void)pages_.remove(spaces_[space], key_of(key), ticket);
     finish(client);

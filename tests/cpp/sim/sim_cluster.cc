@@ -295,6 +295,16 @@ std::string SimCluster::who_has(uint64_t space, uint64_t key) const {
   return "";
 }
 
+/// All nodes are there: none may leave it in doubt.
+void SimCluster::remove_for_certain(Machine& machine, uint64_t space, uint64_t key) {
+  const uint64_t before = on(machine).doubtful_count();
+  on(machine).remove(0, space, key);
+  let_clients_finish("for a removal");
+  if (world_.has_failed() || machine.node->doubtful_count() == before) return;
+  world_.fail(machine.name + " does not know whether all have removed " + std::to_string(space) +
+              "/" + std::to_string(key));
+}
+
 /// Also while the one who removes is fetching the page.
 void SimCluster::remove_all() {
   Random& random = world_.random();
@@ -305,8 +315,7 @@ void SimCluster::remove_all() {
         on(removing).get(1, space, {key}, Must::kNothing);
         (void)world_.run(random.size_up_to(8000), [] { return false; });
       }
-      on(removing).remove(0, space, key);
-      let_clients_finish("for a removal");
+      remove_for_certain(removing, space, key);
     }
   }
   settle("after all was removed", kSettleMs);
@@ -314,8 +323,7 @@ void SimCluster::remove_all() {
   for (uint64_t space = 0; space < PageOracle::kSpaces; ++space) {
     for (uint64_t key = 0; key < PageOracle::kKeys && !world_.has_failed(); ++key) {
       if (who_has(space, key).empty()) continue;
-      on(any_machine()).remove(0, space, key);
-      let_clients_finish("for a second removal");
+      remove_for_certain(any_machine(), space, key);
       const std::string keeper = who_has(space, key);
       if (keeper.empty()) continue;
       world_.fail(keeper + " still has " + std::to_string(space) + "/" + std::to_string(key) +

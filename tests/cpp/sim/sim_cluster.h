@@ -78,6 +78,7 @@ class SimCluster {
   void check_directory(const char* when);
   void check_promises();
   void check_replacements();
+  void remove_for_certain(Machine& machine, uint64_t space, uint64_t key);
   void remove_all();
   /// One of them; "": nobody has the page.
   std::string who_has(uint64_t space, uint64_t key) const;

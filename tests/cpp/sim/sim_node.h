@@ -71,6 +71,8 @@ class SimNode : private PeerPages {
   std::string check_invariants() const { return store_.check_invariants(); }
   uint64_t lease_count() const { return store_.stats().leases; }
   uint64_t delivered_count() const { return delivered_; }
+  /// Removals and replacements that some other node may not have heard of.
+  uint64_t doubtful_count() const { return doubtful_count_; }
   const RemoteTier& remote() const { return remote_; }
   const Replicator& replicator() const { return replicator_; }
 
@@ -172,6 +174,7 @@ class SimNode : private PeerPages {
   bool is_step_near_ = false;
   uint64_t step_at_ms_ = UINT64_MAX;
   uint64_t delivered_ = 0;
+  uint64_t doubtful_count_ = 0;
   bool has_flips_ = false;
 };
 
