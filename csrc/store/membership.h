@@ -65,6 +65,8 @@ class Membership {
   /// What the announcer has would be sent now.
   bool can_send() const { return is_joined_ && bulk_connection_ != 0 && now_ms_ >= batches_at_ms_; }
   bool is_draining() const { return is_draining_; }
+  /// The leader of epoch() has answered everything that there was to tell it.
+  bool has_told_all() const { return is_joined_ && surroundings_.announcer.is_settled(); }
   /// Of this node in the directory; kNoNode: it is not there.
   Seat seat() const { return {is_joined_ ? node_ : kNoNode, options_.member.incarnation}; }
   /// Of the leader that it joined last.

@@ -183,7 +183,8 @@ Status Node::join_cluster() {
           .store = store_,
           .directory = cluster_->directory(),
           .remote = network_->remote(),
-          .post = [this](Replicator::Task task) { cluster_->post(std::move(task)); }});
+          .post = [this](Replicator::Task task) { cluster_->post(std::move(task)); },
+          .has_told_all = [this] { return cluster_->membership().has_told_all(); }});
   return Status();
 }
 

@@ -19,6 +19,8 @@ constexpr uint64_t kRescanMs = 2000;        // For pages that came meanwhile.
 constexpr uint64_t kCopyPatienceMs = 5000;  // Until somebody else is asked.
 constexpr uint64_t kHeardMs = 1000;         // Until the directory hears what a node has.
 constexpr size_t kAsksMax = 3;              // Of nodes, for one copy.
+// Where so much happens that all is never told: until a page that the directory lacks is given up.
+constexpr uint64_t kToldMs = 15'000;
 
 }  // namespace
 
@@ -124,6 +126,7 @@ void Replicator::add(PageRef ref) {
                      .size = record.size,
                      .may_evict = may_evict,
                      .wanted_count = wanted_count,
+                     .since_ms = now_ms_,
                      .not_to = {}});
   window_bytes_ += record.size;
 }
@@ -207,6 +210,9 @@ void Replicator::take_targets(const MembersReply& reply) {
 }
 
 void Replicator::locate() {
+  // Of this leader: what was told another one counts no more.
+  has_told_all_ = own_node_ != kNoNode && noted_members_.first == members_epoch_ &&
+                  surroundings_.has_told_all();
   std::map<SpaceIndex, Numbers> by_space;
   for (uint32_t i = 0; i < window_.size(); ++i) {
     if (!store_.is_present(window_[i].ref)) continue;
@@ -288,8 +294,12 @@ void Replicator::ask_for_copies() {
   std::map<Group, Numbers> groups;
   for (uint32_t i = 0; i < window_.size(); ++i) {
     Item& item = window_[i];
-    if (!item.is_announced || !store_.is_present(item.ref)) continue;
+    if (!store_.is_present(item.ref)) continue;
     if (targets_.empty() && is_draining_) continue;  // Somebody may come.
+    if (!item.is_announced) {
+      if (!will_be_announced(item)) give_up(item);
+      continue;
+    }
     NodeIndex node = kNoNode;
     while (item.found_count + item.coming_count < item.wanted_count && choose(item, node)) {
       ++item.coming_count;
@@ -309,6 +319,11 @@ void Replicator::ask_for_copies() {
     }
   }
   answered_one();
+}
+
+/// It was told by now, unless that waits for its turn.
+bool Replicator::will_be_announced(const Item& item) const {
+  return !has_told_all_ && now_ms_ < item.since_ms + kToldMs;
 }
 
 void Replicator::ask(const Target& target, SpaceIndex space, bool may_evict,

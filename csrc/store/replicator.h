@@ -10,8 +10,9 @@
 // A round asks the directory for the members and for the pages of the window, and other nodes for
 // the copies that are lacking; the next round looks whether they have come. A copy counts once the
 // directory names a live node that has it, and not before. A page that nobody has taken after a few
-// attempts is given up: while draining it goes with this node; otherwise a walk over the pool
-// comes to it again, as to a page whose copy was lost.
+// attempts is given up, and so is one that the directory has no room for, since nobody would find
+// it or its copy: while draining it goes with this node; otherwise a walk over the pool comes to
+// it again, as to a page whose copy was lost.
 //
 // Only where a page was put are its copies looked after. Meanwhile the node serves as ever.
 //
@@ -52,6 +53,8 @@ class Replicator {
     DirectoryLine& directory;
     RemoteTier& remote;
     std::function<void(Task)> post;  // To the node's thread, from any.
+    /// The directory has taken all that there was to tell it of this node's pages.
+    std::function<bool()> has_told_all;
   };
 
   Replicator(Options options, Surroundings surroundings);
@@ -87,6 +90,7 @@ class Replicator {
     size_t coming_count = 0;    // Of copies, as far as known, until then.
     bool is_announced = false;  // Or nobody would find it.
     uint64_t until_ms = 0;
+    uint64_t since_ms = 0;         // In the window.
     std::vector<uint64_t> not_to;  // Incarnations that have it or were asked.
   };
   struct Target {
@@ -109,6 +113,7 @@ class Replicator {
   void on_located(const Numbers& numbers, const Result<LocateReply>& reply);
   void note_replicas(Item& item, std::span<const Replica> replicas) const;
   void ask_for_copies();
+  bool will_be_announced(const Item& item) const;
   bool choose(Item& item, NodeIndex& chosen);
   void ask(const Target& target, SpaceIndex space, bool may_evict, const Numbers& numbers);
   void on_answered(const Numbers& numbers, const Result<std::vector<Code>>& codes);
@@ -147,6 +152,7 @@ class Replicator {
 
   std::map<NodeIndex, Target> targets_;
   NodeIndex own_node_ = kNoNode;
+  bool has_told_all_ = false;  // When the directory was asked where the window's pages are.
   uint64_t members_epoch_ = 0;
   uint32_t members_version_ = 0;
   size_t calls_left_ = 0;

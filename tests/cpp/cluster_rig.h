@@ -174,6 +174,8 @@ class TestCluster {
  public:
   explicit TestCluster(const TlsContext::Files& tls = {})
       : server_(start_server(options_with(tls))) {}
+  /// With a directory that has room for so many pages.
+  explicit TestCluster(uint64_t pages_max) : server_(start_server(options_with({}, pages_max))) {}
 
   ClusterOptions options(const std::string& name) const {
     return cluster_options(server_->port(), name);
@@ -194,8 +196,10 @@ class TestCluster {
   void stop_master() { server_->stop(); }
 
  private:
-  static DirectoryServer::Options options_with(const TlsContext::Files& tls) {
+  static DirectoryServer::Options options_with(const TlsContext::Files& tls,
+                                               uint64_t pages_max = directory_options().pages_max) {
     DirectoryServer::Options options = server_options();
+    options.directory.pages_max = pages_max;
     options.tls = tls_context(tls);
     return options;
   }

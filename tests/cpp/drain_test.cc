@@ -113,6 +113,24 @@ TEST(Drain, OnlyWhatWasReadPushesOthersPagesOut) {
   EXPECT_FALSE(b->is_known(keys_of(5, 15)));
 }
 
+TEST(Drain, WhatTheDirectoryHasNoRoomForIsGivenUpAtOnce) {
+  constexpr uint64_t kRoom = 20;
+  constexpr uint64_t kPages = 60;
+  TestCluster cluster(kRoom);
+  auto a = cluster.add("a");
+  auto b = cluster.add("b");
+  for (uint64_t n = 0; n < kPages; ++n) {
+    ASSERT_EQ(a->client.put(key_of(n), bytes_of(n, kPageSize)), Code::kOk);
+  }
+  // Less than what has not been told yet is waited for.
+  EXPECT_LT(testing::duration_ms([&] { EXPECT_TRUE(a->node->drain(600'000)); }), 10'000);
+  EXPECT_EQ(stat_of(*a->node, "drained_pages"), kRoom);
+  EXPECT_EQ(stat_of(*a->node, "drain_given_up_pages"), kPages - kRoom);
+  EXPECT_EQ(stat_of(*a->node, "drain_left_bytes"), 0U);
+  EXPECT_EQ(stat_of(*b->node, "pages"), kRoom);
+  expect_hits(*a, 0, kPages);
+}
+
 TEST(Drain, ANodeThatDiesMeanwhileIsReplacedByAnother) {
   TestCluster cluster;
   auto a = cluster.add("a");

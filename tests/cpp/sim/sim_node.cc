@@ -75,7 +75,8 @@ SimNode::SimNode(World& world, PageOracle& oracle, const Options& options)
                        [this](Replicator::Task task) {
                          posted_.push_back(std::move(task));
                          wake();
-                       }}),
+                       },
+                   .has_told_all = [this] { return membership_.has_told_all(); }}),
       desk_({options.incarnation, reinterpret_cast<uint64_t>(pool_.data()), options.pool_size_bytes,
              address_of(options.port)},
             *this),
