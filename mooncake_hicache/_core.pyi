@@ -215,8 +215,9 @@ class Client:
 
     def object_list(self, namespace: int, cursor: int) -> tuple:
         """
-        Return some of the names and the next cursor. Begin with 0; None: that was all. What is
-        there all the while is listed at least once.
+        Return some of the names in the cluster and the next cursor. Begin with 0; None: that was
+        all. What stays at one node all the while is listed at least once. Raises UnavailableError
+        if a node of the cluster, or its master, does not answer.
         """
 
 class BufferHandle:

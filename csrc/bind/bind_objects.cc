@@ -286,14 +286,18 @@ CodeArray set_pin(Client& self, size_t name_space, nb::handle list, int pin) {
 }
 
 /// Adds the names of the pages whose heads tell them, and leaves the other keys in `keys`.
-void add_names(Client& client, size_t name_space, uint64_t look_size, std::vector<Key>& keys,
-               std::vector<std::string>& names) {
+Status add_names(Client& client, size_t name_space, Client::HeadsOptions options,
+                 std::vector<Key>& keys, std::vector<std::string>& names) {
   std::vector<std::vector<uint8_t>> heads;
   std::vector<Code> codes;
-  client.heads(name_space, keys, look_size, heads, codes);
+  client.heads(name_space, keys, options, heads, codes);
   std::vector<Key> unknown;
   for (size_t i = 0; i < keys.size(); ++i) {
-    if (codes[i] == Code::kNotFound) continue;
+    if (codes[i] == Code::kNotFound || codes[i] == Code::kCorrupt) continue;
+    if (codes[i] != Code::kOk) {
+      return Status(codes[i],
+                    "an object is there whose name could not be read in time; list again");
+    }
     std::optional<std::string> name = object_name(heads[i], keys[i]);
     if (name.has_value()) {
       names.push_back(std::move(*name));
@@ -302,16 +306,39 @@ void add_names(Client& client, size_t name_space, uint64_t look_size, std::vecto
     }
   }
   keys.swap(unknown);
+  return Status();
+}
+
+/// Adds the names that the list itself tells. Returns the other keys.
+std::vector<Key> take_names(const ListReply& listed, std::vector<std::string>& names) {
+  std::vector<Key> unknown;
+  size_t at = 0;
+  for (size_t i = 0; i < listed.keys.size(); ++i) {
+    const size_t size = listed.head_sizes.empty() ? 0 : listed.head_sizes[i];
+    std::optional<std::string> name =
+        object_name(std::span(listed.heads).subspan(at, size), listed.keys[i]);
+    at += size;
+    if (name.has_value()) {
+      names.push_back(std::move(*name));
+    } else {
+      unknown.push_back(listed.keys[i]);
+    }
+  }
+  return unknown;
 }
 
 nb::tuple list(Client& self, size_t name_space, uint64_t cursor) {
   std::vector<std::string> names;
   const Status status = [&]() -> Status {
     nb::gil_scoped_release no_gil;
-    std::vector<Key> keys;
-    HICACHE_RETURN_IF_ERROR(self.list(name_space, &cursor, keys));
-    add_names(self, name_space, kFirstLookSize, keys, names);
-    if (!keys.empty()) add_names(self, name_space, kObjectHeadSizeMax, keys, names);
+    const bool are_elsewhere = cursor >= kListMembers;
+    ListReply listed;
+    HICACHE_RETURN_IF_ERROR(self.list(name_space, &cursor, listed));
+    std::vector<Key> keys = take_names(listed, names);
+    for (const uint64_t size : {kFirstLookSize, kObjectHeadSizeMax}) {
+      if (keys.empty()) break;
+      HICACHE_RETURN_IF_ERROR(add_names(self, name_space, {size, are_elsewhere}, keys, names));
+    }
     return Status();
   }();
   raise_if_error(status);
@@ -374,9 +401,11 @@ void bind_objects(nb::module_& m, nb::class_<Client>& client) {
       .def("object_remove", &remove, "namespace"_a, "names"_a)
       .def("object_set_pin", &set_pin, "namespace"_a, "names"_a, "pin"_a)
       .def("object_list", &list, "namespace"_a, "cursor"_a,
-           "Return some of the names and the next cursor. Begin with 0; None: that was all. What "
-           "is\n"
-           "there all the while is listed at least once.");
+           "Return some of the names in the cluster and the next cursor. Begin with 0; None: that "
+           "was\n"
+           "all. What stays at one node all the while is listed at least once. Raises "
+           "UnavailableError\n"
+           "if a node of the cluster, or its master, does not answer.");
 }
 
 }  // namespace hicache

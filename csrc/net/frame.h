@@ -19,7 +19,7 @@
 
 namespace hicache {
 
-inline constexpr uint16_t kProtocolVersion = 4;
+inline constexpr uint16_t kProtocolVersion = 5;
 inline constexpr size_t kFrameHeaderSize = 24;
 inline constexpr uint32_t kPayloadSizeMax = 16 * kMiB;
 

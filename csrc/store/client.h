@@ -120,15 +120,19 @@ class Client {
   void set_pin(size_t name_space, std::span<const Key> keys, Pin pin, std::vector<Code>& codes);
   Result<uint64_t> clear(size_t name_space);
 
-  /// Appends a piece of the namespace's keys; `cursor` is 0 at first and kListEnd at the end. See
-  /// ListRequest.
-  Status list(size_t name_space, uint64_t* cursor, std::vector<Key>& keys);
+  /// A piece of the namespace's keys, of this node or of another one of its cluster; `cursor` is 0
+  /// at first and kListEnd at the end. See ListRequest. kUnavailable: some node did not answer.
+  Status list(size_t name_space, uint64_t* cursor, ListReply& listed);
   /// The sizes of pages; nothing is copied.
   void sizes(size_t name_space, std::span<const Key> keys, std::vector<uint64_t>& sizes,
              std::vector<Code>& codes);
+  struct HeadsOptions {
+    uint64_t size_max;
+    bool are_elsewhere;  // At other nodes, as far as known: what is not here is asked for there.
+  };
   /// The first `size_max` bytes of pages, or all of smaller ones. Not verified, but those of pages
-  /// that are on SSD only, which are read whole.
-  void heads(size_t name_space, std::span<const Key> keys, uint64_t size_max,
+  /// that are on SSD only, or elsewhere, which are read whole. kBusy: it did not come here in time.
+  void heads(size_t name_space, std::span<const Key> keys, HeadsOptions options,
              std::vector<std::vector<uint8_t>>& heads, std::vector<Code>& codes);
 
   /// The node's stats as JSON.

@@ -13,19 +13,26 @@ constexpr size_t kLookCountMax = 4096;
 
 }  // namespace
 
-Status Client::list(size_t name_space, uint64_t* cursor, std::vector<Key>& keys) {
+Status Client::list(size_t name_space, uint64_t* cursor, ListReply& listed) {
   const Deadline until = deadline();
   auto begun = begin(name_space, until);
   if (!begun.ok()) return begun.status();
   auto& [connection, index] = begun.value();
-  ListReply reply;
+  const auto patience_ms = static_cast<uint32_t>(std::max(1, until.remaining_ms() / 2));
   HICACHE_RETURN_IF_ERROR(connection->ask(
       NodeOp::kList, until,
-      [&](WireWriter& writer) { encode(writer, ListRequest{index, *cursor}); },
+      [&](WireWriter& writer) { encode(writer, ListRequest{index, *cursor, patience_ms}); },
       // It must come to an end, whoever answers.
-      [&](WireReader reader) { return decode(reader, reply) && reply.cursor > *cursor; }));
-  keys.insert(keys.end(), reply.keys.begin(), reply.keys.end());
-  *cursor = reply.cursor;
+      [&](WireReader reader) {
+        return decode(reader, listed) && (listed.code != Code::kOk || listed.cursor > *cursor);
+      }));
+  if (listed.code != Code::kOk) {
+    return Status(listed.code,
+                  "a node of the cluster, or its master, did not answer in time, so that what it "
+                  "has is not known; list again once `mooncake-hicache status --cluster` says that "
+                  "all nodes live");
+  }
+  *cursor = listed.cursor;
   return Status();
 }
 
@@ -74,19 +81,19 @@ void Client::sizes(size_t name_space, std::span<const Key> keys, std::vector<uin
       codes);
 }
 
-void Client::heads(size_t name_space, std::span<const Key> keys, uint64_t size_max,
+void Client::heads(size_t name_space, std::span<const Key> keys, HeadsOptions options,
                    std::vector<std::vector<uint8_t>>& heads, std::vector<Code>& codes) {
   heads.assign(keys.size(), {});
-  std::vector<size_t> in_files;
+  std::vector<size_t> read_whole;
   const auto copy = [&](ClientConnection& connection, size_t index, const Place& place,
                         std::span<const Extent> extents) {
     if (place.device != 0) {
-      in_files.push_back(index);
+      read_whole.push_back(index);
       return Code::kOk;
     }
     std::vector<uint8_t>& head = heads[index];
     for (const Extent& extent : extents) {
-      const uint64_t size = std::min(extent.size, size_max - head.size());
+      const uint64_t size = std::min(extent.size, options.size_max - head.size());
       if (size == 0) break;
       if (!connection.back(extent.offset, size, SharedMemory::Access::kRead)) {
         return Code::kUnavailable;
@@ -97,7 +104,10 @@ void Client::heads(size_t name_space, std::span<const Key> keys, uint64_t size_m
     return Code::kOk;
   };
   look_at(name_space, keys, copy, codes);
-  for (const size_t index : in_files) {
+  for (size_t i = 0; options.are_elsewhere && i < keys.size(); ++i) {
+    if (codes[i] == Code::kNotFound) read_whole.push_back(i);
+  }
+  for (const size_t index : read_whole) {
     std::vector<Code> code;
     std::vector<uint8_t>& head = heads[index];
     get(
@@ -109,8 +119,13 @@ void Client::heads(size_t name_space, std::span<const Key> keys, uint64_t size_m
         },
         code);
     codes[index] = code.front();
-    head.resize(codes[index] == Code::kOk ? std::min<uint64_t>(head.size(), size_max) : 0);
+    const bool is_there = codes[index] == Code::kOk;
+    head.resize(is_there ? std::min<uint64_t>(head.size(), options.size_max) : 0);
     head.shrink_to_fit();
+    if (codes[index] != Code::kNotFound || !options.are_elsewhere) continue;
+    // Who did not get it in time is to know that it is there.
+    lookup(name_space, keys.subspan(index, 1), {false, false}, code);
+    if (code.front() != Code::kNotFound) codes[index] = Code::kBusy;
   }
 }
 

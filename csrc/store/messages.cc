@@ -197,23 +197,39 @@ bool decode(WireReader reader, ClearReply& message) {
 void encode(WireWriter& writer, const ListRequest& message) {
   writer.put(message.index);
   writer.put(message.cursor);
+  writer.put(message.patience_ms);
 }
 
 bool decode(WireReader reader, ListRequest& message) {
   message.index = reader.get<NamespaceIndex>();
   message.cursor = reader.get<uint64_t>();
+  message.patience_ms = reader.get<uint32_t>();
   return reader.finished();
 }
 
 void encode(WireWriter& writer, const ListReply& message) {
+  writer.put(message.code);
   writer.put(message.cursor);
   writer.put_array(std::span(message.keys));
+  writer.put_array(std::span(message.head_sizes));
+  writer.put_array(std::span(message.heads));
 }
 
 bool decode(WireReader reader, ListReply& message) {
+  const auto code = reader.get<uint8_t>();
+  message.code = static_cast<Code>(code);
   message.cursor = reader.get<uint64_t>();
   reader.get_array(message.keys, kBatchCountMax);
-  return reader.finished();
+  reader.get_array(message.head_sizes, kListHeadsMax);
+  reader.get_array(message.heads, kListHeadsMax * kListHeadSizeMax);
+  if (!reader.finished() || !is_code(code)) return false;
+  if (!message.head_sizes.empty() && message.head_sizes.size() != message.keys.size()) return false;
+  size_t size = 0;
+  for (const uint16_t head_size : message.head_sizes) {
+    if (head_size > kListHeadSizeMax) return false;
+    size += head_size;
+  }
+  return size == message.heads.size();
 }
 
 namespace {

@@ -153,16 +153,32 @@ struct ClearReply {
 };
 
 /// Pages of a namespace, in no order, a piece at a time: `cursor` is 0 at first, then what the
-/// reply says, until that is kListEnd. What is there all the while is listed, once or more often; a
-/// piece may be empty.
+/// reply says, until that is kListEnd. First the node's own pages, then those of each other member
+/// of its cluster. What stays at one of them all the while is listed, once or more often; a piece
+/// may be empty.
 struct ListRequest {
   NamespaceIndex index = 0;
   uint64_t cursor = 0;
+  uint32_t patience_ms = kPatient;  // How long it may wait for another node.
 };
 inline constexpr uint64_t kListEnd = UINT64_MAX;
+/// Cursors from here on are of other members: their place in the directory, and one, is above
+/// these bits, and the member's own cursor in them.
+inline constexpr int kListMemberShift = 48;
+inline constexpr uint64_t kListMembers = uint64_t{1} << kListMemberShift;
+/// Of one page's first bytes in a reply.
+inline constexpr size_t kListHeadSizeMax = 512;
+inline constexpr size_t kListHeadsMax = 4096;  // Pages of a reply that has such.
+
+/// kUnavailable: some member, or the directory, did not answer; what it has is not known.
 struct ListReply {
+  Code code = Code::kOk;
   uint64_t cursor = kListEnd;
   std::vector<Key> keys;
+  // The first bytes of each page, one after the other; of size 0 where it is not in memory. No
+  // sizes at all: the pages are this node's own, and the client reads for itself.
+  std::vector<uint16_t> head_sizes;
+  std::vector<uint8_t> heads;
 };
 
 void encode(WireWriter& writer, const HelloRequest& message);

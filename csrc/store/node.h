@@ -151,6 +151,8 @@ class Node : private PeerPages {
   bool handle_commit(Connection& connection, Payload payload);
   bool handle_keys(Connection& connection, NodeOp op, Payload payload);
   bool handle_list(Payload payload);
+  /// Begins to ask another node for what it has (node_list.cc).
+  bool ask_to_list(Connection& connection, uint64_t request_id, Payload payload);
   /// Handles one key of a request.
   Code set_pin(NamespaceIndex index, const Key& key, Pin pin);
   /// Where there are as many as there may be, the least used one ends.
@@ -173,6 +175,7 @@ class Node : private PeerPages {
                       WireWriter& writer) override;
   void remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) override;
   void copy_for_peer(const PeerCopyRequest& request, std::vector<Code>& codes) override;
+  void list_for_peer(const PeerListRequest& request, ListReply& reply) override;
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) override {
     pages_.release(session, refs, now_ms);
   }

@@ -34,6 +34,9 @@ class NodePages {
   uint64_t clear(NamespaceIndex index, uint64_t& ticket);
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms);
   void report_corrupt(std::span<const PageRef> refs);
+  /// Appends keys of this node's pages, looking at `count_max` records. Returns the next cursor.
+  uint64_t list(NamespaceIndex index, uint64_t cursor, size_t count_max, uint64_t now_ms,
+                std::vector<Key>& keys) const;
 
   // --- for peers, who name a namespace by its digest
   void lookup_for_peer(SessionIndex session, const PeerKeysRequest& request, uint64_t now_ms,
@@ -45,6 +48,9 @@ class NodePages {
   void copy_for_peer(NamespaceIndex index, const PeerCopyRequest& request, uint64_t now_ms,
                      std::vector<Code>& codes);
   void remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes);
+  /// `pool`: where the store's offsets begin.
+  void list_for_peer(const PeerListRequest& request, const uint8_t* pool, uint64_t now_ms,
+                     ListReply& reply) const;
 
   // --- for clients, where there are peers to ask
 
@@ -61,6 +67,7 @@ class NodePages {
   const Counts& counts() const { return counts_; }
 
  private:
+  void add_head(SpaceIndex space, const Key& key, const uint8_t* pool, ListReply& reply) const;
   uint64_t room_for_copies(NamespaceIndex index) const;
 
   PageStore& store_;

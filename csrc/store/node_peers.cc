@@ -66,7 +66,10 @@ bool Node::answer_remote(Connection& connection) {
       connection.remote_op == NodeOp::kRemove || connection.remote_op == NodeOp::kCommit;
   if (is_removal) return answer_removal(connection, answer, payload);
   begin_frame(reply_);
-  if (connection.remote_op == NodeOp::kLease) {
+  if (connection.remote_op == NodeOp::kList) {
+    WireWriter writer(reply_);
+    encode(writer, answer.listed);
+  } else if (connection.remote_op == NodeOp::kLease) {
     if (!handle_lease(connection, payload)) return false;
     pages_.release(connection.session, answer.held, monotonic_ms());
   } else if (!answer_lookup(connection, payload, answer.found)) {

@@ -47,6 +47,7 @@ bool Node::handle(Connection& connection, NodeOp op, uint64_t request_id, Payloa
   if (op == NodeOp::kHello) return handle_hello(connection, request_id, payload);
   const bool may_lack = op == NodeOp::kLookup || op == NodeOp::kLease;
   if (may_lack && ask_peers(connection, op, request_id, payload)) return true;
+  if (op == NodeOp::kList && ask_to_list(connection, request_id, payload)) return true;
   begin_frame(reply_);
   ticket_ = 0;
   patience_ms_ = kPatient;

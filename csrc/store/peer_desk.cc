@@ -26,6 +26,8 @@ bool PeerDesk::answer(Guest& guest, NodeOp op, Payload payload, uint64_t now_ms,
       return answer_keys(guest, op, payload, frame);
     case NodeOp::kCopy:
       return answer_copy(payload, frame);
+    case NodeOp::kList:
+      return answer_list(payload, frame);
     case NodeOp::kRelease:
       is_sound = decode(WireReader(payload), refs_);
       if (is_sound) pages_.release(guest.session, refs_.refs, now_ms);
@@ -53,6 +55,16 @@ bool PeerDesk::answer_copy(Payload payload, std::vector<uint8_t>& frame) {
   if (!decode(WireReader(payload), copy_)) return false;
   pages_.copy_for_peer(copy_, codes_);
   WireWriter(frame).put_array(std::span<const Code>(codes_));
+  return true;
+}
+
+bool PeerDesk::answer_list(Payload payload, std::vector<uint8_t>& frame) {
+  PeerListRequest request;
+  if (!decode(WireReader(payload), request)) return false;
+  ListReply reply;
+  pages_.list_for_peer(request, reply);
+  WireWriter writer(frame);
+  encode(writer, reply);
   return true;
 }
 

@@ -30,6 +30,8 @@ class PeerPages {
   virtual void remove_for_peer(const PeerKeysRequest& request, std::vector<Code>& codes) = 0;
   /// Has copies made here, in a namespace that may have to be made first.
   virtual void copy_for_peer(const PeerCopyRequest& request, std::vector<Code>& codes) = 0;
+  /// Lists pages of this node, and of no other.
+  virtual void list_for_peer(const PeerListRequest& request, ListReply& reply) = 0;
   virtual void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) = 0;
   virtual void report_corrupt(std::span<const PageRef> refs) = 0;
 };
@@ -56,6 +58,7 @@ class PeerDesk {
 
   bool answer_hello(Guest& guest, Payload payload, std::vector<uint8_t>& frame);
   bool answer_copy(Payload payload, std::vector<uint8_t>& frame);
+  bool answer_list(Payload payload, std::vector<uint8_t>& frame);
   bool answer_keys(const Guest& guest, NodeOp op, Payload payload, std::vector<uint8_t>& frame);
 
   const PeerHelloReply hello_;

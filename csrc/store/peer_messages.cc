@@ -60,4 +60,15 @@ bool decode(WireReader reader, PeerCopyRequest& message) {
   return reader.finished() && may_evict <= 1 && message.parents.size() == message.keys.size();
 }
 
+void encode(WireWriter& writer, const PeerListRequest& message) {
+  writer.put(message.digest);
+  writer.put(message.cursor);
+}
+
+bool decode(WireReader reader, PeerListRequest& message) {
+  message.digest = reader.get<NamespaceDigest>();
+  message.cursor = reader.get<uint64_t>();
+  return reader.finished() && message.cursor < kListMembers;
+}
+
 }  // namespace hicache

@@ -1,7 +1,7 @@
 // What nodes say to each other, and its codecs: the part of the clients' protocol (messages.h) that
 // needs no memory in common.
 //
-// Hello, Lookup, Lease, Release, ReportCorrupt, Remove and Copy, in frames with a seal
+// Hello, Lookup, Lease, Release, ReportCorrupt, Remove, Copy and List, in frames with a seal
 // (directory/frame_pipe.h). A namespace is named by its digest, so that nothing is kept of a peer
 // but its leases, and asking for one makes none; a Copy, which brings pages, may. A reply of Lease
 // places pages in the pool alone: bytes in files are for who is on the same machine. Everything
@@ -55,15 +55,24 @@ struct PeerCopyRequest {
 };
 inline constexpr Key kNoParent{};
 
+/// Some of the pages that the peer has, as ListRequest says: of its own alone. The reply is a
+/// ListReply with the first bytes of those that are in memory.
+struct PeerListRequest {
+  NamespaceDigest digest;
+  uint64_t cursor = 0;
+};
+
 void encode(WireWriter& writer, const PeerHello& message);
 void encode(WireWriter& writer, const PeerHelloReply& message);
 void encode(WireWriter& writer, const PeerKeysRequest& message);
 void encode(WireWriter& writer, const PeerCopyRequest& message);
+void encode(WireWriter& writer, const PeerListRequest& message);
 
 /// False for a payload that is not exactly such a message, or is beyond a bound.
 bool decode(WireReader reader, PeerHello& message);
 bool decode(WireReader reader, PeerHelloReply& message);
 bool decode(WireReader reader, PeerKeysRequest& message);
 bool decode(WireReader reader, PeerCopyRequest& message);
+bool decode(WireReader reader, PeerListRequest& message);
 
 }  // namespace hicache

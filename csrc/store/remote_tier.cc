@@ -110,7 +110,7 @@ RemoteTier::Answer RemoteTier::finish(RemoteWaitId id) {
     found_pages_ += static_cast<uint64_t>(hits);
     if (wait.question.leases) stage(wait);
   }
-  Answer answer{std::move(wait.found), std::move(wait.held), {}};
+  Answer answer{std::move(wait.found), std::move(wait.held), {}, std::move(wait.listed)};
   for (const uint32_t count : wait.lacking) answer.in_doubt.push_back(count != 0);
   return answer;
 }
@@ -217,10 +217,7 @@ void RemoteTier::take_members(const MembersReply& reply) {
   members_.clear();
   for (const MemberView& view : reply.members) {
     const Member& member = view.member;
-    if (view.state == NodeState::kGone || member.name == options_.own_name ||
-        member.incarnation == options_.own_incarnation || member.addresses.empty()) {
-      continue;
-    }
+    if (view.state == NodeState::kGone || is_own(member) || member.addresses.empty()) continue;
     const Result<HostPort> address = parse_host_port(member.addresses[0]);
     if (!address.ok()) continue;
     const auto [known, is_new] = peer_ids_.try_emplace({member.name, member.incarnation}, 0);

@@ -81,6 +81,9 @@ class RemoteTier {
   /// meanwhile, or that the directory has not heard of, may stay; where the directory or a peer
   /// that it named did not answer in time, the answer has the page in doubt.
   RemoteWaitId begin_remove(Question question, uint64_t patience_ms, uint64_t now_ms);
+  /// Has some member list pages that it has; see ListRequest for the cursor.
+  RemoteWaitId begin_list(SessionIndex session, const NamespaceDigest& digest, uint64_t cursor,
+                          uint64_t patience_ms, uint64_t now_ms);
   /// Has copies of these pages made here, in the background. Nobody waits for them; false: too much
   /// is under way.
   bool begin_copy(Question question, uint64_t now_ms);
@@ -97,6 +100,7 @@ class RemoteTier {
     std::vector<uint8_t> found;     // Of a look-up or removal: which of its keys.
     std::vector<PageRef> held;      // Of a get: read leases of its session, to be released.
     std::vector<uint8_t> in_doubt;  // Of a removal: which of its keys some peer may keep.
+    ListReply listed{};             // Of a list.
   };
   /// Ends the wait, settled or not, and stages what a look-up with intent has found.
   Answer finish(RemoteWaitId wait);
@@ -153,7 +157,7 @@ class RemoteTier {
     std::unique_ptr<PeerLine> link;
     std::unique_ptr<PeerReader> reader;
   };
-  enum class WaitKind : uint8_t { kLookup, kGet, kRemove, kCopy };
+  enum class WaitKind : uint8_t { kLookup, kGet, kRemove, kCopy, kList };
   struct Wait {
     Question question;
     std::vector<uint64_t> hashes;
@@ -171,6 +175,9 @@ class RemoteTier {
     // Of a removal:
     std::vector<uint32_t> lacking;     // Answers about each page, of the directory and of peers.
     std::vector<uint8_t> may_be_more;  // Peers that have it than the directory has named.
+    // Of a list:
+    NamespaceDigest digest{};
+    ListReply listed{.code = Code::kUnavailable, .keys = {}, .head_sizes = {}, .heads = {}};
   };
   enum class WantedState : uint8_t { kQueued, kLeasing, kMoving };
   /// A page on its way, or about to be.
@@ -225,6 +232,10 @@ class RemoteTier {
                   const Result<std::vector<Code>>& codes);
   void go_on_removing(RemoteWaitId id, Wait& wait);
   void look_for_more(uint64_t now_ms);
+  // Lists (remote_list.cc)
+  void on_members_to_list(RemoteWaitId id, const Result<MembersReply>& reply);
+  void on_listed(RemoteWaitId id, NodeIndex member, const Result<ListReply>& reply);
+  bool is_own(const Member& member) const;
   /// Copies (remote_copy.cc)
   void copy_all(RemoteWaitId id);
   // Peers

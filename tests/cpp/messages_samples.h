@@ -10,6 +10,7 @@
 
 #include "net/frame.h"
 #include "store/messages.h"
+#include "store/peer_messages.h"
 #include "support.h"
 
 namespace hicache::testing {
@@ -133,6 +134,11 @@ inline std::vector<Sample> samples() {
                                         500,
                                         3}),
       sample_of("clear_reply", ClearReply{Code::kTimeout, 12}),
+      sample_of("list", ListRequest{3, kListMembers | 7, 500}),
+      sample_of("list_reply", ListReply{Code::kOk, 9, keys_of(0, 3), {}, {}}),
+      sample_of("list_reply_with_heads",
+                ListReply{Code::kOk, kListEnd, keys_of(0, 3), {2, 0, 1}, {7, 8, 9}}),
+      sample_of("peer_list", PeerListRequest{key_of(9), kListMembers - 1}),
       keys_sample(),
       places_sample(),
       codes_sample(),

@@ -104,6 +104,47 @@ TEST(PeerService, ANamespaceThatNobodyHasIsNotMade) {
   EXPECT_EQ(stat_of(*a->node, "namespaces"), before);
 }
 
+TEST(PeerService, ListsItsOwnPagesWithTheirFirstBytes) {
+  TestCluster cluster;
+  auto a = cluster.add("a");
+  a->put(0, 3, kPageSize);
+  a->put(3, 1, 100);
+  RawPeer peer(*a->node);
+  ListReply reply;
+  const auto answer =
+      peer.ask(frame_of(NodeOp::kList, PeerListRequest{testing::kTestNamespace, 0}));
+  ASSERT_TRUE(answer && decode(WireReader(*answer), reply));
+  EXPECT_EQ(reply.cursor, kListEnd) << "of no other node";
+  ASSERT_EQ(reply.keys.size(), 4U);
+  ASSERT_EQ(reply.head_sizes.size(), 4U);
+  size_t at = 0;
+  for (size_t i = 0; i < 4; ++i) {
+    const size_t size = reply.head_sizes[i];
+    const std::span<const uint8_t> head = std::span(reply.heads).subspan(at, size);
+    at += size;
+    for (uint64_t n = 0; n < 4; ++n) {
+      if (reply.keys[i] != key_of(n)) continue;
+      const std::vector<uint8_t> page = bytes_of(n, n == 3 ? 100 : kPageSize);
+      EXPECT_EQ(size, std::min(page.size(), kListHeadSizeMax));
+      EXPECT_TRUE(std::equal(head.begin(), head.end(), page.begin()));
+    }
+  }
+  const auto strange = peer.ask(frame_of(NodeOp::kList, PeerListRequest{key_of(99), 0}));
+  ASSERT_TRUE(strange && decode(WireReader(*strange), reply));
+  EXPECT_TRUE(reply.keys.empty());
+  EXPECT_EQ(reply.cursor, kListEnd);
+  for (const uint64_t beyond : {uint64_t{1} << 31, uint64_t{1} << 32, kListMembers - 1}) {
+    const auto none =
+        peer.ask(frame_of(NodeOp::kList, PeerListRequest{testing::kTestNamespace, beyond}));
+    ASSERT_TRUE(none && decode(WireReader(*none), reply)) << beyond;
+    EXPECT_TRUE(reply.keys.empty());
+    EXPECT_EQ(reply.cursor, kListEnd);
+  }
+  // It asks nobody on behalf of others.
+  EXPECT_FALSE(
+      peer.ask(frame_of(NodeOp::kList, PeerListRequest{testing::kTestNamespace, kListMembers})));
+}
+
 TEST(PeerService, NothingIsTakenFromPeers) {
   TestCluster cluster;
   auto a = cluster.add("a");

@@ -24,15 +24,19 @@ void decode_peer_message(std::span<const uint8_t> input) {
 inline void peer_messages(std::span<const uint8_t> input) {
   if (input.empty()) return;
   const std::span<const uint8_t> payload = input.subspan(1);
-  switch (input[0] % 4) {
+  switch (input[0] % 6) {
     case 0:
       return decode_peer_message<PeerHello>(payload);
     case 1:
       return decode_peer_message<PeerHelloReply>(payload);
     case 2:
       return decode_peer_message<PeerKeysRequest>(payload);
-    default:
+    case 3:
       return decode_peer_message<PeerCopyRequest>(payload);
+    case 4:
+      return decode_peer_message<PeerListRequest>(payload);
+    default:
+      return decode_peer_message<ListReply>(payload);
   }
 }
 

@@ -12,7 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mooncake_hicache._core import REPLICAS_MAX, Code
-from mooncake_hicache.compat.store.codes import INVALID_PARAMS, OK, get_code, put_code
+from mooncake_hicache.compat.store.codes import (
+    INVALID_PARAMS,
+    OBJECT_NOT_FOUND,
+    OK,
+    get_code,
+    put_code,
+)
 from mooncake_hicache.compat.store.kinds import ReplicateConfig, SoftPinAction
 from mooncake_hicache.compat.store.reading import StoreReading
 from mooncake_hicache.errors import InvalidArgumentError
@@ -243,9 +249,10 @@ class StoreWriting(StoreReading):
         return self._call_batch("remove", len(keys), drop)
 
     def remove_by_regex(self, regex_pattern: str, force: bool = False) -> int:
-        """Remove this node's objects in whose keys the pattern is found; return how many, or -600.
+        """Remove the cluster's objects in whose keys the pattern is found; return how many.
 
-        The time it takes grows with how many there are.
+        -600: that is no pattern. -900: some node did not answer, so that it may keep what it has;
+        call again. The time it takes grows with how many objects there are.
         """
         try:
             pattern = re.compile(regex_pattern)
@@ -253,12 +260,14 @@ class StoreWriting(StoreReading):
             return self._fail("remove_by_regex", f"{regex_pattern!r}: {error}", INVALID_PARAMS)
 
         def drop() -> int:
-            removed = 0
+            removed: set[str] = set()  # One that was just being copied may be met once more.
+            failures: list[int] = []
             for keys in self._listed():
                 found = [key for key in keys if pattern.search(key)]
-                if found:
-                    removed += self.batch_remove(found, force).count(OK)
-            return removed
+                codes = self.batch_remove(found, force) if found else []
+                removed.update(key for key, code in zip(found, codes, strict=True) if code == OK)
+                failures += [code for code in codes if code not in (OK, OBJECT_NOT_FOUND)][:1]
+            return failures[0] if failures else len(removed)
 
         return self._call("remove_by_regex", drop)
 
@@ -273,10 +282,11 @@ class StoreWriting(StoreReading):
         return self._call("remove_all", drop)
 
     def get_all_keys(self) -> list[str]:
-        """Return the keys of this node's objects (ours; the original's master has it).
+        """Return the keys of the cluster's objects (ours; the original's master has it).
 
         Raises:
-            Error: The node does not answer.
+            Error: The node does not answer; UnavailableError: some other node, or the master, does
+                not, so that not all keys are known.
         """
         return sorted({key for keys in self._listed() for key in keys})
 

@@ -124,6 +124,9 @@ class SimNode : private PeerPages {
       pages_.copy_for_peer(*index, request, monotonic_ms(), codes);
     }
   }
+  void list_for_peer(const PeerListRequest& request, ListReply& reply) override {
+    pages_.list_for_peer(request, pool_.data(), monotonic_ms(), reply);
+  }
   void release(SessionIndex session, std::span<const PageRef> refs, uint64_t now_ms) override {
     pages_.release(session, refs, now_ms);
   }
