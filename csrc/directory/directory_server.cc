@@ -115,6 +115,7 @@ std::vector<std::pair<std::string, uint64_t>> DirectoryServer::stats() {
     stats.emplace_back("malformed", malformed_count_);
     stats.emplace_back("stalled", stalled_count_);
     stats.emplace_back("requests", request_count_);
+    stats.emplace_back("cut_turns", cut_turn_count_);
     return stats;
   });
 }
@@ -243,6 +244,7 @@ void DirectoryServer::turn_of(int fd) {
   Connection& connection = connections_.at(fd);
   if (!advance(connection)) return forget(fd);
   if (!connection.has_more) return;
+  ++cut_turn_count_;
   with_more_.push_back(fd);
 }
 

@@ -52,7 +52,8 @@ class DirectoryServer {
   uint64_t epoch() const { return epoch_; }
   /// The newest epoch that anybody spoke of. Above its own: another may lead.
   uint64_t newest_epoch_heard() const { return newest_epoch_heard_; }
-  /// (name, value): those of Directory, connections, refused, malformed, stalled, requests.
+  /// (name, value): those of Directory, connections, refused, malformed, stalled, requests,
+  /// cut_turns.
   std::vector<std::pair<std::string, uint64_t>> stats();
   std::vector<MemberView> members();
   /// Closes all connections and ends the threads. May be called again.
@@ -127,6 +128,7 @@ class DirectoryServer {
   uint64_t malformed_count_ = 0;
   uint64_t stalled_count_ = 0;
   uint64_t request_count_ = 0;
+  uint64_t cut_turn_count_ = 0;
   std::unique_ptr<Prober> prober_;
   std::thread thread_;
 };

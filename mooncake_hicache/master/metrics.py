@@ -56,6 +56,7 @@ MASTER_METRICS: tuple[MasterMetric, ...] = (
     MasterMetric("probes", "counter", "Probes of such nodes"),
     MasterMetric("expiries", "counter", "Nodes given up"),
     MasterMetric("requests", "counter", "Requests in all"),
+    MasterMetric("cut_turns", "counter", "Times that a connection had more to ask than one turn"),
     MasterMetric("refused", "counter", "Connections that did not know the secret"),
     MasterMetric("malformed", "counter", "Connections closed for what made no sense"),
     MasterMetric("stalled", "counter", "Connections closed because nobody read their replies"),

@@ -264,6 +264,40 @@ TEST_F(DirectoryServerTest, AQuestionBehindAFullSocketEndsByItsOwnDeadline) {
   }
 }
 
+TEST_F(DirectoryServerTest, LargeAnswersEndTheTurnOfWhoAskedForThem) {
+  constexpr uint64_t kAsked = 200;  // Far from what frames, or bytes received, allow for.
+  serve();
+  std::vector<NetNode> nodes;
+  for (uint64_t n = 1; n <= 16; ++n) {
+    Member member = member_of("node " + std::to_string(n), n);
+    member.addresses.assign(kNodeAddressesMax, "127.0.0.1:" + std::string(200, '1'));
+    nodes.emplace_back(port_, std::move(member), client_options({port_}));
+    nodes.back().join();
+  }
+  const Fd greedy = raw_connection(port_);
+  std::vector<uint8_t> questions;
+  for (uint64_t id = 1; id <= kAsked; ++id) {
+    const std::vector<uint8_t> frame = request_frame(MembersRequest{}, id);
+    questions.insert(questions.end(), frame.begin(), frame.end());
+  }
+  // How much goes into the socket at once is the kernel's to say.
+  const auto is_cut = [&] {
+    EXPECT_TRUE(send_all(greedy, questions, soon()).ok());
+    for (uint64_t n = 0; n < kAsked; ++n) {
+      std::vector<uint8_t> bytes(kFrameHeaderSize);
+      if (!receive_all(greedy, bytes, soon()).ok()) return true;
+      const auto header = decode_frame_header(std::span(bytes).first<kFrameHeaderSize>());
+      EXPECT_TRUE(header.ok());
+      bytes.resize(header.value().payload_size);
+      EXPECT_GT(bytes.size(), 20'000U);
+      if (!receive_all(greedy, bytes, soon()).ok()) return true;
+    }
+    return stat_of(*server_, "cut_turns") > 0;  // Which is told between two turns.
+  };
+  EXPECT_TRUE(eventually(20'000, is_cut));
+  EXPECT_GT(stat_of(*server_, "cut_turns"), 0U);
+}
+
 // ---- strangers
 
 TEST_F(DirectoryServerTest, AStrangerIsToldNothingAndWhatToDo) {
