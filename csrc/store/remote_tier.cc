@@ -211,7 +211,9 @@ void RemoteTier::on_members(const Result<MembersReply>& reply) {
 }
 
 void RemoteTier::take_members(const MembersReply& reply) {
-  if (members_epoch_ != reply.head.epoch) leader_since_ms_ = now_ms_;
+  // Of the first one that this node hears of nothing older is known that it could lack.
+  const bool is_another = members_epoch_ != 0 && members_epoch_ != reply.head.epoch;
+  if (is_another) leader_since_ms_ = now_ms_;
   members_epoch_ = reply.head.epoch;
   members_version_ = reply.head.members_version;
   members_.clear();

@@ -75,6 +75,18 @@ TEST(RemoteRemoval, AHolderThatDoesNotAnswerLeavesThePageInDoubtAndTheOthersWith
   EXPECT_TRUE(eventually(kPatienceMs, [&] { return stat_of(cluster.server(), "pages") == 0; }));
 }
 
+TEST(RemoteRemoval, WhoHadFoundThePageElsewhereFindsItNoMore) {
+  TestCluster cluster;
+  auto a = cluster.add("a");
+  auto b = cluster.add("b");
+  auto c = cluster.add("c");
+  a->put(0, 4, kPageSize);
+  EXPECT_EQ(b->client.lookup(key_of(0)), Code::kOk);
+  EXPECT_EQ(remove(*c, 0, 4), all_of(4, Code::kOk));
+  // As soon as the directory has heard of it, long before another leader would be known well.
+  EXPECT_TRUE(eventually(kSoonMs, [&] { return b->client.lookup(key_of(0)) == Code::kNotFound; }));
+}
+
 TEST(RemoteRemoval, AHolderThatDiedHasNothingOnceTheDirectoryKnows) {
   TestCluster cluster;
   Owner owner(cluster);

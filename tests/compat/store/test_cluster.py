@@ -68,7 +68,7 @@ def test_keys_are_those_of_all_nodes(stores: list[MooncakeDistributedStore]) -> 
     left = sorted([long, *(key for key in keys if not key.startswith(("0/1", "1/1")))])
     for store in stores:
         assert store.get_all_keys() == left
-        assert store.get("0/10") == b""
+        wait_for("the master to hear of it", lambda asks=store: asks.is_exist("0/10") == 0)
     assert stores[0].remove_by_regex("") == len(left)
     assert [store.get_all_keys() for store in stores] == [[], [], []]
 
