@@ -99,6 +99,10 @@ def test_without_a_master_a_node_serves_and_clearing_says_what_it_did_not(tmp_pa
         assert pages.put("a", PAGE)
         assert pages.get("a") == PAGE
         assert node_stats(store)["cluster_joined"] == 0
+        assert pages.put("b", PAGE)
+        with pytest.raises(UnavailableError, match="remove it again"):
+            pages.remove("b")
+        assert pages.get("b") is None
         with pytest.raises(UnavailableError, match="no master"):
             pages.clear()
         assert node_stats(store)["pages"] == 0
