@@ -36,6 +36,7 @@ MISSING = {
     "mooncake_ssd_unregister": _SPDK,
     "pg": _CUDA,
     "registered_buffer_pool": "use mooncake.buffer_pool",
+    "remote_tensor_batch": "it is not part of it: read ranges with get_into_ranges() of the store",
     "reshard": _STORE,
     "shared_segment": "use mooncake.engine: on one machine it maps managed buffers by itself",
     "spdk_tgt_create": _SPDK,

@@ -19,6 +19,7 @@ from mooncake_hicache.compat.store.buffer_pool import BufferLease, BufferPool
 from mooncake_hicache.compat.store.kinds import (
     Descriptor,
     DiskDescriptor,
+    ExistOptions,
     MemoryDescriptor,
     ObjectDataType,
     QueryTaskResponse,
@@ -48,6 +49,7 @@ __all__ = [
     "DiskDescriptor",
     "EngramStore",
     "EngramStoreConfig",
+    "ExistOptions",
     "MemoryDescriptor",
     "MooncakeDistributedNoFRegister",
     "MooncakeDistributedStore",

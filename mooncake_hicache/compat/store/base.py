@@ -78,10 +78,14 @@ class StoreBase:
             rdma_devices          devices, separated by commas; may be left out
             master_server_addr    "host:port"
             engine                not used: a node has its own
-            enable_ssd_offload, ssd_offload_path    a folder on an SSD for what leaves memory
+            enable_ssd_offload, ssd_offload_path    a folder on an SSD for what leaves memory; by
+                                  default the one that MOONCAKE_OFFLOAD_FILE_STORAGE_PATH names
             tenant_id             tenants do not see each other's objects
             enable_client_http_server, client_http_port    /health, /metrics and /metrics/summary
                                   over HTTP; where the option http_host says, loopback by default
+            enable_standalone     by name only: no master, whatever master_server_addr says; what
+                                  is stored is this machine's (also MOONCAKE_ENABLE_STANDALONE)
+            enable_ssd_prefetch, ssd_get_wait_ms    by name only; not used: see ExistOptions
 
         Raises:
             TypeError: An argument is missing, unknown or of another type.
@@ -121,7 +125,8 @@ class StoreBase:
 
     def _start(self, setup: Setup) -> int:
         self.close()
-        check_master(setup.master, SETUP_TIMEOUT_S)
+        if setup.master:
+            check_master(setup.master, SETUP_TIMEOUT_S)
         store = open_store(setup, timeout_s=NODE_TIMEOUT_S)
         pages = store.namespace({"store": "mooncake", "tenant": setup.tenant})
         port = None

@@ -79,12 +79,14 @@ def check_master(master: str, timeout_s: float) -> None:
 
 
 def check_reached(store: Store, setup: Setup) -> None:
-    """Check that the master and the node of a store are there. Blocks for a second at most.
+    """Check that the master, if any, and the node of a store are there. Blocks for a second at
+    most.
 
     Raises:
         UnavailableError: One of them is not; the message says which.
     """
-    check_master(setup.master, REACH_TIMEOUT_S)
+    if setup.master:
+        check_master(setup.master, REACH_TIMEOUT_S)
     if not store.is_connected:
         raise UnavailableError(
             "no node of this machine is connected; one is looked for, and its log says more"
@@ -106,7 +108,8 @@ def addresses_of(master: str) -> list[str]:
 
 
 def open_store(setup: Setup, *, timeout_s: float) -> Store:
-    """Connect to this machine's node for a master, and start it if there is none.
+    """Connect to this machine's node for a master, or to the one that has none, and start it if it
+    does not run.
 
     What the node's options say in the environment or in the options file counts more than what the
     store was set up with.
@@ -120,15 +123,16 @@ def open_store(setup: Setup, *, timeout_s: float) -> Store:
         Error: There is none, and it cannot be started; the message says why.
     """
     options = StoreOptions()
-    reached = engine_settings(setup.hostname, setup.protocol, setup.devices)
     wanted: dict[str, Any] = {
         "pool_size": max(setup.segment_size, POOL_SIZE_MIN_BYTES),
         "pool_size_max": POOL_SHARE_MAX,
         "ssd": setup.ssd or "off",
-        "master": ",".join(addresses_of(setup.master)),
-        "node_host": reached.host,
-        "node_public_host": reached.public_host,
     }
+    if setup.master:
+        reached = engine_settings(setup.hostname, setup.protocol, setup.devices)
+        wanted["master"] = ",".join(addresses_of(setup.master))
+        wanted["node_host"] = reached.host
+        wanted["node_public_host"] = reached.public_host
     given = {name: value for name, value in wanted.items() if options.source_of(name) == "default"}
     if "pool_size" not in given:
         given.pop("pool_size_max", None)  # Whoever chose a size has it.
@@ -140,6 +144,8 @@ def open_store(setup: Setup, *, timeout_s: float) -> Store:
 
 def _folder_name(master: str) -> str:
     """Return the same name for all addresses of a master that runs on this machine."""
+    if not master:
+        return "alone"
     host, colon, port = master.rpartition(":")
     if is_loopback(host.strip("[]")):
         host = "127.0.0.1"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 __all__ = [
     "Descriptor",
     "DiskDescriptor",
+    "ExistOptions",
     "MemoryDescriptor",
     "ObjectDataType",
     "QueryTaskResponse",
@@ -144,6 +145,17 @@ class ReplicateConfig:
             f"prefer_alloc_in_same_node: {int(self.prefer_alloc_in_same_node)}, "
             f"data_type: {ObjectDataType(self.data_type).name} }}"
         )
+
+
+class ExistOptions:
+    """What a look-up does besides. There is no constructor with names.
+
+    With `prefetch_to_memory` objects that are on SSD only, or on another node, are brought into
+    this node's memory, as far as it has room, so that a get which follows finds them there.
+    """
+
+    def __init__(self) -> None:
+        self.prefetch_to_memory = False
 
 
 @dataclass(frozen=True)

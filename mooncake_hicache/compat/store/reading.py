@@ -17,6 +17,7 @@ from mooncake_hicache.compat.store.codes import (
     TRANSFER_FAIL,
     get_code,
 )
+from mooncake_hicache.compat.store.kinds import ExistOptions
 
 __all__ = ["StoreReading", "copy_range"]
 
@@ -26,16 +27,21 @@ _FOUND, _MISSING = 1, 0
 class StoreReading(StoreBase):
     """See `mooncake_hicache.compat.store.MooncakeDistributedStore`."""
 
-    def is_exist(self, key: str) -> int:
-        """Return 1, 0, or a negative number. Holds nothing back from eviction."""
-        return self.batch_is_exist([key])[0]
+    def is_exist(self, key: str, options: ExistOptions | None = None) -> int:
+        """Return 1, 0, or a negative number. Holds nothing back from eviction, but for a while
+        what `options` have brought into memory."""
+        return self.batch_is_exist([key], options)[0]
 
-    def batch_is_exist(self, keys: Sequence[str]) -> list[int]:
+    def batch_is_exist(self, keys: Sequence[str], options: ExistOptions | None = None) -> list[int]:
         """Return the same for each key, in one request."""
+        if not isinstance(options, ExistOptions | None):
+            raise TypeError(f"options is {type(options).__name__}, not an ExistOptions")
+        # A look-up that promises is what brings objects up.
+        promise = options is not None and bool(options.prefetch_to_memory)
 
         def look() -> list[int]:
             client, pages = self._need()
-            codes = client.object_lookup(pages, keys, lease=False)
+            codes = client.object_lookup(pages, keys, lease=promise)
             if not codes.any():
                 return [_FOUND] * len(codes)
             found = self._settle("is_exist", codes, get_code, keys)

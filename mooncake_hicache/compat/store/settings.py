@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from mooncake_hicache.units import parse_size
 __all__ = ["Setup", "flag_of", "segment_size_of", "setup_of"]
 
 TENANT = "default"
+STANDALONE = "MOONCAKE_ENABLE_STANDALONE"
+SSD_FOLDER = "MOONCAKE_OFFLOAD_FILE_STORAGE_PATH"
 HTTP_PORT = 9300
 PORT_MAX = 65535
 
@@ -37,6 +40,8 @@ _NAMES = (
     "client_http_port",
 )
 _NEEDED = 7
+_ONLY_NAMED = ("enable_standalone", "enable_ssd_prefetch", "ssd_get_wait_ms")
+"""What has no place among the others. The last two say how the original's SSD is waited for."""
 _TEXTS = {"local_hostname", "metadata_server", "protocol", "rdma_devices", "master_server_addr"}
 _OTHER_NAMES = {
     "device_name": "rdma_devices",
@@ -52,6 +57,7 @@ class Setup:
 
     hostname: str
     master: str
+    """Where it is; empty: there is none, and the node serves this machine alone."""
     segment_size: int
     protocol: str = "tcp"
     devices: str = ""
@@ -76,8 +82,9 @@ def setup_of(arguments: Sequence[Any], named: Mapping[str, Any]) -> Setup:
         raise TypeError(f"setup() takes {len(_NAMES)} arguments, {len(arguments)} were given")
     given = dict(zip(_NAMES, arguments, strict=False))
     for name, value in named.items():
-        if name not in _NAMES or name in given:
-            why = "was given twice" if name in given else f"is unknown: there are {_NAMES}"
+        if name not in _NAMES + _ONLY_NAMED or name in given:
+            known = ", ".join(_NAMES + _ONLY_NAMED)
+            why = "was given twice" if name in given else f"is unknown: there are {known}"
             raise TypeError(f"setup(): the argument {name!r} {why}")
         given[name] = value
     # Some articles leave the devices out, so that the master stands in their place.
@@ -92,9 +99,12 @@ def setup_of(arguments: Sequence[Any], named: Mapping[str, Any]) -> Setup:
 
 def _from_dict(given: dict[str, Any]) -> Setup:
     given = {_OTHER_NAMES.get(name, name): value for name, value in given.items()}
-    unknown = sorted(set(given) - {*_NAMES, "ipc_socket_path"})
+    names = _NAMES + _ONLY_NAMED
+    unknown = sorted(set(given) - {*names, "ipc_socket_path"})
     if unknown:
-        raise InvalidArgumentError(f"unknown: {', '.join(unknown)}; there are {', '.join(_NAMES)}")
+        raise InvalidArgumentError(f"unknown: {', '.join(unknown)}; there are {', '.join(names)}")
+    if _is_alone(given):
+        given.setdefault("master_server_addr", "")
     missing = [name for name in ("local_hostname", "master_server_addr") if name not in given]
     if missing:
         raise InvalidArgumentError(f"missing: {', '.join(missing)}")
@@ -149,12 +159,19 @@ def _checked(given: dict[str, Any]) -> Setup:
     buffer_size = operator.index(given["local_buffer_size"])
     if segment_size < 0 or buffer_size < 0:
         raise TypeError("setup(): a size is negative")
-    ssd = str(given.get("ssd_offload_path") or "")
+    ssd = str(given.get("ssd_offload_path") or os.environ.get(SSD_FOLDER, ""))
     if given.get("enable_ssd_offload") and not ssd:
-        raise InvalidArgumentError("enable_ssd_offload needs ssd_offload_path: name a folder")
+        raise InvalidArgumentError(
+            f"enable_ssd_offload needs ssd_offload_path, or {SSD_FOLDER}: name a folder"
+        )
+    alone = _is_alone(given)
+    if not alone and not given["master_server_addr"].strip():
+        raise InvalidArgumentError(
+            "master_server_addr is empty: give host:port, or enable_standalone for no master"
+        )
     return Setup(
         hostname=given["local_hostname"],
-        master=given["master_server_addr"].strip(),
+        master="" if alone else given["master_server_addr"].strip(),
         segment_size=segment_size,
         protocol=given["protocol"].strip().lower(),
         devices=given["rdma_devices"].replace(" ", ""),
@@ -162,6 +179,13 @@ def _checked(given: dict[str, Any]) -> Setup:
         tenant=str(given.get("tenant_id") or TENANT),
         http_port=_http_port_of(given),
     )
+
+
+def _is_alone(given: Mapping[str, Any]) -> bool:
+    value = given.get("enable_standalone")
+    if value is not None:
+        return flag_of(value, "enable_standalone")
+    return flag_of(os.environ.get(STANDALONE), STANDALONE)
 
 
 def _http_port_of(given: Mapping[str, Any]) -> int | None:

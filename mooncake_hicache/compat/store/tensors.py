@@ -14,10 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mooncake_hicache.compat.store.codes import INVALID_PARAMS, OK
+from mooncake_hicache.compat.store.codes import INVALID_PARAMS, OK, TRANSFER_FAIL, get_code
 from mooncake_hicache.compat.store.kinds import ReplicateConfig
 from mooncake_hicache.compat.store.tasks import StoreTasks
-from mooncake_hicache.compat.store.tensor_format import check_tensor, pieces_of, tensor_at
+from mooncake_hicache.compat.store.tensor_format import (
+    HEAD_SIZE,
+    check_tensor,
+    pieces_of,
+    tensor_at,
+)
 from mooncake_hicache.errors import CorruptError, InvalidArgumentError, UnsupportedError
 
 __all__ = ["StoreTensors"]
@@ -183,6 +188,54 @@ class StoreTensors(StoreTasks):
             None if size < 0 else self._tensor(key, _bytes_at(address, size))
             for key, address, size in zip(keys, addresses, found, strict=True)
         ]
+
+    def get_tensor_into_cuda(self, key: str, tensor: Any) -> int:
+        """Read a tensor's numbers into one that is there, of a GPU or the CPU: their bytes, or a
+        negative number. It is in one piece, of the same type and as many numbers."""
+        return self.batch_get_tensor_into_cuda([key], [tensor])[0]
+
+    def batch_get_tensor_into_cuda(
+        self, keys: Sequence[str], tensors_list: Sequence[Any]
+    ) -> list[int]:
+        """The same for each, in one request."""
+        name = "get_tensor_into_cuda"
+        if len(keys) != len(tensors_list):
+            why = f"{len(keys)} keys, {len(tensors_list)} tensors"
+            return [self._fail(name, why, INVALID_PARAMS)] * len(keys)
+
+        def read() -> list[int]:
+            client, pages = self._need()
+            codes, values = client.object_get(pages, keys)
+            settled = self._settle(name, codes, get_code, keys)
+            return [
+                self._fill(key, tensor, value) if code == OK else code
+                for key, tensor, code, value in zip(
+                    keys, tensors_list, settled, values, strict=True
+                )
+            ]
+
+        return self._call_batch(name, len(keys), read)
+
+    def _fill(self, key: str, target: Any, value: bytes) -> int:
+        name = "get_tensor_into_cuda"
+        try:
+            # A copy, because torch takes no memory that must not be written.
+            source = tensor_at(np.frombuffer(value, np.uint8).copy())
+        except CorruptError as error:
+            return self._fail(name, f"key {key!r:.200}: {error}", INVALID_PARAMS)
+        if (target.dtype, target.numel()) != (source.dtype, source.numel()) or (
+            not target.is_contiguous()
+        ):
+            why = (
+                f"key {key!r:.200} has {source.numel()} numbers of {source.dtype}: give a "
+                f"contiguous tensor of as many, not {target.numel()} of {target.dtype}"
+            )
+            return self._fail(name, why, INVALID_PARAMS)
+        try:
+            target.detach().view(-1).copy_(source.view(-1))
+        except RuntimeError as error:  # What torch raises for trouble of a GPU.
+            return self._fail(name, f"key {key!r:.200}: {error}", TRANSFER_FAIL)
+        return len(value) - HEAD_SIZE
 
     def _tensor(self, key: str, stored: npt.NDArray[np.uint8]) -> Any:
         try:

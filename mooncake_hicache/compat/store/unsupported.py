@@ -69,9 +69,6 @@ class ReadTarget(_Unsupported):
     _why = _PARALLEL
 
 
-_INTO_GPU = "reads into memory of a GPU are not part of it: copy what get_tensor() returns there"
-
-
 def _refuse(name: str, why: str) -> Callable[..., NoReturn]:
     def refuse(self: object, *args: Any, **kwargs: Any) -> NoReturn:
         del self, args, kwargs
@@ -82,8 +79,26 @@ def _refuse(name: str, why: str) -> Callable[..., NoReturn]:
     return refuse
 
 
+_FILES = "use save_tensor_to_safetensor() and load_tensor_from_safetensor()"
+_NEWER = {
+    "get_tensor_dim_selection_into": "read ranges with get_into_ranges()",
+    "load_kv_cache_from_file": _FILES,
+    "load_tensor": "use get_tensor(), or load_tensor_from_safetensor()",
+    "load_tensor_from_file": _FILES,
+    "save_kv_cache_to_file": _FILES,
+    "save_tensor": "use put_tensor(), or save_tensor_to_safetensor()",
+    "save_tensor_to_file": _FILES,
+}
+"""What sources of the original that are newer than its release have besides, and what to do."""
+
+
 class StoreUnsupported:
     """The methods of `MooncakeDistributedStore` that raise UnsupportedError."""
+
+    def __getattr__(self, name: str) -> Any:
+        # They are missing, and not there to raise, because programs look whether they are there.
+        why = f": it is not part of mooncake-hicache; {_NEWER[name]}" if name in _NEWER else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{why}")
 
 
 for _name in (
@@ -111,6 +126,3 @@ for _name in (
     "upsert_tensor_with_parallelism_from",
 ):
     setattr(StoreUnsupported, _name, _refuse(_name, _PARALLEL))
-
-for _name in ("batch_get_tensor_into_cuda", "get_tensor_into_cuda"):
-    setattr(StoreUnsupported, _name, _refuse(_name, _INTO_GPU))

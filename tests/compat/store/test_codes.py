@@ -474,8 +474,11 @@ def test_a_negative_time_of_a_soft_pin_is_refused() -> None:
 def test_what_is_not_supported_says_so(store: Store) -> None:
     with pytest.raises(UnsupportedError, match="put_from"):
         store.get_tensor_with_tp("a")
-    with pytest.raises(UnsupportedError, match="get_tensor"):
-        store.get_tensor_into_cuda("a", None)
+    assert not hasattr(store, "save_tensor_to_file")  # Programs look, and do without.
+    with pytest.raises(AttributeError, match="use save_tensor_to_safetensor"):
+        store.save_tensor_to_file("a", "file")
+    with pytest.raises(AttributeError, match="'no_such'$"):
+        store.no_such()
 
 
 def test_host_memory_is_zero_and_given_back_once() -> None:

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from mooncake_hicache.compat.store import MooncakeDistributedStore
+from mooncake_hicache.compat.store import ExistOptions, MooncakeDistributedStore
 from mooncake_hicache.compat.store.async_store import MooncakeDistributedStoreAsync
 from tests.compat.processes import Program
 from tests.compat.store.stores import MiB, machine, opened, running_master
@@ -103,6 +103,88 @@ def test_arguments_that_are_missing_or_unknown_raise() -> None:
         store.setup("localhost", "P2PHANDSHAKE", 1, 1, "tcp", "")
     with pytest.raises(TypeError, match="no_such"):
         store.setup("localhost", "P2PHANDSHAKE", 1, 1, "tcp", "", "a:1", no_such=1)
+
+
+def alone(size: int = 32 * MiB, **given: object) -> MooncakeDistributedStore:
+    store = MooncakeDistributedStore()
+    where = ("localhost", "P2PHANDSHAKE", size, MiB, "tcp", "", "")
+    assert store.setup(*where, enable_standalone=True, **given) == 0, store.last_error
+    return store
+
+
+def test_a_store_can_do_without_a_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    with machine():
+        store = alone()
+        assert (store.put("alone", b"1"), store.upsert("alone", b"2")) == (0, 0)
+        assert store.health_check() == 0
+        other = MooncakeDistributedStore()
+        given: dict[str, object] = {"local_hostname": "localhost", "global_segment_size": "32MB"}
+        assert other.setup(given) == -600
+        assert "master_server_addr" in other.last_error
+        assert other.setup({**given, "master_server_addr": " "}) == -600
+        assert "enable_standalone" in other.last_error
+        assert other.setup({**given, "enable_standalone": "maybe"}) == -600
+        assert other.setup({**given, "enable_standalone": True}) == 0
+        assert other.get("alone") == b"2"
+        assert other.close() == 0
+        monkeypatch.setenv("MOONCAKE_ENABLE_STANDALONE", "true")
+        nowhere = {**given, "master_server_addr": "127.0.0.1:1"}
+        assert other.setup({**nowhere, "enable_standalone": False}) < 0
+        assert other.setup(nowhere) == 0
+        assert other.get_all_keys() == ["alone"]
+        assert (other.remove("alone"), store.is_exist("alone")) == (0, 0)
+        assert (other.close(), store.close()) == (0, 0)
+
+
+def test_the_folder_on_an_ssd_may_be_named_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"local_hostname": "localhost", "enable_standalone": True, "enable_ssd_offload": "true"}
+    store = MooncakeDistributedStore()
+    assert store.setup(given) == -600
+    assert "MOONCAKE_OFFLOAD_FILE_STORAGE_PATH" in store.last_error
+    monkeypatch.setenv("MOONCAKE_OFFLOAD_FILE_STORAGE_PATH", str(tmp_path))
+    monkeypatch.delenv("MOONCAKE_HICACHE_SSD", raising=False)
+    with machine():
+        assert store.setup({**given, "global_segment_size": "32MB"}) == 0, store.last_error
+        wait_for("a node's log there", lambda: any(tmp_path.iterdir()))
+        assert store.close() == 0
+
+
+def test_a_look_up_brings_objects_from_the_ssd_if_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOONCAKE_HICACHE_SSD_WRITE", "through")
+    monkeypatch.delenv("MOONCAKE_HICACHE_SSD", raising=False)
+    options = ExistOptions()
+    assert options.prefetch_to_memory is False
+    options.prefetch_to_memory = True
+    with machine():
+        store = alone(enable_ssd_offload=True, ssd_offload_path=str(tmp_path))
+
+        def counted(name: str) -> int:
+            return int(store.stats()["node"][name])
+
+        for number in range(64):
+            assert store.put(str(number), bytes([number]) * MiB) == 0
+            if number % 16 == 15:  # Or they would leave memory faster than they are written.
+                wait_for("all on the SSD", lambda n=number: counted("ssd_pages") == n + 1)
+        before = counted("ssd_staged_pages")
+        assert store.batch_is_exist(["0", "missing"], None) == [1, 0]
+        assert counted("ssd_staged_pages") == before
+        assert store.batch_is_exist(["0", "missing"], options) == [1, 0]
+        wait_for("it in memory", lambda: counted("ssd_staged_pages") == before + 1)
+        assert store.get("0") == bytes(MiB)
+        assert store.stats()["client"]["ssd_bytes"] == 0, "they came out of memory"
+        with pytest.raises(TypeError, match="ExistOptions"):
+            store.is_exist("missing", True)
+        assert store.close() == 0
+
+
+def test_a_client_that_is_not_there_leaves_a_store_as_it_is(master: str) -> None:
+    with opened(master) as store:
+        assert store.setup_dummy(MiB, MiB, f"127.0.0.1:{free_port()}") < 0
+        assert store.health_check() == 0
 
 
 def test_tenants_do_not_see_each_other(master: str) -> None:

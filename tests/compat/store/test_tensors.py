@@ -130,6 +130,33 @@ def test_objects_that_are_no_tensors_are_none(store: Store) -> None:
     assert store.get_tensor("missing") is None
 
 
+def test_tensors_into_tensors_that_are_there(store: Store) -> None:
+    places = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    assert store.put_tensor("a", T) == 0
+    for place in places:
+        target = torch.zeros(6, device=place)
+        assert store.get_tensor_into_cuda("a", target) == 24
+        assert same(target.cpu().reshape(2, 3), T)
+        targets = [torch.zeros(2, 3, device=place) for _ in range(2)]
+        assert store.batch_get_tensor_into_cuda(["no", "a"], targets) == [-704, 24]
+        assert same(targets[1].cpu(), T)
+        assert float(targets[0].sum()) == 0
+    for wrong in (torch.zeros(7), torch.zeros(6, dtype=torch.int32), torch.zeros(3, 2).t()):
+        assert store.get_tensor_into_cuda("a", wrong) == -600
+        assert float(wrong.sum()) == 0
+    assert "give a contiguous tensor" in store.last_error
+    assert store.put("bytes", b"1" * 400) == 0
+    assert store.get_tensor_into_cuda("bytes", torch.zeros(24)) == -600
+    assert store.batch_get_tensor_into_cuda(["a"], []) == [-600]
+    scalar = torch.tensor(2.5)
+    assert store.put_tensor("scalar", scalar) == 0
+    target = torch.tensor(0.0)
+    assert store.get_tensor_into_cuda("scalar", target) == 4
+    assert float(target) == 2.5
+    assert store.put_tensor("empty", torch.zeros(0, 3)) == 0
+    assert store.get_tensor_into_cuda("empty", torch.zeros(0)) == 0
+
+
 def test_tensors_in_memory_of_the_caller(store: Store) -> None:
     memory = np.zeros(4096, np.uint8)
     address = memory.ctypes.data
