@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <vector>
 
 namespace hicache {
 namespace {
@@ -27,7 +28,17 @@ constexpr unsigned kTypeDevice = 2;    // CU_MEMORYTYPE_DEVICE
 constexpr unsigned kNonBlocking = 1;   // CU_STREAM_NON_BLOCKING
 constexpr unsigned kBlockingSync = 1;  // CU_EVENT_BLOCKING_SYNC
 constexpr unsigned kNoTiming = 2;      // CU_EVENT_DISABLE_TIMING
-constexpr unsigned kPortable = 1;      // CU_MEMHOSTALLOC_PORTABLE
+constexpr unsigned kPortable = 1;      // CU_MEMHOSTALLOC_PORTABLE, CU_MEMHOSTREGISTER_PORTABLE
+constexpr int kSourceInStreamOrder = 1;  // CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
+
+/// CUmemcpyAttributes.
+struct CopyAttributes {
+  int source_access_order = kSourceInStreamOrder;
+  int source_location[2] = {0, 0};
+  int target_location[2] = {0, 0};
+  unsigned flags = 0;
+};
+static_assert(sizeof(CopyAttributes) == 24);
 
 /// Functions that the library exports. Where cuda.h gives a name another version, that one.
 struct Functions {
@@ -44,9 +55,15 @@ struct Functions {
   int (*event_destroy)(GpuEvent);
   int (*event_record)(GpuEvent, GpuStream);
   int (*event_synchronize)(GpuEvent);
+  int (*stream_wait_event)(GpuStream, GpuEvent, unsigned);
   int (*memcpy_async)(uint64_t, uint64_t, size_t, GpuStream);
   int (*host_alloc)(void**, size_t, unsigned);
   int (*host_free)(void*);
+  int (*host_register)(void*, size_t, unsigned);
+  int (*host_unregister)(void*);
+  /// Of CUDA 13 on; nullptr in older drivers.
+  int (*memcpy_batch_async)(uint64_t*, uint64_t*, size_t*, size_t, CopyAttributes*, size_t*, size_t,
+                            GpuStream);
 };
 
 template <typename Function>
@@ -56,6 +73,7 @@ bool find(void* library, const char* name, Function& function) {
 }
 
 bool find_functions(void* library, Functions& functions) {
+  find(library, "cuMemcpyBatchAsync_v2", functions.memcpy_batch_async);
   // A device's number is its CUdevice: cuDeviceGet() has never given another.
   return find(library, "cuGetErrorName", functions.get_error_name) &&
          find(library, "cuPointerGetAttributes", functions.pointer_get_attributes) &&
@@ -70,9 +88,12 @@ bool find_functions(void* library, Functions& functions) {
          find(library, "cuEventDestroy_v2", functions.event_destroy) &&
          find(library, "cuEventRecord", functions.event_record) &&
          find(library, "cuEventSynchronize", functions.event_synchronize) &&
+         find(library, "cuStreamWaitEvent", functions.stream_wait_event) &&
          find(library, "cuMemcpyAsync", functions.memcpy_async) &&
          find(library, "cuMemHostAlloc", functions.host_alloc) &&
-         find(library, "cuMemFreeHost", functions.host_free);
+         find(library, "cuMemFreeHost", functions.host_free) &&
+         find(library, "cuMemHostRegister_v2", functions.host_register) &&
+         find(library, "cuMemHostUnregister", functions.host_unregister);
 }
 
 /// Whether the driver was seen initialised; what a fork then makes of it.
@@ -130,13 +151,42 @@ class Library final : public GpuDriver {
     return calls_.event_record(event, stream);
   }
   int event_wait(GpuEvent event) const override { return calls_.event_synchronize(event); }
+  int stream_wait_event(GpuStream stream, GpuEvent event) const override {
+    return calls_.stream_wait_event(stream, event, 0);
+  }
   int copy_async(uint64_t target, uint64_t source, size_t size, GpuStream stream) const override {
     return calls_.memcpy_async(target, source, size, stream);
+  }
+  int copy_all_async(std::span<const GpuCopy> copies, GpuStream stream) const override {
+    if (copies.empty()) return kSuccess;
+    if (calls_.memcpy_batch_async == nullptr) {
+      for (const GpuCopy& copy : copies) {
+        const int error = copy_async(copy.target, copy.source, copy.size, stream);
+        if (error != kSuccess) return error;
+      }
+      return kSuccess;
+    }
+    std::vector<uint64_t> targets;
+    std::vector<uint64_t> sources;
+    std::vector<size_t> sizes;
+    for (const GpuCopy& copy : copies) {
+      targets.push_back(copy.target);
+      sources.push_back(copy.source);
+      sizes.push_back(copy.size);
+    }
+    CopyAttributes attributes;
+    size_t first = 0;  // Whose attributes they are, and of those after it.
+    return calls_.memcpy_batch_async(targets.data(), sources.data(), sizes.data(), copies.size(),
+                                     &attributes, &first, 1, stream);
   }
   int host_alloc(void** address, size_t size) const override {
     return calls_.host_alloc(address, size, kPortable);
   }
   int host_free(void* address) const override { return calls_.host_free(address); }
+  int host_register(void* address, size_t size) const override {
+    return calls_.host_register(address, size, kPortable);
+  }
+  int host_unregister(void* address) const override { return calls_.host_unregister(address); }
 
   std::string error_name(int error) const override {
     const char* name = nullptr;

@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 namespace hicache {
@@ -29,6 +30,13 @@ struct PointerFacts {
   };
   Kind kind = Kind::kUnknown;
   int device = -1;
+};
+
+/// One copy of many, between any two addresses that the driver knows.
+struct GpuCopy {
+  uint64_t target;
+  uint64_t source;
+  size_t size;
 };
 
 using GpuContext = void*;
@@ -63,11 +71,20 @@ class GpuDriver {
   virtual int event_destroy(GpuEvent event) const = 0;
   virtual int event_record(GpuEvent event, GpuStream stream) const = 0;
   virtual int event_wait(GpuEvent event) const = 0;
+  /// What is queued on the stream from now on waits for the event. Does not block.
+  virtual int stream_wait_event(GpuStream stream, GpuEvent event) const = 0;
   /// Between any two addresses that the driver knows.
   virtual int copy_async(uint64_t target, uint64_t source, size_t size, GpuStream stream) const = 0;
+  /// Many copies at once, which is an order of magnitude cheaper than one by one. They may run in any
+  /// order among themselves.
+  virtual int copy_all_async(std::span<const GpuCopy> copies, GpuStream stream) const = 0;
   /// Pinned for all devices.
   virtual int host_alloc(void** address, size_t size) const = 0;
   virtual int host_free(void* address) const = 0;
+  /// Pins memory of the process that exists already, for all devices: they then read and write it
+  /// without the CPU. A copy must not cross the border of two registered ranges.
+  virtual int host_register(void* address, size_t size) const = 0;
+  virtual int host_unregister(void* address) const = 0;
 
   virtual std::string error_name(int error) const = 0;
 };

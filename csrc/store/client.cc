@@ -37,6 +37,7 @@ WriteOutcome outcome_of(CopyOutcome outcome) {
       return WriteOutcome::kUnbacked;
     case CopyOutcome::kStopped:
     case CopyOutcome::kFailed:
+    case CopyOutcome::kDevice:
       break;
   }
   return WriteOutcome::kDropped;
@@ -329,12 +330,19 @@ struct Client::PutRange {
 };
 
 Status Client::put_range(const PutRange& range, PutOptions* options, Deadline* until) {
+  DeviceSegments device;
+  if (options->device != kCpu) {
+    auto lane = this->lane(options->device, CopyDirection::kMemoryToPool);
+    if (!lane.ok()) return lane.status();
+    device.lane = std::move(lane.value());
+  }
   Places places;
   HICACHE_RETURN_IF_ERROR(
       reserve(range.connection, range.index, range.keys, range.sizes, *options, *until, places));
   options->space = places.space;
   std::vector<size_t> written;
-  CopyPlan plan(range.connection, CopyDirection::kMemoryToPool, true);
+  CopyPlan plan(range.connection, CopyDirection::kMemoryToPool, true,
+                device.lane == nullptr ? nullptr : &device);
   for (size_t i = 0; i < range.keys.size(); ++i) {
     range.codes[i] = places.places[i].code;
     if (range.codes[i] != Code::kOk) continue;

@@ -17,6 +17,7 @@
 #include <deque>
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -28,10 +29,14 @@
 #include "store/messages.h"
 #include "transfer/copy_threads.h"
 #include "transfer/file_reader.h"
+#include "transfer/gpu_lane.h"
+#include "transfer/load_stages.h"
 
 namespace hicache {
 
 class CopyPlan;
+enum class CopyDirection : uint8_t;
+struct DeviceSegments;
 
 /// A piece of the caller's memory. A page may lie in several: they are gathered and scattered.
 struct MemorySegment {
@@ -84,6 +89,19 @@ class Client {
     uint64_t ttl_ms = 0;
     uint8_t replica_count = 1;     // That the cluster should have: 1 … kReplicaCountMax.
     SpaceIndex space = kAnySpace;  // Set by put(): a clear() ends the puts that it met.
+    int device = kCpu;             // Whose memory the sources are in, see GetOptions.
+  };
+
+  static constexpr int kCpu = -1;
+  struct GetOptions {
+    /// The GPU whose memory the targets are in: all targets of a call. Pages go there without the
+    /// CPU, which checks them afterwards.
+    int device = kCpu;
+    /// Told as the stages of a load arrive on the GPU, and when this call, its `part`, has ended.
+    LoadStages* stages = nullptr;
+    size_t part = 0;
+    /// Of each segment of a page, in the order in which TargetOf gives them, the same for all pages.
+    std::span<const uint32_t> stage_of_segment = {};
   };
 
   /// Says where page `index` of a get goes, once its size is known; false: not wanted (wrong size).
@@ -114,6 +132,8 @@ class Client {
               std::vector<Code>& codes, const Waiting* waiting = nullptr);
   void get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
            std::vector<Code>& codes);
+  void get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
+           const GetOptions& options, std::vector<Code>& codes);
   void put(size_t name_space, std::span<const Key> keys, const SourceOf& source_of,
            const PutOptions& options, std::vector<Code>& codes);
   void remove(size_t name_space, std::span<const Key> keys, std::vector<Code>& codes);
@@ -173,6 +193,10 @@ class Client {
   Status get_range(const GetRange& range, const TargetOf& target_of, Deadline* until);
   /// Asks once more for pages of the range that were on their way to the pool.
   void get_busy(const GetRange& range, const TargetOf& target_of, Deadline* until);
+  void get_all(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
+               const GetOptions& options, std::vector<Code>& codes);
+  /// The lane of a GPU for one direction, made when it is first wanted.
+  Result<std::shared_ptr<GpuLane>> lane(int device, CopyDirection direction);
   /// Counts what was read and says so in the range's codes.
   Code settle(const CopyPlan& plan, size_t page, const Place& place);
   struct PutRange;
@@ -196,6 +220,8 @@ class Client {
   size_t running_calls_ = 0;  // That touch callers' memory.
   std::condition_variable call_ended_;
   std::deque<LocalNamespace> namespaces_;  // A deque: references stay valid while it grows.
+  /// By device and direction.
+  std::map<std::pair<int, CopyDirection>, std::shared_ptr<GpuLane>> lanes_;
   ClientStats stats_;
 };
 

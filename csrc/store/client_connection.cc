@@ -116,6 +116,21 @@ bool ClientConnection::back(uint64_t offset, uint64_t size, SharedMemory::Access
   return true;
 }
 
+void ClientConnection::pin_for(const std::shared_ptr<GpuLane>& lane) {
+  const std::lock_guard lock(pinner_mutex_);
+  if (pinner_ == nullptr) pinner_ = std::make_unique<PoolPinner>(*pool_, lane);
+}
+
+bool ClientConnection::pin_unit(uint64_t offset) {
+  const PoolPinner::State state = pinner_->state(offset);
+  if (state != PoolPinner::State::kOpen) return state == PoolPinner::State::kPinned;
+  const uint64_t begin = offset / PoolPinner::kUnitSize * PoolPinner::kUnitSize;
+  const uint64_t size = std::min(PoolPinner::kUnitSize, pool_->size_bytes() - begin);
+  if (back(begin, size, SharedMemory::Access::kWrite)) return pinner_->pin_unit(begin);
+  pinner_->refuse_unit(begin);
+  return false;
+}
+
 void ClientConnection::note_mapped(uint64_t offset, uint64_t size) {
   const uint64_t end = offset + size;
   const uint64_t last =

@@ -19,6 +19,7 @@
 #include "net/frame.h"
 #include "store/messages.h"
 #include "store/pool_mapper.h"
+#include "store/pool_pinner.h"
 #include "transfer/file_health.h"
 
 namespace hicache {
@@ -75,6 +76,11 @@ class ClientConnection {
   /// touched: without memory a touch would be the end of the process. Returns false if there is
   /// none. Threads: any; several work on different parts at the same time.
   bool back(uint64_t offset, uint64_t size, SharedMemory::Access access);
+  /// Has the pool pinned for GPUs, from now on and ahead of its use. `lane`: of any of them.
+  void pin_for(const std::shared_ptr<GpuLane>& lane);
+  /// Whether GPUs reach the pinner's unit at an offset of the pool, which is pinned if need be. False:
+  /// there is no memory for all of it, or the driver refuses. Requires: pin_for() was called.
+  bool pin_unit(uint64_t offset);
   /// Whether what was in the pool when this connected is mapped, as far as it is mapped ahead.
   bool is_mapped_ahead() const { return mapper_->is_finished(); }
 
@@ -117,7 +123,9 @@ class ClientConnection {
   uint64_t next_request_id_ = 1;  // Of who has the turn.
   std::mutex namespaces_mutex_;
   std::vector<int64_t> namespaces_;     // By local number; -1: not asked yet.
-  std::unique_ptr<PoolMapper> mapper_;  // After pool_ and backed_: it ends first.
+  std::mutex pinner_mutex_;             // Of making it.
+  std::unique_ptr<PoolPinner> pinner_;  // After pool_ and backed_, as the next: they end first.
+  std::unique_ptr<PoolMapper> mapper_;
 };
 
 }  // namespace hicache

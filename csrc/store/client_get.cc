@@ -28,6 +28,7 @@ struct Client::GetRange {
   std::span<const Key> keys;
   std::span<const size_t> numbers;  // Of the keys in the call.
   std::span<Code> codes;            // Of the call.
+  const DeviceSegments* device;     // Where targets are in memory of a GPU.
 };
 
 Status Client::lease(const GetRange& range, Deadline deadline, Places& places) {
@@ -71,7 +72,8 @@ Status Client::get_range(const GetRange& range, const TargetOf& target_of, Deadl
   RefsRequest leased;
   std::vector<size_t> wanted;
   std::vector<std::vector<MemorySegment>> targets(range.keys.size());
-  CopyPlan plan(range.connection, CopyDirection::kPoolToMemory, options_.verify);
+  CopyPlan plan(range.connection, CopyDirection::kPoolToMemory, options_.verify,
+                range.device);
   for (size_t i = 0; i < range.keys.size(); ++i) {
     const Place& place = places.places[i];
     Code& code = range.codes[range.numbers[i]];
@@ -114,7 +116,8 @@ void Client::get_busy(const GetRange& range, const TargetOf& target_of, Deadline
   // A connection that is asked without time to wait for the answer would have to be broken.
   if (keys.empty() || until->expired()) return;
   const Status status = get_range(
-      {range.connection, range.index, kLeaseReadNow, keys, numbers, range.codes}, target_of, until);
+      {range.connection, range.index, kLeaseReadNow, keys, numbers, range.codes, range.device},
+      target_of, until);
   if (status.ok()) return;
   std::vector<Code> failed;
   fail(status, failed, numbers.size());
@@ -123,6 +126,17 @@ void Client::get_busy(const GetRange& range, const TargetOf& target_of, Deadline
 
 void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
                  std::vector<Code>& codes) {
+  get(name_space, keys, target_of, GetOptions{}, codes);
+}
+
+void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
+                 const GetOptions& options, std::vector<Code>& codes) {
+  get_all(name_space, keys, target_of, options, codes);
+  if (options.stages != nullptr) options.stages->end(options.part);
+}
+
+void Client::get_all(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
+                     const GetOptions& options, std::vector<Code>& codes) {
   const RunningCall running(*this);
   ++stats_.get_calls;
   stats_.get_pages += keys.size();
@@ -130,22 +144,52 @@ void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& t
   auto begun = begin(name_space, until);
   if (!begun.ok()) return fail(begun.status(), codes, keys.size());
   auto& [connection, index] = begun.value();
+  DeviceSegments device{nullptr, options.stages, options.part, options.stage_of_segment};
+  if (options.device != kCpu) {
+    auto lane = this->lane(options.device, CopyDirection::kPoolToMemory);
+    if (!lane.ok()) return fail(lane.status(), codes, keys.size());
+    device.lane = std::move(lane.value());
+  }
   codes.assign(keys.size(), Code::kUnavailable);
   std::vector<size_t> numbers(keys.size());
   std::iota(numbers.begin(), numbers.end(), size_t{0});
+  // A stage that has come has come for all pages: they are one range, and none comes later.
+  const bool is_staged = options.stages != nullptr;
+  if (is_staged && keys.size() > kAskedCountMax) {
+    return fail(Status(Code::kInvalidArgument, "a load in stages has at most " +
+                                                   std::to_string(kAskedCountMax) + " pages"),
+                codes, keys.size());
+  }
   for (size_t first = 0; first < keys.size(); first += kAskedCountMax) {
     if (first != 0 && until.expired()) {
       return fail_from(first, Status(Code::kTimeout, "an SSD file gave nothing until the deadline"),
                        codes);
     }
     const size_t count = std::min(kAskedCountMax, keys.size() - first);
-    const GetRange range{
-        *connection, index, 0, keys.subspan(first, count), std::span(numbers).subspan(first, count),
-        codes};
+    const GetRange range{*connection,
+                         index,
+                         is_staged ? kLeaseReadNow : uint8_t{0},
+                         keys.subspan(first, count),
+                         std::span(numbers).subspan(first, count),
+                         codes,
+                         device.lane == nullptr ? nullptr : &device};
     const Status status = get_range(range, target_of, &until);
     if (!status.ok()) return fail_from(first, status, codes);
-    for (int round = 0; round < kBusyRoundsMax; ++round) get_busy(range, target_of, &until);
+    for (int round = 0; round < kBusyRoundsMax && !is_staged; ++round) {
+      get_busy(range, target_of, &until);
+    }
   }
+}
+
+Result<std::shared_ptr<GpuLane>> Client::lane(int device, CopyDirection direction) {
+  const std::lock_guard lock(mutex_);
+  std::shared_ptr<GpuLane>& lane = lanes_[{device, direction}];
+  if (lane == nullptr) {
+    auto opened = GpuLane::open(device);
+    if (!opened.ok()) return opened.status();
+    lane = std::move(opened.value());
+  }
+  return lane;
 }
 
 }  // namespace hicache

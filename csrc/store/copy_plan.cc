@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "store/client.h"
+#include "store/piece_cursor.h"
 #include "transfer/checksum_copy.h"
 
 namespace hicache {
@@ -11,35 +12,11 @@ namespace {
 // Below it the copy fits the caches and waking threads costs more than they bring.
 constexpr uint64_t kParallelSizeMin = 512 * kKiB;
 
-/// Walks pieces (extents or segments) from an offset of the page.
-template <typename Piece>
-class PieceCursor {
- public:
-  PieceCursor(std::span<const Piece> pieces, uint64_t offset) : pieces_(pieces), inside_(offset) {
-    while (inside_ >= pieces_.front().size) next();
-  }
-  const Piece& piece() const { return pieces_.front(); }
-  uint64_t inside() const { return inside_; }
-  uint64_t left() const { return pieces_.front().size - inside_; }
-  void advance(uint64_t size) {
-    inside_ += size;
-    while (left() == 0 && pieces_.size() > 1) next();
-  }
-
- private:
-  void next() {
-    inside_ -= pieces_.front().size;
-    pieces_ = pieces_.subspan(1);
-  }
-
-  std::span<const Piece> pieces_;
-  uint64_t inside_;
-};
-
 }  // namespace
 
-CopyPlan::CopyPlan(ClientConnection& connection, CopyDirection direction, bool checksum)
-    : connection_(connection), direction_(direction), checksum_(checksum) {}
+CopyPlan::CopyPlan(ClientConnection& connection, CopyDirection direction, bool checksum,
+                   const DeviceSegments* device)
+    : connection_(connection), direction_(direction), checksum_(checksum), device_(device) {}
 
 void CopyPlan::add(uint64_t size, uint8_t device, std::span<const Extent> extents,
                    std::span<const MemorySegment> segments) {
@@ -61,6 +38,7 @@ Store CopyPlan::store() const {
 }
 
 void CopyPlan::run(CopyThreads& threads, unsigned threads_max) {
+  if (device_ != nullptr) return run_on_device(threads, threads_max);
   if (total_size_ < kParallelSizeMin) {
     for (Stripe& stripe : stripes_) copy(stripe);
   } else {
@@ -80,7 +58,7 @@ uint64_t CopyPlan::run(CopyThreads& threads, FileReaders& readers, Deadline dead
     const Stripe& stripe = stripes_[i];
     const Page& page = pages_[stripe.page];
     if (page.device == 0) {
-      in_pool.push_back(i);
+      if (device_ == nullptr) in_pool.push_back(i);
       continue;
     }
     in_files.push_back(i);
@@ -92,6 +70,7 @@ uint64_t CopyPlan::run(CopyThreads& threads, FileReaders& readers, Deadline dead
   const uint64_t waited_ns = monotonic_ns() - begun_ns;
   if (reader == nullptr) {
     threads.run(in_pool.size(), [&](size_t i) { copy(stripes_[in_pool[i]]); });
+    if (device_ != nullptr) run(threads);
     return waited_ns;
   }
   std::atomic<size_t> next_in_pool{0};
@@ -113,6 +92,8 @@ uint64_t CopyPlan::run(CopyThreads& threads, FileReaders& readers, Deadline dead
   const ReadLimits limits = read_limits(left_ns, file_size_);
   const uint64_t silence_ns = reader->read(work, limits, threads);
   readers.give_back(std::move(reader));
+  // Stages come in order, and those of pages in files are complete now.
+  if (device_ != nullptr) run(threads);
   return waited_ns + silence_ns;
 }
 
@@ -121,6 +102,7 @@ void CopyPlan::scatter(Stripe& stripe, const uint8_t* bytes) {
     stripe.outcome = CopyOutcome::kStopped;
     return;
   }
+  if (device_ != nullptr) return scatter_to_device(stripe, bytes);
   const uint64_t size = size_of(stripe);
   PieceCursor<MemorySegment> segment(pages_[stripe.page].segments, stripe.offset);
   ChecksumCopy checksum_copy(size, store());

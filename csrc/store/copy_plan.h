@@ -6,6 +6,8 @@
 #include <atomic>
 #include <cstdint>
 #include <limits>
+#include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -14,6 +16,8 @@
 #include "transfer/checksum_copy.h"
 #include "transfer/copy_threads.h"
 #include "transfer/file_reader.h"
+#include "transfer/gpu_lane.h"
+#include "transfer/load_stages.h"
 
 namespace hicache {
 
@@ -23,12 +27,26 @@ enum class CopyDirection : uint8_t { kPoolToMemory, kMemoryToPool };
 
 /// kUnbacked: no memory stands behind its place in the pool. kStopped: the connection broke, and
 /// with it the lease or reservation that the copy relied on. kFailed: its file could not be read,
-/// or not in time.
-enum class CopyOutcome : uint8_t { kCopied, kUnbacked, kStopped, kFailed };
+/// or not in time. kDevice: the GPU's driver failed.
+enum class CopyOutcome : uint8_t { kCopied, kUnbacked, kStopped, kFailed, kDevice };
+
+/// Segments in memory of a GPU: pages go from the pool to there, or back, without the CPU.
+///
+/// What a GPU reads is not in the CPU's hands, so it is checked after the GPU has read it: bytes in
+/// the pool that are right then were so before, since a page is never written twice.
+struct DeviceSegments {
+  std::shared_ptr<GpuLane> lane;
+  LoadStages* stages = nullptr;  // Told of each stage, if there is one; see part.
+  size_t part = 0;
+  /// Of each segment of a page, the same for all pages. Empty: there is one stage.
+  std::span<const uint32_t> stage_of_segment = {};
+};
 
 class CopyPlan {
  public:
-  CopyPlan(ClientConnection& connection, CopyDirection direction, bool checksum);
+  /// `device`: all segments are in memory of a GPU; nullptr: the CPU's. It must outlive this.
+  CopyPlan(ClientConnection& connection, CopyDirection direction, bool checksum,
+           const DeviceSegments* device = nullptr);
 
   /// Adds one page, of the pool or of a file (see Place::device). The spans must stay valid until
   /// run() returns; their sizes add up to `size`.
@@ -84,9 +102,22 @@ class CopyPlan {
                   uint64_t size) const;
   void finish(Stripe& stripe, ChecksumCopy& checksum_copy) const;
 
+  // Of segments in memory of a GPU; copy_plan_device.cc.
+  struct DeviceCopies;
+  void run_on_device(CopyThreads& threads, unsigned threads_max);
+  /// Adds a page's copies to their stages, and says of its stripes when all of them are done.
+  bool add_copies(const Page& page, std::vector<DeviceCopies>& stages);
+  std::vector<std::shared_ptr<const GpuLane::Mark>> queue(std::span<const DeviceCopies> stages);
+  /// Of what is in the pool now.
+  void checksum_in_pool(Stripe& stripe) const;
+  void scatter_to_device(Stripe& stripe, const uint8_t* bytes);
+  void end_in_pool(CopyOutcome outcome);
+
   ClientConnection& connection_;
   const CopyDirection direction_;
   const bool checksum_;
+  const DeviceSegments* const device_;
+  std::mutex device_mutex_;  // Of copies out of files.
   uint64_t total_size_ = 0;
   uint64_t file_size_ = 0;              // Of it, in files.
   std::atomic<bool> no_memory_{false};  // Known since one stripe; the others need not try.

@@ -161,6 +161,24 @@ uint64_t page_checksum(const void* source, uint64_t size) {
   return fold_stripes(stripes, size);
 }
 
+struct StripeChecksum::State {
+  XXH3_state_t xxh;
+};
+
+StripeChecksum::StripeChecksum() : state_(std::make_unique<State>()) {
+  XXH3_64bits_reset(&state_->xxh);
+}
+
+StripeChecksum::~StripeChecksum() = default;
+
+void StripeChecksum::add(const void* source, size_t size) {
+  XXH3_64bits_update(&state_->xxh, source, size);
+}
+
+uint64_t StripeChecksum::finish() const {
+  return XXH3_64bits_digest(&state_->xxh);
+}
+
 ChecksumCopy::ChecksumCopy(uint64_t size, Store store)
     : size_(size), rounds_left_(size == 0 ? 0 : (size - 1) / kRoundSize), store_(store) {
   static constexpr uint64_t kStart[8] = {XXH_PRIME32_3, XXH_PRIME64_1, XXH_PRIME64_2,

@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 
 namespace hicache {
@@ -64,6 +65,24 @@ class ChecksumCopy {
   uint64_t size_;
   uint64_t rounds_left_;  // Whole rounds before the one that ends the stripe.
   Store store_;
+};
+
+/// The checksum of one stripe whose bytes may come in any number of pieces. Copies nothing.
+/// Threads: one object, one thread.
+class StripeChecksum {
+ public:
+  StripeChecksum();
+  ~StripeChecksum();
+  StripeChecksum(const StripeChecksum&) = delete;
+  StripeChecksum& operator=(const StripeChecksum&) = delete;
+
+  void add(const void* source, size_t size);
+  /// Returns: XXH3_64bits of what was added.
+  uint64_t finish() const;
+
+ private:
+  struct State;
+  const std::unique_ptr<State> state_;
 };
 
 /// A copy without a checksum, with the same choice of stores.

@@ -99,7 +99,7 @@ class FakeGpu : public GpuDriver {
     return changed_.wait_for(lock, std::chrono::seconds(20), [&] {
       size_t held = 0;
       for (const auto& stream : streams_) {
-        for (const Task& task : stream->tasks) held += task.event == nullptr && task.way == way;
+        for (const Task& task : stream->tasks) held += task.is_copy() && task.way == way;
       }
       return held >= count;
     });
@@ -109,6 +109,13 @@ class FakeGpu : public GpuDriver {
     return copies_[static_cast<size_t>(way)];
   }
   size_t pageable_copies() const { return pageable_copies_; }
+  /// Ranges that host_register() pinned.
+  size_t pinned_units() const {
+    const std::lock_guard lock(mutex_);
+    size_t count = 0;
+    for (const auto& [address, range] : ranges_) count += range.is_registered;
+    return count;
+  }
   size_t pinned_bytes() const {
     const std::lock_guard lock(mutex_);
     size_t size = 0;
@@ -170,21 +177,24 @@ class FakeGpu : public GpuDriver {
     EXPECT_FALSE(stack().empty());
     const std::lock_guard lock(mutex_);
     ++events_;
-    *event = std::make_unique<Event>().release();
+    auto created = std::make_shared<Event>();
+    *event = created.get();
+    living_events_.push_back(std::move(created));
     return 0;
   }
   int event_destroy(GpuEvent event) const override {
-    const std::unique_ptr<Event> ended(static_cast<Event*>(event));
+    // What was queued with it goes on.
     const std::lock_guard lock(mutex_);
+    std::erase_if(living_events_, [&](const auto& one) { return one.get() == event; });
     --events_;
     return 0;
   }
   int event_record(GpuEvent event, GpuStream stream) const override {
     const std::lock_guard lock(mutex_);
-    auto* recorded = static_cast<Event*>(event);
+    const std::shared_ptr<Event> recorded = event_of(event);
     recorded->is_done = false;
     auto& tasks = static_cast<Stream*>(stream)->tasks;
-    tasks.push_back({0, 0, 0, Way::kBetween, recorded});
+    tasks.push_back({0, 0, 0, Way::kBetween, recorded, nullptr});
     changed_.notify_all();
     return 0;
   }
@@ -206,9 +216,40 @@ class FakeGpu : public GpuDriver {
     const Way way = !is_device(to)    ? Way::kFromDevice
                     : is_device(from) ? Way::kBetween
                                       : Way::kToDevice;
-    static_cast<Stream*>(stream)->tasks.push_back({target, source, size, way, nullptr});
+    static_cast<Stream*>(stream)->tasks.push_back({target, source, size, way, nullptr, nullptr});
     changed_.notify_all();
     return 0;
+  }
+  int copy_all_async(std::span<const GpuCopy> copies, GpuStream stream) const override {
+    for (const GpuCopy& copy : copies) {
+      for (const uint64_t address : {copy.target, copy.source}) {
+        // The driver refuses what is not wholly inside one range that it knows.
+        const std::lock_guard lock(mutex_);
+        const Range* range = find(address);
+        EXPECT_TRUE(range != nullptr && find(address + copy.size - 1) == range);
+      }
+      EXPECT_EQ(copy_async(copy.target, copy.source, copy.size, stream), 0);
+    }
+    return 0;
+  }
+  int stream_wait_event(GpuStream stream, GpuEvent event) const override {
+    const std::lock_guard lock(mutex_);
+    static_cast<Stream*>(stream)->tasks.push_back(
+        {0, 0, 0, Way::kBetween, nullptr, event_of(event)});
+    changed_.notify_all();
+    return 0;
+  }
+  int host_register(void* address, size_t size) const override {
+    if (no_pinned_memory_) return 2;  // CUDA_ERROR_OUT_OF_MEMORY
+    const std::lock_guard lock(mutex_);
+    Range range{size, PointerFacts::Kind::kPinned, 0, nullptr};
+    range.is_registered = true;
+    const bool is_new = ranges_.emplace(reinterpret_cast<uint64_t>(address), range).second;
+    return is_new ? 0 : 712;  // CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
+  }
+  int host_unregister(void* address) const override {
+    const std::lock_guard lock(mutex_);
+    return ranges_.erase(reinterpret_cast<uint64_t>(address)) == 1 ? 0 : 713;
   }
   int host_alloc(void** address, size_t size) const override {
     if (no_pinned_memory_) return 2;  // CUDA_ERROR_OUT_OF_MEMORY
@@ -237,6 +278,7 @@ class FakeGpu : public GpuDriver {
     int device;
     uint8_t* inside;  // Of device memory.
     bool is_allocated = false;
+    bool is_registered = false;
   };
   struct Event {
     bool is_done = false;
@@ -247,13 +289,22 @@ class FakeGpu : public GpuDriver {
     uint64_t source;
     uint64_t size;
     Way way;
-    Event* event;  // Null: a copy.
+    std::shared_ptr<Event> event;     // That is recorded; null: a copy, or
+    std::shared_ptr<Event> awaited;   // the stream waits for that one.
+    bool is_copy() const { return event == nullptr && awaited == nullptr; }
   };
   struct Stream {
     std::deque<Task> tasks;
     int error = 0;  // Of a copy since the last event.
   };
 
+  std::shared_ptr<Event> event_of(GpuEvent event) const {
+    for (const auto& one : living_events_) {
+      if (one.get() == event) return one;
+    }
+    ADD_FAILURE() << "an event that is not, or no more";
+    return std::make_shared<Event>();
+  }
   static std::vector<GpuContext>& stack() {
     thread_local std::vector<GpuContext> contexts;
     return contexts;
@@ -290,9 +341,9 @@ class FakeGpu : public GpuDriver {
     for (const auto& stream : streams_) {
       if (stream->tasks.empty()) continue;
       const Task& task = stream->tasks.front();
-      if (task.event != nullptr || !held_[static_cast<size_t>(task.way)]) {
-        able.push_back(stream.get());
-      }
+      const bool is_able = task.is_copy() ? !held_[static_cast<size_t>(task.way)]
+                                          : task.awaited == nullptr || task.awaited->is_done;
+      if (is_able) able.push_back(stream.get());
     }
     return able.empty() ? nullptr : random_.pick(able);
   }
@@ -309,7 +360,7 @@ class FakeGpu : public GpuDriver {
       if (task.event != nullptr) {
         task.event->error = std::exchange(stream->error, 0);
         task.event->is_done = true;
-      } else {
+      } else if (task.is_copy()) {
         const auto way = static_cast<size_t>(task.way);
         ++copies_[way];
         if (fail_in_[way] > 0 && --fail_in_[way] == 0) {
@@ -327,6 +378,7 @@ class FakeGpu : public GpuDriver {
   mutable std::condition_variable changed_;
   mutable std::map<uint64_t, Range> ranges_;
   mutable std::vector<std::unique_ptr<Stream>> streams_;
+  mutable std::vector<std::shared_ptr<Event>> living_events_;
   mutable size_t events_ = 0;
   mutable size_t contexts_ = 0;
   mutable std::atomic<size_t> pageable_copies_{0};

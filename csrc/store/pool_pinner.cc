@@ -1,0 +1,58 @@
+#include "store/pool_pinner.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace hicache {
+
+PoolPinner::PoolPinner(SharedMemory& memory, std::shared_ptr<GpuLane> lane)
+    : memory_(memory),
+      lane_(std::move(lane)),
+      unit_count_((memory.size_bytes() + kUnitSize - 1) / kUnitSize),
+      units_(std::make_unique<std::atomic<State>[]>(unit_count_)) {
+  const auto run = [](void* self) -> void* {
+    static_cast<PoolPinner*>(self)->run();
+    return nullptr;
+  };
+  // Not std::thread, which throws where there is a limit on threads.
+  has_thread_ = pthread_create(&thread_, nullptr, run, this) == 0;
+}
+
+PoolPinner::~PoolPinner() {
+  closing_ = true;
+  if (has_thread_) pthread_join(thread_, nullptr);
+  for (uint64_t unit = 0; unit < unit_count_; ++unit) {
+    if (units_[unit] == State::kPinned) lane_->unpin(memory_.address() + unit * kUnitSize);
+  }
+}
+
+uint64_t PoolPinner::unit_size(uint64_t unit) const {
+  return std::min(kUnitSize, memory_.size_bytes() - unit * kUnitSize);
+}
+
+bool PoolPinner::pin_unit(uint64_t offset) {
+  const uint64_t unit = offset / kUnitSize;
+  State state = units_[unit].load(std::memory_order_acquire);
+  if (state == State::kOpen) {
+    const std::lock_guard lock(mutex_);
+    state = units_[unit].load(std::memory_order_relaxed);
+    if (state == State::kOpen) {
+      const Status pinned = lane_->pin(memory_.address() + unit * kUnitSize, unit_size(unit));
+      state = pinned.ok() ? State::kPinned : State::kRefused;
+      units_[unit].store(state, std::memory_order_release);
+    }
+  }
+  return state == State::kPinned;
+}
+
+void PoolPinner::run() {
+  for (uint64_t unit = 0; unit < unit_count_ && !closing_; ++unit) {
+    const uint64_t begin = unit * kUnitSize;
+    const auto backed = memory_.backed_range(begin, unit_size(unit));
+    if (!backed) return;
+    if (backed->offset != begin || backed->size_bytes < unit_size(unit)) continue;
+    if (!pin_unit(begin)) return;
+  }
+}
+
+}  // namespace hicache
