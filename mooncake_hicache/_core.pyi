@@ -117,6 +117,30 @@ class Node:
     def stop(self) -> None:
         """Close every connection and end the thread. May be called again."""
 
+class LoadStages:
+    """
+    Which parts of a load have arrived. A load is made of parts, each a `get` of its own, and
+    of stages that arrive in order. Having a stage is no proof that it is right: that is known
+    when the gets have returned. Any thread may call.
+    """
+
+    def __init__(self, stage_count: int, part_count: int) -> None: ...
+
+    @property
+    def stage_count(self) -> int: ...
+
+    @property
+    def part_count(self) -> int: ...
+
+    def end(self, part: int) -> None:
+        """Have nobody wait for a part; a `get` does so itself when it returns."""
+
+    def wait(self, stage: int, stream: int = 0, timeout_ms: int) -> bool:
+        """
+        Wait until every part has queued the stage on its GPU or ended, and have the CUDA
+        stream `stream` (a handle) wait for what is queued. False: the time-out came first.
+        """
+
 class Client:
     """
     A client of one node. Any number of threads may call; every call releases the GIL, a
@@ -141,23 +165,32 @@ class Client:
     def wait_disconnected(self, timeout_ms: int) -> bool:
         """Block until not connected (True) or the time-out (False)."""
 
+    def pin_pool(self, device: int) -> None:
+        """
+        Pin the node's pool for GPUs in the background, so that the first copies do not wait.
+        """
+
     def open_namespace(self, digest: bytes, description: str) -> int:
         """Return a number for the namespace, valid for this client's life."""
 
-    def lookup(self, namespace: int, keys: object, *, lease: bool, prefix: bool, poll_us: int) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def lookup(self, namespace: int, keys: object, *, lease: bool, prefix: bool, poll_us: int, resident: bool = False) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         Return OK or NOT_FOUND per key. `lease`: keep what is found for the read to come.
         `prefix`: everything after the first miss is NOT_FOUND. `poll_us`: for how long the GIL
         is kept while a few keys' answer is on its way, in microseconds; 150 at most.
+        `resident`: only what is in the node's memory counts; what is on SSD or on other nodes
+        is brought there meanwhile.
         """
 
-    def get(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def get(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], *, device: int = -1, stages: LoadStages | None = None, part: int = 0, stage_of_segment: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)] | None = None) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         Read pages into memory: page i is scattered over addresses[i, :] with sizes[:] or
-        sizes[i, :]. An object of another total size is NOT_FOUND.
+        sizes[i, :]. An object of another total size is NOT_FOUND. `device`: all of it is memory
+        of that GPU; -1: of the CPU. `stages`: told as they arrive, of part `part`, where
+        stage_of_segment[:] says which stage each of sizes[:] belongs to.
         """
 
-    def put(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], *, parent: object | None, chained: bool, ttl_ms: int = 0, pin: int = 0, replace: bool = False, replicas: int = 1) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def put(self, namespace: int, keys: object, addresses: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.uint64], dict(order='C', device='cpu', writable=False)], *, parent: object | None, chained: bool, ttl_ms: int = 0, pin: int = 0, replace: bool = False, replicas: int = 1, device: int = -1) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         Store pages gathered from memory. OK: stored; ALREADY_EXISTS: nothing to do.
         """

@@ -286,6 +286,7 @@ class Namespace:
         pin: Pin = "none",
         replace: bool = False,
         replicas: int = 1,
+        device: int | None = None,
     ) -> Codes:
         """Store pages gathered from addresses; see `put_batch`.
 
@@ -300,6 +301,8 @@ class Namespace:
             pin: As for `put`.
             replace: As for `put`.
             replicas: As for `put`.
+            device: The CUDA device whose memory all addresses are in; None: the CPU's. Whoever
+                wrote it has synchronised with the kernels that did.
         """
         level = _pin_level(pin)
         parent_key = None if parent is None else key_of(parent, "parent")
@@ -320,35 +323,76 @@ class Namespace:
                 pin=level,
                 replace=replace,
                 replicas=replica_count,
+                device=_device_number(device),
             ),
         )
 
     def get_into_addresses(
-        self, keys: Keys, addresses: npt.ArrayLike, sizes: npt.ArrayLike
+        self,
+        keys: Keys,
+        addresses: npt.ArrayLike,
+        sizes: npt.ArrayLike,
+        *,
+        device: int | None = None,
+        stages: _core.LoadStages | None = None,
+        part: int = 0,
+        stage_of_segment: npt.ArrayLike | None = None,
     ) -> Codes:
         """Read pages and scatter them to addresses; shapes as for `put_from`.
 
         A page whose size is not exactly the sum of its pieces is a miss.
+
+        Args:
+            keys: n keys.
+            addresses: As for `put_from`.
+            sizes: As for `put_from`.
+            device: The CUDA device whose memory all addresses are in; None: the CPU's. Pages go
+                there without the CPU, which checks them after the GPU has read them.
+            stages: Told as the stages of a load arrive; see `_core.LoadStages`. Pages are then as
+                they are when the call begins: one that is on its way here is read from its disk.
+            part: Which part of the load this call is.
+            stage_of_segment: With `stages`: the stage of each of `sizes`, shape (pieces,).
         """
         address_array = uint64_array("addresses", addresses)
         size_array = uint64_array("sizes", sizes)
+        stage_array = (
+            None
+            if stage_of_segment is None
+            else uint64_array("stage_of_segment", stage_of_segment)
+        )
         return self._with_keys(
             keys,
-            lambda plain: self._store._client.get(self._number, plain, address_array, size_array),
+            lambda plain: self._store._client.get(
+                self._number,
+                plain,
+                address_array,
+                size_array,
+                device=_device_number(device),
+                stages=stages,
+                part=part,
+                stage_of_segment=stage_array,
+            ),
         )
 
-    def lookup(self, keys: Keys, *, lease: bool, prefix: bool) -> Codes:
+    def lookup(self, keys: Keys, *, lease: bool, prefix: bool, resident: bool = False) -> Codes:
         """Look pages up in one request: `OK` or `NOT_FOUND` for each.
 
         Args:
             keys: Up to thousands.
             lease: Keep what is reported for the read that follows.
             prefix: The keys are a chain: after the first miss all are `NOT_FOUND`.
+            resident: Only what is in the memory of this machine counts; what is on SSD or on
+                other nodes is brought there meanwhile, and counts once it is there.
         """
         return self._with_keys(
             keys,
             lambda plain: self._store._client.lookup(
-                self._number, plain, lease=lease, prefix=prefix, poll_us=_LOOKUP_POLL_US
+                self._number,
+                plain,
+                lease=lease,
+                prefix=prefix,
+                poll_us=_LOOKUP_POLL_US,
+                resident=resident,
             ),
         )
 
@@ -374,6 +418,14 @@ def _is_plain(name: object) -> bool:
         if isinstance(name, str)
         else isinstance(name, bytes) and len(name) == KEY_SIZE
     )
+
+
+def _device_number(device: int | None) -> int:
+    if device is None:
+        return -1
+    if not isinstance(device, int) or isinstance(device, bool) or device < 0:
+        raise InvalidArgumentError(f"device {device!r}: give the number of a CUDA device, or None")
+    return device
 
 
 def _replica_count(replicas: int) -> int:

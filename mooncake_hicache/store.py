@@ -129,6 +129,21 @@ class Store:
         check_description_text(text)
         return Namespace(self, self._client.open_namespace(digest, text), digest, text)
 
+    def pin_pool(self, device: int) -> None:
+        """Pin the node's memory for GPUs, in the background, for as long as this store is open.
+
+        Copies between pages and memory of a GPU (`Namespace.get_into_addresses`, `put_from`) pin
+        what they touch anyway; this spares the first of them some 60 ms per GiB.
+
+        Args:
+            device: The number of a CUDA device; what is pinned is pinned for all.
+
+        Raises:
+            UnsupportedError: This process does not use CUDA.
+            IoError: The CUDA driver refuses.
+        """
+        self._client.pin_pool(device)
+
     def stats(self) -> dict[str, Any]:
         """Return what is counted: `{"client": {...}, "node": {...} or None without a node}`.
 

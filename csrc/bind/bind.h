@@ -8,6 +8,7 @@ namespace hicache {
 class Client;
 
 void bind_node(nanobind::module_& m);
+void bind_stages(nanobind::module_& m);
 void bind_client(nanobind::module_& m);
 /// The calls about named objects, in a file of their own.
 void bind_objects(nanobind::module_& m, nanobind::class_<Client>& client);

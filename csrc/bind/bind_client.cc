@@ -99,7 +99,7 @@ size_t open_namespace(Client& self, const nb::bytes& digest, std::string descrip
 }
 
 CodeArray lookup(Client& self, size_t name_space, nb::handle keys, bool lease, bool prefix,
-                 uint64_t poll_us) {
+                 uint64_t poll_us, bool resident) {
   // The most that is sent and answered within the time for which it is worth while.
   constexpr size_t kPolledKeysMax = 4096;
   const std::vector<Key> parsed = keys_from(keys);
@@ -113,15 +113,48 @@ CodeArray lookup(Client& self, size_t name_space, nb::handle keys, bool lease, b
     // To get the GIL back from a thread that never waits takes its switch interval, 5 ms, and an
     // answer takes a fiftieth of it: so it is given up only when the answer is late.
     const Waiting waiting{monotonic_ns() + std::min(poll_us, kPollMaxUs) * 1000, release};
-    self.lookup(name_space, parsed, {lease, prefix}, codes, &waiting);
+    self.lookup(name_space, parsed, {lease, prefix, resident}, codes, &waiting);
   }
   return to_numpy(std::move(codes));
 }
 
+/// Stages of the segments of a page, checked.
+std::vector<uint32_t> stages_from(const LoadStages& stages, size_t part,
+                                  const std::optional<U64Array>& stage_of_segment,
+                                  const U64Array& sizes) {
+  if (part >= stages.part_count()) {
+    raise(Status(Code::kInvalidArgument, "part " + std::to_string(part) + ": the load has " +
+                                             std::to_string(stages.part_count())));
+  }
+  const bool has_one_each = stage_of_segment && stage_of_segment->ndim() == 1 &&
+                            sizes.ndim() == 1 && sizes.shape(0) == stage_of_segment->shape(0);
+  const uint64_t* end = sizes.data() + sizes.size();
+  if (!has_one_each || std::find(sizes.data(), end, 0) != end) {
+    raise(Status(Code::kInvalidArgument,
+                 "a load in stages needs stage_of_segment, a uint64 array with one stage for each "
+                 "of sizes[:], none of which is 0"));
+  }
+  std::vector<uint32_t> found;
+  for (size_t i = 0; i < stage_of_segment->shape(0); ++i) {
+    const uint64_t stage = stage_of_segment->data()[i];
+    if (stage >= stages.stage_count()) {
+      raise(Status(Code::kInvalidArgument, "stage_of_segment holds " + std::to_string(stage) +
+                                               ": the load has " +
+                                               std::to_string(stages.stage_count())));
+    }
+    found.push_back(static_cast<uint32_t>(stage));
+  }
+  return found;
+}
+
 CodeArray get(Client& self, size_t name_space, nb::handle keys, const U64Array& addresses,
-              const U64Array& sizes) {
+              const U64Array& sizes, int device, LoadStages* stages, size_t part,
+              const std::optional<U64Array>& stage_of_segment) {
   const std::vector<Key> parsed = keys_from(keys);
   const PageMemory memory(parsed.size(), addresses, sizes);
+  std::vector<uint32_t> stage_of;
+  if (stages != nullptr) stage_of = stages_from(*stages, part, stage_of_segment, sizes);
+  const Client::GetOptions options{device, stages, part, stage_of};
   std::vector<Code> codes;
   {
     nb::gil_scoped_release no_gil;
@@ -130,14 +163,14 @@ CodeArray get(Client& self, size_t name_space, nb::handle keys, const U64Array& 
         [&](size_t page, uint64_t size, std::vector<MemorySegment>& segments) {
           return memory.append_if_size(page, size, segments);
         },
-        codes);
+        options, codes);
   }
   return to_numpy(std::move(codes));
 }
 
 CodeArray put(Client& self, size_t name_space, nb::handle keys, const U64Array& addresses,
               const U64Array& sizes, nb::object parent, bool chained, uint64_t ttl_ms, int pin,
-              bool replace, int replicas) {
+              bool replace, int replicas, int device) {
   const std::vector<Key> parsed = keys_from(keys);
   const PageMemory memory(parsed.size(), addresses, sizes);
   std::optional<Key> parent_key;
@@ -145,6 +178,7 @@ CodeArray put(Client& self, size_t name_space, nb::handle keys, const U64Array& 
   Client::PutOptions options{parent_key ? &*parent_key : nullptr, chained, replace, pin_from(pin),
                              ttl_ms};
   options.replica_count = replica_count_from(replicas);
+  options.device = device;
   std::vector<Code> codes;
   {
     nb::gil_scoped_release no_gil;
@@ -248,6 +282,14 @@ void connect(Client& self, const std::string& socket_path, uint64_t timeout_ms) 
   raise_if_error(status);
 }
 
+void pin_pool(Client& self, int device) {
+  const Status status = [&] {
+    nb::gil_scoped_release no_gil;
+    return self.pin_pool(device);
+  }();
+  raise_if_error(status);
+}
+
 void stop_node(Client& self) {
   const Status status = [&] {
     nb::gil_scoped_release no_gil;
@@ -283,20 +325,29 @@ void bind_client(nb::module_& m) {
             return self.wait_disconnected(timeout_ms);
           },
           "timeout_ms"_a, "Block until not connected (True) or the time-out (False).")
+      .def("pin_pool", &pin_pool, "device"_a,
+           "Pin the node's pool for GPUs in the background, so that the first copies do not wait.")
       .def("open_namespace", &open_namespace, "digest"_a, "description"_a,
            "Return a number for the namespace, valid for this client's life.")
       .def("lookup", &lookup, "namespace"_a, "keys"_a, nb::kw_only(), "lease"_a, "prefix"_a,
-           "poll_us"_a,
+           "poll_us"_a, "resident"_a = false,
            "Return OK or NOT_FOUND per key. `lease`: keep what is found for the read to come.\n"
            "`prefix`: everything after the first miss is NOT_FOUND. `poll_us`: for how long the "
            "GIL\n"
-           "is kept while a few keys' answer is on its way, in microseconds; 150 at most.")
-      .def("get", &get, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a,
+           "is kept while a few keys' answer is on its way, in microseconds; 150 at most.\n"
+           "`resident`: only what is in the node's memory counts; what is on SSD or on other nodes\n"
+           "is brought there meanwhile.")
+      .def("get", &get, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
+           "device"_a = Client::kCpu, "stages"_a.none() = nb::none(), "part"_a = 0,
+           "stage_of_segment"_a.none() = nb::none(),
            "Read pages into memory: page i is scattered over addresses[i, :] with sizes[:] or\n"
-           "sizes[i, :]. An object of another total size is NOT_FOUND.")
+           "sizes[i, :]. An object of another total size is NOT_FOUND. `device`: all of it is "
+           "memory\n"
+           "of that GPU; -1: of the CPU. `stages`: told as they arrive, of part `part`, where\n"
+           "stage_of_segment[:] says which stage each of sizes[:] belongs to.")
       .def("put", &put, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
            "parent"_a.none(), "chained"_a, "ttl_ms"_a = 0, "pin"_a = 0, "replace"_a = false,
-           "replicas"_a = 1,
+           "replicas"_a = 1, "device"_a = Client::kCpu,
            "Store pages gathered from memory. OK: stored; ALREADY_EXISTS: nothing to do.")
       .def("get_bytes", &get_bytes, "namespace"_a, "key"_a,
            nb::sig("def get_bytes(self, namespace: int, key: bytes | str) -> bytes | None"),
@@ -317,6 +368,46 @@ void bind_client(nb::module_& m) {
           },
           "Break the connection. May be called again.");
   bind_objects(m, client);
+}
+
+void bind_stages(nb::module_& m) {
+  using namespace nb::literals;
+  const auto make = [](LoadStages* self, size_t stage_count, size_t part_count) {
+    if (stage_count == 0 || part_count == 0) {
+      raise(Status(Code::kInvalidArgument, "a load has at least one stage and one part"));
+    }
+    new (self) LoadStages(stage_count, part_count);
+  };
+  nb::class_<LoadStages>(
+      m, "LoadStages",
+      "Which parts of a load have arrived. A load is made of parts, each a `get` of its own, and\n"
+      "of stages that arrive in order. Having a stage is no proof that it is right: that is known\n"
+      "when the gets have returned. Any thread may call.")
+      .def("__init__", make, "stage_count"_a, "part_count"_a)
+      .def_prop_ro("stage_count", &LoadStages::stage_count)
+      .def_prop_ro("part_count", &LoadStages::part_count)
+      .def(
+          "end",
+          [](LoadStages& self, size_t part) {
+            if (part >= self.part_count()) {
+              raise(Status(Code::kInvalidArgument, "there is no part " + std::to_string(part)));
+            }
+            self.end(part);
+          },
+          "part"_a, "Have nobody wait for a part; a `get` does so itself when it returns.")
+      .def(
+          "wait",
+          [](const LoadStages& self, size_t stage, uint64_t stream, uint64_t timeout_ms) {
+            if (stage >= self.stage_count()) {
+              raise(Status(Code::kInvalidArgument, "there is no stage " + std::to_string(stage)));
+            }
+            nb::gil_scoped_release no_gil;
+            return self.wait(stage, reinterpret_cast<GpuStream>(stream),
+                             Deadline::after_ms(timeout_ms));
+          },
+          "stage"_a, "stream"_a = 0, "timeout_ms"_a,
+          "Wait until every part has queued the stage on its GPU or ended, and have the CUDA\n"
+          "stream `stream` (a handle) wait for what is queued. False: the time-out came first.");
 }
 
 }  // namespace hicache

@@ -37,6 +37,7 @@ NB_MODULE(_core, m) {
       .value("OVER_QUOTA", Code::kOverQuota,
              "The namespace's tenant may have no more, and none of its pages may be evicted.");
   hicache::bind_node(m);
+  hicache::bind_stages(m);
   hicache::bind_client(m);
   hicache::bind_copy(m);
   hicache::bind_eviction(m);

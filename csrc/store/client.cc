@@ -68,6 +68,7 @@ Status Client::connect(const std::string& socket_path, uint64_t timeout_ms) {
       replaced_.push_back(std::move(connection_));
     }
     connection_ = std::move(opened.value());
+    if (pinning_lane_ != nullptr) connection_->pin_for(pinning_lane_);
   }
   ++stats_.connects;
   end_replaced();
@@ -180,7 +181,8 @@ void Client::lookup(size_t name_space, std::span<const Key> keys, PageStore::Loo
                     std::vector<Code>& codes, const Waiting* waiting) {
   ++stats_.lookup_calls;
   const auto bits =
-      static_cast<uint8_t>((flags.lease ? kLookupLease : 0) | (flags.prefix ? kLookupPrefix : 0));
+      static_cast<uint8_t>((flags.lease ? kLookupLease : 0) | (flags.prefix ? kLookupPrefix : 0) |
+                           (flags.resident ? kLookupResident : 0));
   call_for_codes(NodeOp::kLookup, name_space, keys, bits, codes, waiting);
 }
 

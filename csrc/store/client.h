@@ -122,6 +122,10 @@ class Client {
   /// are running have returned: they stop within one stripe of their copies.
   void disconnect();
 
+  /// Has the pool of this node, and of each one to come, pinned for GPUs ahead of the first copy, in
+  /// the background: see PoolPinner. kUnsupported: this process does not use CUDA.
+  Status pin_pool(int device);
+
   /// A number for the namespace, valid for the client's life whatever node it is connected to.
   size_t open_namespace(const NamespaceDigest& digest, std::string description);
 
@@ -222,6 +226,7 @@ class Client {
   std::deque<LocalNamespace> namespaces_;  // A deque: references stay valid while it grows.
   /// By device and direction.
   std::map<std::pair<int, CopyDirection>, std::shared_ptr<GpuLane>> lanes_;
+  std::shared_ptr<GpuLane> pinning_lane_;
   ClientStats stats_;
 };
 

@@ -181,6 +181,15 @@ void Client::get_all(size_t name_space, std::span<const Key> keys, const TargetO
   }
 }
 
+Status Client::pin_pool(int device) {
+  auto opened = lane(device, CopyDirection::kPoolToMemory);
+  if (!opened.ok()) return opened.status();
+  const std::lock_guard lock(mutex_);
+  pinning_lane_ = std::move(opened.value());
+  if (connection_) connection_->pin_for(pinning_lane_);
+  return Status();
+}
+
 Result<std::shared_ptr<GpuLane>> Client::lane(int device, CopyDirection direction) {
   const std::lock_guard lock(mutex_);
   std::shared_ptr<GpuLane>& lane = lanes_[{device, direction}];

@@ -25,6 +25,11 @@ bool Node::ask_peers(Connection& connection, NodeOp op, uint64_t request_id, Pay
                          is_get ? uint8_t{0} : request.flags, now_ms, missing);
   if (missing.empty()) return false;
   RemoteTier& remote = network_->remote();
+  if (!is_get && (request.flags & kLookupResident) != 0) {
+    // Nobody waits for what others have, but it may be here the next time.
+    (void)remote.begin_copy(std::move(question), now_ms);
+    return false;
+  }
   connection.remote_wait = is_get
                                ? remote.begin_get(std::move(question), request.patience_ms, now_ms)
                                : remote.begin_lookup(std::move(question), now_ms);

@@ -224,7 +224,8 @@ bool Node::handle_lookup(Connection& connection, Payload payload) {
   KeysRequest& request = keys_request_;
   if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
   const PageStore::LookupFlags flags{(request.flags & kLookupLease) != 0,
-                                     (request.flags & kLookupPrefix) != 0};
+                                     (request.flags & kLookupPrefix) != 0,
+                                     (request.flags & kLookupResident) != 0};
   store_.lookup(connection.session, request.index, request.keys, flags, monotonic_ms(), codes_);
   WireWriter(reply_).put_array(std::span<const Code>(codes_));
   return true;

@@ -104,12 +104,18 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
   const SpaceIndex space = use(index);
   codes.assign(keys.size(), Code::kNotFound);
   prefetch(space, keys, hashes_);
+  bool is_chained = true;
   for (size_t i = 0; i < keys.size(); ++i) {
     prefetch_records(i, flags.lease);
     const PageIndex page = find_live(space, keys[i], hashes_[i], now_ms);
     if (page == kNoPage) {
       if (lower_ != nullptr &&
           lower_->lookup(session, {space, keys[i], hashes_[i]}, flags.lease, now_ms)) {
+        if (flags.resident) {
+          is_chained = false;
+          ++counts_.lookup_miss_pages;
+          continue;
+        }
         codes[i] = Code::kOk;
         ++counts_.lookup_hit_pages;
         continue;
@@ -121,8 +127,12 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
       counts_.lookup_miss_pages += keys.size() - i;
       return;
     }
-    codes[i] = Code::kOk;
-    ++counts_.lookup_hit_pages;
+    if (is_chained || !flags.prefix) {
+      codes[i] = Code::kOk;
+      ++counts_.lookup_hit_pages;
+    } else {
+      ++counts_.lookup_miss_pages;
+    }
     if (flags.lease) promise(session, page, now_ms);
   }
 }

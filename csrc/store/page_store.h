@@ -63,6 +63,7 @@ class PageStore {
   struct LookupFlags {
     bool lease;   // Grant look-up leases for what is found.
     bool prefix;  // Stop at the first miss; the rest is answered kNotFound.
+    bool resident = false;  // What is below is asked for, and counts as a miss.
   };
 
   using Location = PageLocation;

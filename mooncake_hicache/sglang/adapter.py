@@ -53,7 +53,7 @@ from mooncake_hicache.store import Namespace, Store
 from mooncake_hicache.units import format_size
 from mooncake_hicache.version import __version__
 
-__all__ = ["MooncakeHiCacheStore"]
+__all__ = ["MooncakeHiCacheStore", "Serving"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _result(kv_pages: int, pool_pages: dict[Any, int], restorable: list[int]) ->
     return PoolTransferResult(**fields)
 
 
-class _Serving(NamedTuple):
+class Serving(NamedTuple):
     """What one call works with from its begin to its end, whatever happens meanwhile."""
 
     mover: Mover
@@ -103,12 +103,21 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
     Args:
         storage_config: SGLang's `HiCacheStorageConfig`.
         mem_pool: the anchor host pool, or anything else; pools come with the `register_*` calls.
+        device: the CUDA device whose memory the pools are in; None: host pools.
+        resident: only pages in the memory of this machine are found; others come there meanwhile.
 
     Never raises and never waits for the node. If the configuration is wrong it warns once and keeps
     nothing: every look-up is a miss.
     """
 
-    def __init__(self, storage_config: Any = None, mem_pool: Any = None) -> None:
+    def __init__(
+        self,
+        storage_config: Any = None,
+        mem_pool: Any = None,
+        *,
+        device: int | None = None,
+        resident: bool = False,
+    ) -> None:
         self.storage_config = storage_config
         self.coordinates = Coordinates.of(storage_config)
         self.mem_pool_host: Any = None
@@ -129,6 +138,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         self._store: Store | None = None
         self._mover: Mover | None = None
         self._must_clear: set[Namespace] = set()
+        self._of_mover: dict[str, Any] = {"device": device, "resident": resident}
         self._open(extra)
 
     def _open(self, extra_config: Any) -> None:
@@ -138,7 +148,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
             for warning in self._settings.warnings:
                 (logger.warning if is_first else logger.debug)("%s", warning)
             self._store = Store.open(self._settings.options, wait_ms=_OPEN_WAIT_MS)
-            self._mover = Mover(self._store, self._traffic)
+            self._mover = Mover(self._store, self._traffic, **self._of_mover)
         except Exception as error:  # noqa: BLE001 - an engine without a cache is better than none
             self._store = self._mover = None
             logger.warning(
@@ -241,7 +251,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
     @never_raises(lambda *_, **__: 0)
     def batch_exists(self, keys: list[str], extra_info: Any = None) -> int:
         """Return how many pages from the start are stored, and keep them for a following read."""
-        serving = self._ready()
+        serving = self.serving()
         # What a logical anchor stands for is in its side pools, which were not asked about.
         if serving is None or serving.anchor is None or _is_anchor_only(serving.anchor):
             return 0
@@ -258,7 +268,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         self, keys: list[str], host_indices: Any, extra_info: Any = None
     ) -> list[bool]:
         """Read pages into the anchor pool. Only pages whose every byte was verified are True."""
-        serving = self._ready()
+        serving = self.serving()
         if serving is None or serving.anchor is None:
             return all_false(keys)
         return serving.mover.read(serving.anchor, keys, host_indices, Budget())
@@ -268,7 +278,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         self, keys: list[str], host_indices: Any, extra_info: Any = None
     ) -> list[bool]:
         """Write pages of the anchor pool. A page that is stored already is True."""
-        serving = self._ready()
+        serving = self.serving()
         if serving is None or serving.anchor is None:
             return all_false(keys)
         parent = _parent(extra_info)
@@ -286,7 +296,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         extra_info: Any = None,
     ) -> PoolTransferResult:
         """Return which prefixes can be restored from the anchor and all side pools together."""
-        serving = self._ready()
+        serving = self.serving()
         if serving is None or serving.anchor is None:
             return _result(0, {}, [])
         (mover, pools, anchor), budget = serving, Budget()
@@ -380,7 +390,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
         action: Callable[[Mover, Pool, PoolTransfer, Budget], list[bool]],
     ) -> dict[Any, list[bool]]:
         results = all_false_v2(transfers)
-        serving, budget = self._ready(), Budget()
+        serving, budget = self.serving(), Budget()
         if serving is None:
             return results
         for transfer in transfers:
@@ -439,7 +449,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
     @never_raises(lambda *_, **__: False)
     def exists(self, key: str) -> bool:
         """Whether a page of the anchor pool, or one written with `set`, is stored."""
-        serving = self._ready()
+        serving = self.serving()
         if serving is None or serving.anchor is None:
             return False
         if not serving.anchor.is_logical and serving.mover.prefix_length(
@@ -457,7 +467,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
 
     def _flat_namespace(self) -> Namespace | None:
         # Whole pages in the engine's own flat form; another order of bytes than in the pool.
-        if self._ready() is None:
+        if self.serving() is None:
             return None
         with self._lock:
             store, anchor = self._store, self._pools.get(_KV)
@@ -511,7 +521,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
                 self._must_clear.discard(namespace)
         return dropped
 
-    def _ready(self) -> _Serving | None:
+    def serving(self) -> Serving | None:
         """Return what moves which pages, or None while there is nothing to move them to or from."""
         if self._must_clear and self._store is not None:
             if self._store.is_connected:
@@ -522,7 +532,7 @@ class MooncakeHiCacheStore(_base_class()):  # type: ignore[misc]
             is_settled = self._follow_weights()
             if self._mover is None or not is_settled:
                 return None
-            return _Serving(self._mover, self._pools, self._pools.get(_KV))
+            return Serving(self._mover, self._pools, self._pools.get(_KV))
 
     def _follow_weights(self) -> bool:
         """Switch to the namespaces of the weights in use; the lock is held. Returns whether all KV

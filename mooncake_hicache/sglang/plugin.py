@@ -1,4 +1,5 @@
-"""What SGLang calls in each of its processes: takes over the storage backend named `mooncake`.
+"""What SGLang calls in each of its processes: takes over the storage backend named `mooncake`, and
+the external linker of that name.
 
 SGLang finds `register` through the entry point group `sglang.srt.plugins`, before it creates any
 backend; nothing of SGLang is changed on disk. The environment variable `MOONCAKE_HICACHE_SGLANG`:
@@ -83,7 +84,8 @@ def _take_over() -> None:
         # Registering over a name makes the factory warn about it; this one is meant.
         StorageBackendFactory._registry.pop(BACKEND_NAME, None)
         StorageBackendFactory.register_backend(BACKEND_NAME, **entry)
-    from mooncake_hicache.sglang import allocator, weights
+    from mooncake_hicache.sglang import allocator, linker_plugin, weights
 
     allocator.use_default_for(BACKEND_NAME)
+    linker_plugin.take_over(BACKEND_NAME)
     weights.watch()

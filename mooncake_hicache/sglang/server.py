@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-__all__ = ["engine_version", "server_option"]
+__all__ = ["engine_version", "keeps_pages", "server_option"]
 
 
 def server_option(name: str) -> object:
@@ -14,6 +14,14 @@ def server_option(name: str) -> object:
         return getattr(arguments, name, None)
     except Exception:  # noqa: BLE001 - a sealed field in a version not seen yet means "not known"
         return None
+
+
+def keeps_pages() -> bool:
+    """Whether the server keeps KV anywhere but on its GPU."""
+    return bool(
+        server_option("enable_hierarchical_cache")
+        or server_option("enable_unified_cache_external_linker")
+    )
 
 
 def _server_arguments() -> object | None:

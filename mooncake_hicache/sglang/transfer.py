@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mooncake_hicache._core import Code
+from mooncake_hicache._core import Code, LoadStages
+from mooncake_hicache.errors import Error
 from mooncake_hicache.pages.geometry import Addresses
 from mooncake_hicache.sglang.lookup import leading
 from mooncake_hicache.sglang.pools import Pool, Share
@@ -56,10 +57,36 @@ class Mover:
     """Looks up, reads and writes pages of registered pools. Thread-safe; never raises for trouble
     of the environment: what did not work is False."""
 
-    def __init__(self, store: Store, traffic: TrafficLog) -> None:
+    def __init__(
+        self,
+        store: Store,
+        traffic: TrafficLog,
+        *,
+        device: int | None = None,
+        resident: bool = False,
+    ) -> None:
+        """Move pages of a store.
+
+        Args:
+            store: where they are.
+            traffic: what is told of the moves.
+            device: the CUDA device whose memory the pools are in; None: host pools.
+            resident: only pages in the memory of this machine are found.
+        """
         self._store = store
         self._traffic = traffic
+        self._device = device
+        self._resident = resident
         self._log = OccasionalLog(logger)
+
+    def pin_pool(self) -> None:
+        """Spare the first copies between the node's memory and the device of this mover a wait."""
+        if self._device is None:
+            return
+        try:
+            self._store.pin_pool(self._device)
+        except Error as error:
+            self._log.warning("pin", "the node's memory cannot be pinned for the GPU: %s", error)
 
     def prefix_length(self, pool: Pool, keys: Sequence[str], budget: Budget, *, lease: bool) -> int:
         """Return how many pages from the start are whole. One look-up per object of a page."""
@@ -69,7 +96,9 @@ class Mover:
         for share in pool.shares:
             if length == 0 or self._is_over(budget, "look-up", pool):
                 return 0
-            codes = share.namespace.lookup(keys[:length], lease=lease, prefix=True)
+            codes = share.namespace.lookup(
+                keys[:length], lease=lease, prefix=True, resident=self._resident
+            )
             length = leading(codes == Code.OK)
         return length
 
@@ -79,7 +108,10 @@ class Mover:
         for share in pool.shares:
             if not there.any() or self._is_over(budget, "look-up", pool):
                 return np.zeros(len(keys), dtype=bool)
-            there &= share.namespace.lookup(keys, lease=lease, prefix=False) == Code.OK
+            codes = share.namespace.lookup(
+                keys, lease=lease, prefix=False, resident=self._resident
+            )
+            there &= codes == Code.OK
         return there
 
     def read(
@@ -115,7 +147,9 @@ class Mover:
         for share in pool.shares:
             if self._is_over(budget, "read", pool):
                 return np.zeros(len(keys), dtype=bool)
-            codes = share.namespace.get_into_addresses(keys, *Pool.part(share, addresses, sizes))
+            codes = share.namespace.get_into_addresses(
+                keys, *Pool.part(share, addresses, sizes), device=self._device
+            )
             done &= codes == Code.OK
         return done
 
@@ -179,7 +213,9 @@ class Mover:
         # during the call is different: a new one takes its place within moments, and the engine
         # never repeats a write.
         may_retry = self._store.is_connected
-        codes = share.namespace.put_from(keys, addresses, sizes, parent=parent, chained=chained)
+        codes = share.namespace.put_from(
+            keys, addresses, sizes, parent=parent, chained=chained, device=self._device
+        )
         for wait_s in _RETRY_WAIT_S if may_retry else ():
             again = np.flatnonzero(np.isin(codes, _RETRIED))
             if not len(again) or budget.left_s() <= wait_s:
@@ -193,11 +229,55 @@ class Mover:
                 parent=keys[first - 1] if chained and first else parent,
                 # Where pages between these are stored already, neighbours are not parents.
                 chained=chained and int(again[-1]) - first + 1 == len(again),
+                device=self._device,
             )
         stored: Flags = np.isin(codes, _STORED)
         if not stored.all():
             self._explain(codes[~stored])
         return stored
+
+    def load(
+        self,
+        pool: Pool,
+        keys: Sequence[str],
+        indices: object,
+        stages: LoadStages,
+        part: int,
+        stage_of_range: npt.NDArray[np.uint64],
+    ) -> bool:
+        """Read pages in stages: one call of the store, whatever its size. Returns whether all came.
+
+        Args:
+            pool: the pool, of one share and on the device of this mover.
+            keys: names of the pages.
+            indices: token slots of the pages.
+            stages: told as stages arrive, and that this part has ended.
+            part: which of its parts this is.
+            stage_of_range: the stage of each memory range of a page.
+        """
+        try:
+            ranges = self._ranges(pool, keys, indices)
+            if ranges is None or len(pool.shares) != 1:
+                return False
+            begun_s = time.monotonic()
+            codes = pool.shares[0].namespace.get_into_addresses(
+                keys,
+                *ranges,
+                device=self._device,
+                stages=stages,
+                part=part,
+                stage_of_segment=stage_of_range,
+            )
+            self._record(False, codes == Code.OK, ranges[1], begun_s)
+            if not (codes == Code.OK).all():
+                self._explain_load(codes[codes != Code.OK], len(keys))
+            return bool((codes == Code.OK).all())
+        finally:
+            stages.end(part)
+
+    def _explain_load(self, codes: Codes, count: int) -> None:
+        names = ", ".join(Code(int(number)).name for number in np.unique(codes))
+        self._log.warning("load", "%d of %d pages did not come: %s", len(codes), count, names)
 
     def _is_over(self, budget: Budget, what: str, pool: Pool) -> bool:
         if budget.left_s() > 0:

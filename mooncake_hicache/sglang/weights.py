@@ -27,7 +27,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mooncake_hicache.sglang.server import server_option
+from mooncake_hicache.sglang.server import keeps_pages, server_option
 
 __all__ = ["HOOK_TARGETS", "Weights", "WeightsState", "is_watched", "live", "watch"]
 
@@ -115,7 +115,7 @@ class Weights:
 
 def _common_bytes(group: Any) -> str:
     own = secrets.token_hex(16)
-    if group is None or not server_option("enable_hierarchical_cache"):
+    if group is None or not keeps_pages():
         return own
     try:
         import torch
@@ -236,7 +236,7 @@ def _after_flush(result: Any, *_args: Any, **_kwargs: Any) -> None:
 
 
 def _say(when: str) -> None:
-    if not server_option("enable_hierarchical_cache"):
+    if not keeps_pages():
         return
     name, is_settled = live().state()
     if is_settled:

@@ -116,7 +116,7 @@ def test_more_keys_than_one_message_holds():
         assert backend.batch_exists(names) == 256
         last = [*keys(69_744, "other"), *names[:256]]
         assert backend.batch_exists(last) == 0
-        serving = backend._ready()
+        serving = backend.serving()
         found = serving.mover.found(serving.anchor, last, Budget(), lease=False)
         assert found[-256:].all() and not found[:-256].any()
         fill(host, 2)

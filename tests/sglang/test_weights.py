@@ -174,7 +174,7 @@ def test_update_that_raises_is_noticed(backend, host):
 
 
 def test_call_under_way_keeps_the_namespace_it_began_with(backend, host):
-    serving = backend._ready()
+    serving = backend.serving()
     update()
     fill(host, 1)
     indices = slots(host, range(4))
