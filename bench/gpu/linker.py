@@ -173,7 +173,7 @@ def rates(store: Any) -> dict[str, Any]:
             on_gpu.copy_(pinned, non_blocking=True)
             torch.cuda.synchronize()
             rows.setdefault("plain copy", []).append(time.perf_counter() - begun)
-            space.remove(keys)
+            space.remove_batch(keys)
         medians = {name: statistics.median(seconds) for name, seconds in rows.items()}
         first = {f"first {name}": seconds[0] for name, seconds in rows.items()}
         found[str(pages * PAGE_TOKENS)] = {
