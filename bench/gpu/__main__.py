@@ -7,6 +7,7 @@ Phases, in the order given:
     none       SGLang without HiCache
     l2         HiCache without storage
     ours       HiCache with our tier
+    linker     our tier without host pools (SGLang 0.5.23, see prepare)
     restart    our tier after a restart of the engine (run `ours` before, on the same machine)
     ssd        our tier with pages on SSD only, node and engine started anew (run `ours` before)
     disk       our store's pages on SSD beside fio
@@ -152,6 +153,30 @@ def phase_ours(run: Run) -> None:
     print("decode, tokens/s", {name: round(rate, 2) for name, rate in rates.items()}, flush=True)
 
 
+def phase_linker(run: Run) -> None:
+    """Measure our tier without host pools, and again after the engine was started anew."""
+    names = {"L2": "L3"}  # Whatever is not on the GPU SGLang counts as the host's.
+    references: dict[int, list[list[int]]] = {}
+    stop_node(run)
+    samples = cases.Samples("linker", names)
+    with run.server("linker", "linker", cases.DEVICE_TOKENS, 0) as server:
+        cases.warm_up(server, run.lengths)
+        for length in run.lengths:
+            answers = cases.cold(server, samples, length)
+            cases.hits_l1(server, samples, length, 8)
+            references[length] = [list(answer.tokens) for answer in answers]
+            cases.hits_l3(server, samples, length, _rounds(length), references[length])
+        _keep(run, samples, server)
+    again = cases.Samples("linker-restart", names)
+    with run.server("linker-restart", "linker", cases.DEVICE_TOKENS, 0) as server:
+        cases.warm_up(server, (ssd.WARM_LENGTH,))
+        for length in run.lengths:
+            known = references[length]
+            cases.hits_l3(server, again, length, 1, known, "L3 first", flush_first=False)
+            cases.hits_l3(server, again, length, 1, known)
+        _keep(run, again, server)
+
+
 def phase_ssd(run: Run) -> None:
     """Measure our tier with all pages on SSD."""
     if run.ssd is None:
@@ -243,6 +268,7 @@ PHASES: dict[str, tuple[Callable[[Run], None], int]] = {
     "none": (lambda run: phase_plain(run, "none"), 90),
     "l2": (lambda run: phase_plain(run, "l2"), 100),
     "ours": (phase_ours, 140),
+    "linker": (phase_linker, 200),
     "restart": (phase_restart, 110),
     "file": (phase_file, 120),
     "ssd": (phase_ssd, 150),

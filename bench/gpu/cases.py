@@ -8,7 +8,7 @@ import json
 import statistics
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,23 @@ def is_complete(length: int, answer: Answer) -> bool:
 class Samples:
     """Answers by length and by where the prompt was found; a wrong place is kept and said."""
 
-    def __init__(self, tag: str) -> None:
+    def __init__(self, tag: str, names: Mapping[str, str] | None = None) -> None:
+        """`names`: what this server's answers call a place, where it is another one."""
         self.tag = tag
         self.rows: list[dict[str, Any]] = []
+        self._names = names or {}
 
     def add(
         self, length: int, wanted: str, answer: Answer, reference: Sequence[int] | None
     ) -> None:
         """Keep one answer, and whether its tokens are those of the reference."""
         same = None if reference is None else list(answer.tokens) == list(reference)
+        source = self._names.get(answer.source, answer.source)
         row = {
             "server": self.tag,
             "length": length,
             "wanted": wanted,
-            "source": answer.source if is_complete(length, answer) else f"part {answer.source}",
+            "source": source if is_complete(length, answer) else f"part {source}",
             "sent_s": answer.sent_s,
             "ttft_s": answer.ttft_s,
             "cached": answer.cached,

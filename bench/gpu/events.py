@@ -84,9 +84,11 @@ def _wrap_scheduler(log: _Log) -> None:
 
 
 def _wrap_all(backend: type, log: _Log) -> None:
-    from sglang.srt.managers.cache_controller import HiCacheController
-    from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
-
+    try:
+        from sglang.srt.managers.cache_controller import HiCacheController
+        from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
+    except ImportError:  # A release that has other steps.
+        return
     for method in ("batch_exists", "batch_get_v1", "batch_set_v1", "batch_get", "batch_set"):
         _wrap(backend, method, log)
     for method in ("_storage_hit_query", "_page_transfer", "start_loading", "reset"):

@@ -13,9 +13,9 @@ Figures = dict[tuple[int, str, str, int], list[dict[str, Any]]]
 """Samples by run (from 1), server, place and length."""
 
 LABEL_END = ": "  # Between a label and the name of a server, see report.py.
-COLD_SERVERS = ("none", "l2", "ours")
+COLD_SERVERS = ("none", "l2", "ours", "linker")
 L2_SERVERS = ("l2", "ours")
-MISSES = (("turns-ours", "turns-l2"), ("ours", "l2"), ("ours", "none"))
+MISSES = (("turns-ours", "turns-l2"), ("ours", "l2"), ("ours", "none"), ("linker", "none"))
 
 
 def p50_ms(rows: Sequence[dict[str, Any]]) -> float:
@@ -46,12 +46,17 @@ def row(what: str, measured: str, bound: str, holds: bool, run: int) -> str:
 
 def hit_rows(figures: Figures) -> Iterator[str]:
     """Compare hits in memory with recomputing and with L2."""
-    for length, most, most_l2 in ((4096, 0.8, None), (32768, 0.13, 1.5)):
-        run = latest(figures, "ours", "L3", length)
+    for server, length, most, most_l2 in (
+        ("ours", 4096, 0.8, None),
+        ("ours", 32768, 0.13, 1.5),
+        ("linker", 4096, 0.8, None),
+        ("linker", 32768, 0.13, 1.5),
+    ):
+        run = latest(figures, server, "L3", length)
         if not run:
             continue
-        hit = p50_ms(figures[run, "ours", "L3", length])
-        name = f"hit in memory, {length} tokens"
+        hit = p50_ms(figures[run, server, "L3", length])
+        name = f"hit in memory{' through the linker' * (server == 'linker')}, {length} tokens"
         if cold := base(figures, run, COLD_SERVERS, "cold", length):
             ratio = hit / cold[1]
             yield row(f"{name} ÷ recompute", f"{ratio:.2f}", f"≤ {most}", ratio <= most, run)
@@ -79,6 +84,11 @@ def restart_rows(figures: Figures) -> Iterator[str]:
             if run and before:
                 ratio = p50_ms(figures[run, f"{label}restart", wanted, length]) / p50_ms(before)
                 what = f"{label}after a restart of the engine, {name}, {length} tokens ÷ before"
+                yield row(what, f"{ratio:.2f}", "≤ 1.3", ratio <= 1.3, run)
+            run = latest(figures, "linker-restart", wanted, length)
+            if before := figures.get((run, "linker", "L3", length)):
+                ratio = p50_ms(figures[run, "linker-restart", wanted, length]) / p50_ms(before)
+                what = f"linker, after a restart of the engine, {name}, {length} tokens ÷ before"
                 yield row(what, f"{ratio:.2f}", "≤ 1.3", ratio <= 1.3, run)
 
 

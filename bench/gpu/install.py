@@ -23,6 +23,9 @@ def environment(site: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": f"{site}{os.pathsep}{REPOSITORY}",
         "SGLANG_IS_FLASHINFER_AVAILABLE": "false",
+        # A release that pins a newer torch: its tree in Rust is built against that one.
+        "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",
+        "SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK": "1",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore",

@@ -1,5 +1,9 @@
 """Collect what the GPU machine lacks into one folder: `python3 -m bench.gpu.prepare [FOLDER]`.
 
+`--sglang 0.5.23` takes that release in place of 0.5.17, for the external linker, which 0.5.17 does
+not have. It pins a newer torch than the machine's; with its tree in Python and the kernels of
+0.5.17 it runs there all the same.
+
 The machine has torch and CUDA but no network, and at most 64 MiB travel to it. The folder (57 MiB,
 `.carry` by default, which git ignores) then holds:
 
@@ -13,7 +17,9 @@ Takes about 2 minutes and 1 GB of disk. Raises CalledProcessError when a downloa
 
 from __future__ import annotations
 
+import argparse
 import lzma
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +29,15 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-SGLANG = "sglang==0.5.17"  # The newest that pins the machine's torch, 2.11.
+# The first is the newest that pins the machine's torch, 2.11; then what others want in place of
+# what is in wheels.txt.
+RELEASES: dict[str, tuple[str, ...]] = {
+    "0.5.17": (),
+    "0.5.23": (
+        *("transformers==5.19.0", "tokenizers==0.23.2"),
+        *("openai==2.8.0", "compressed_tensors==0.18.0"),
+    ),
+}
 KERNEL = "sglang-kernel==0.4.5"
 WHEELS = Path(__file__).with_name("wheels.txt")
 # What our core is built with: from this machine's packages, under the same names below `include`.
@@ -42,7 +56,20 @@ PLATFORMS = [
 
 # SGLang's CUDA branch imports names of these at module level and calls none of them with
 # `--attention-backend triton --sampling-backend pytorch --grammar-backend none`. Both are large.
-STAND_INS = {"flashinfer": "0.6.15.post1", "xgrammar": "0.2.1"}
+STAND_INS = {"flashinfer": "0.7.2", "xgrammar": "0.2.7", "cutlass": "4.8.0"}
+# A kernel for Blackwell alone, which asks more of its package than a stand-in can give.
+DUAL_GEMM = "sglang/srt/layers/dual_gemm.py"
+DUAL_GEMM_CHOICE = "        if not is_cuda():\n            return None\n"
+# Kernels that came after ours; none is called with the flags above.
+KERNEL_FALLBACK = '''
+
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    def missing(*args, **kwargs):
+        raise NotImplementedError(f"{__name__}.{name}: not in this release of the kernels")
+    return missing
+'''
 STAND_IN = '''"""Import-only stand-in: whoever calls into it gets an error."""
 import importlib.machinery, sys
 __version__ = "{version}"
@@ -126,28 +153,45 @@ def copy_libraries(out: Path) -> None:
         shutil.copy(next((path for path in archives if path.exists()), archives[0]), out / "lib")
 
 
-def prepare(out: Path) -> None:
+def wheels_of(release: str) -> list[str]:
+    """Return what is downloaded for a release of SGLang."""
+    names = [line for line in WHEELS.read_text(encoding="utf-8").split() if line]
+    own = {re.split("[=<>]", name)[0]: name for name in RELEASES[release]}
+    return [own.get(re.split("[=<>]", name)[0], name) for name in names]
+
+
+def adapt(sglang: Path, kernel: Path) -> None:
+    """Have a newer release do with what the machine has."""
+    path = sglang / DUAL_GEMM
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(DUAL_GEMM_CHOICE, "        return None\n"), encoding="utf-8")
+    for path in (kernel / "sgl_kernel").rglob("*.py"):
+        path.write_text(path.read_text(encoding="utf-8") + KERNEL_FALLBACK, encoding="utf-8")
+
+
+def prepare(out: Path, release: str) -> None:
     """Fill the folder `out`."""
+    sglang = f"sglang=={release}"
     (out / "whl").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         copy_libraries(work / "libraries")
         pack(out / "libraries.tar.xz", work / "libraries")
         print("wheels …", flush=True)
-        download(out / "whl", "-r", str(WHEELS))
-        print(f"{SGLANG} …", flush=True)
-        download(work, SGLANG)
+        download(out / "whl", *wheels_of(release))
+        print(f"{sglang} …", flush=True)
+        download(work, sglang)
         extract(
             next(work.glob("sglang-*.whl")),
             work / "sglang",
-            lambda file: not file.startswith("sglang/multimodal_gen/"),
+            lambda file: not file.startswith("sglang/multimodal_gen/") and ".so" not in file,
         )
         for package, version in STAND_INS.items():
             folder = work / "sglang" / package
             folder.mkdir()
             text = STAND_IN.format(name=package, version=version)
             (folder / "__init__.py").write_text(text, encoding="utf-8")
-        pack(out / "sglang.tar.xz", work / "sglang")
         print(f"{KERNEL} …", flush=True)
         download(work, KERNEL)
         extract(next(work.glob("sglang_kernel-*.whl")), work / "kernel", is_hopper_kernel)
@@ -155,10 +199,16 @@ def prepare(out: Path) -> None:
             path = work / "kernel" / "sgl_kernel" / file
             text = path.read_text(encoding="utf-8")
             path.write_text(text.replace("_has_flashinfer = True", "_has_flashinfer = False"))
+        adapt(work / "sglang", work / "kernel")
+        pack(out / "sglang.tar.xz", work / "sglang")
         pack(out / "kernel.tar.xz", work / "kernel")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{size / 2**20:.1f} MiB in {out}")
 
 
 if __name__ == "__main__":
-    prepare(Path(sys.argv[1] if len(sys.argv) > 1 else ".carry").resolve())
+    parser = argparse.ArgumentParser(prog="python3 -m bench.gpu.prepare")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(".carry"))
+    parser.add_argument("--sglang", choices=list(RELEASES), default="0.5.17", help="the release")
+    given = parser.parse_args()
+    prepare(given.folder.resolve(), given.sglang)

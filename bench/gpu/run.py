@@ -24,10 +24,15 @@ FILE_FOLDER = Path("/dev/shm/hicache-file")
 SSD_FOLDER = "hicache-bench-ssd"
 FLUSH_TIMEOUT_S = 150
 WITH_SSD = ("ours", "restart", "ssd")
+WITHOUT_L2 = ("none", "linker")
 
 STORAGE = {
     "ours": ["--hicache-storage-backend", "mooncake"],
     "file": ["--hicache-storage-backend", "file"],
+    "linker": [
+        "--enable-unified-cache-external-linker",
+        *("--unified-cache-external-linker-backend", "mooncake"),
+    ],
 }
 
 
@@ -95,9 +100,9 @@ class Run:
         return found
 
     def server(self, tag: str, kind: str, device_tokens: int, l2_gb: int) -> Server:
-        """Return a server of a kind: `none`, `l2`, `ours` or `file`."""
+        """Return a server of a kind: `none`, `l2`, `ours`, `linker` or `file`."""
         flags = ["--max-total-tokens", str(device_tokens)]
-        if kind != "none":
+        if kind not in WITHOUT_L2:
             flags += ["--enable-hierarchical-cache", "--hicache-size", str(l2_gb)]
         flags += STORAGE.get(kind, [])
         flags += self.options.flag
@@ -151,7 +156,7 @@ def versions(run: Run) -> dict[str, str]:
 
 def is_ours(tag: str) -> bool:
     """Whether a server with this name has our tier."""
-    return "ours" in tag or tag in WITH_SSD
+    return "ours" in tag or "linker" in tag or tag in WITH_SSD
 
 
 def _own_command(run: Run, *args: str) -> subprocess.CompletedProcess[str]:
