@@ -81,6 +81,10 @@ class ClientConnection {
   /// Whether GPUs reach the pinner's unit at an offset of the pool, which is pinned if need be. False:
   /// there is no memory for all of it, or the driver refuses. Requires: pin_for() was called.
   bool pin_unit(uint64_t offset);
+  /// Whether that unit has not been pinned nor refused yet. Requires: pin_for() was called.
+  bool is_unit_open(uint64_t offset) const {
+    return pinner_->state(offset) == PoolPinner::State::kOpen;
+  }
   /// Whether what was in the pool when this connected is mapped, as far as it is mapped ahead.
   bool is_mapped_ahead() const { return mapper_->is_finished(); }
 

@@ -105,8 +105,9 @@ class CopyPlan {
   // Of segments in memory of a GPU; copy_plan_device.cc.
   struct DeviceCopies;
   void run_on_device(CopyThreads& threads, unsigned threads_max);
+  void back_units(CopyThreads& threads, unsigned threads_max);
   /// Adds a page's copies to their stages, and says of its stripes when all of them are done.
-  bool add_copies(const Page& page, std::vector<DeviceCopies>& stages);
+  bool add_copies(const Page& page, std::span<DeviceCopies> stages);
   std::vector<std::shared_ptr<const GpuLane::Mark>> queue(std::span<const DeviceCopies> stages);
   /// Of what is in the pool now.
   void checksum_in_pool(Stripe& stripe) const;

@@ -3,6 +3,7 @@
 // The GPU moves the bytes, stage after stage; the CPU checks each stripe once the stages that it is
 // part of have been copied, while the GPU goes on with the next.
 #include <algorithm>
+#include <set>
 
 #include "store/client.h"
 #include "store/copy_plan.h"
@@ -10,6 +11,12 @@
 #include "store/pool_pinner.h"
 
 namespace hicache {
+namespace {
+
+// Whoever wants to map or unmap memory of this process waits for one of these.
+constexpr uint64_t kBackedAtOnce = 2 * kMiB;
+
+}  // namespace
 
 /// What one stage copies, and the stripes that are whole with it.
 struct CopyPlan::DeviceCopies {
@@ -20,10 +27,16 @@ struct CopyPlan::DeviceCopies {
 
 void CopyPlan::run_on_device(CopyThreads& threads, unsigned threads_max) {
   connection_.pin_for(device_->lane);
-  const size_t stage_count = device_->stages == nullptr ? 1 : device_->stages->stage_count();
+  back_units(threads, threads_max);
+  // Where nobody asks for stages there is one for each page, so that checking keeps pace.
+  const bool is_staged = device_->stages != nullptr;
+  const size_t stage_count = is_staged ? device_->stages->stage_count() : pages_.size();
   std::vector<DeviceCopies> stages(stage_count);
-  for (const Page& page : pages_) {
-    if (page.device == 0 && !add_copies(page, stages)) return end_in_pool(CopyOutcome::kUnbacked);
+  for (size_t i = 0; i < pages_.size(); ++i) {
+    if (pages_[i].device != 0) continue;
+    if (!add_copies(pages_[i], is_staged ? std::span(stages) : std::span(&stages[i], 1))) {
+      return end_in_pool(CopyOutcome::kUnbacked);
+    }
   }
   const auto marks = queue(stages);
   if (marks.size() != stage_count) {
@@ -44,7 +57,35 @@ void CopyPlan::run_on_device(CopyThreads& threads, unsigned threads_max) {
   if (!is_checked && connection_.is_broken()) end_in_pool(CopyOutcome::kStopped);
 }
 
-bool CopyPlan::add_copies(const Page& page, std::vector<DeviceCopies>& stages) {
+/// Has memory stand behind the units that are about to be pinned: much new memory at once, for which
+/// one thread would take a second per two GiB.
+void CopyPlan::back_units(CopyThreads& threads, unsigned threads_max) {
+  std::vector<uint64_t> pieces;  // Offsets in the pool.
+  std::set<uint64_t> units;
+  for (const Page& page : pages_) {
+    if (page.device != 0) continue;
+    for (const Extent& extent : page.extents) {
+      const uint64_t last = (extent.offset + extent.size - 1) / PoolPinner::kUnitSize;
+      for (uint64_t unit = extent.offset / PoolPinner::kUnitSize; unit <= last; ++unit) {
+        const uint64_t begin = unit * PoolPinner::kUnitSize;
+        if (!connection_.is_unit_open(begin) || !units.insert(unit).second) continue;
+        const uint64_t end = std::min(begin + PoolPinner::kUnitSize, connection_.pool_size_bytes());
+        for (uint64_t piece = begin; piece < end; piece += kBackedAtOnce) pieces.push_back(piece);
+      }
+    }
+  }
+  threads.run(
+      pieces.size(),
+      [&](size_t i) {
+        const uint64_t size =
+            std::min(kBackedAtOnce, connection_.pool_size_bytes() - pieces[i]);
+        // If there is none, whoever pins finds out.
+        (void)connection_.back(pieces[i], size, SharedMemory::Access::kWrite);
+      },
+      threads_max);
+}
+
+bool CopyPlan::add_copies(const Page& page, std::span<DeviceCopies> stages) {
   const bool is_read = direction_ == CopyDirection::kPoolToMemory;
   PieceCursor<Extent> extent(page.extents, 0);
   PieceCursor<MemorySegment> segment(page.segments, 0);
