@@ -356,9 +356,7 @@ class Namespace:
         address_array = uint64_array("addresses", addresses)
         size_array = uint64_array("sizes", sizes)
         stage_array = (
-            None
-            if stage_of_segment is None
-            else uint64_array("stage_of_segment", stage_of_segment)
+            None if stage_of_segment is None else uint64_array("stage_of_segment", stage_of_segment)
         )
         return self._with_keys(
             keys,

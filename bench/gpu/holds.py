@@ -15,7 +15,13 @@ Figures = dict[tuple[int, str, str, int], list[dict[str, Any]]]
 LABEL_END = ": "  # Between a label and the name of a server, see report.py.
 COLD_SERVERS = ("none", "l2", "ours", "linker")
 L2_SERVERS = ("l2", "ours")
-MISSES = (("turns-ours", "turns-l2"), ("ours", "l2"), ("ours", "none"), ("linker", "none"))
+MISSES = (
+    ("turns-ours", "turns-l2"),
+    ("ours", "l2"),
+    ("ours", "none"),
+    ("linker", "l2"),
+    ("linker", "none"),
+)
 
 
 def p50_ms(rows: Sequence[dict[str, Any]]) -> float:

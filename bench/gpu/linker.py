@@ -221,9 +221,7 @@ def measure(out: Path | None, site: Path, wanted: str) -> None:
         result["compute-sanitizer"] = sanitized(site)
         result["machine"] = {
             "gpu": torch.cuda.get_device_name(0),
-            "driver": printed(
-                "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-            ),
+            "driver": printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "torch": torch.__version__,

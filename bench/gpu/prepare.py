@@ -61,7 +61,7 @@ STAND_INS = {"flashinfer": "0.7.2", "xgrammar": "0.2.7", "cutlass": "4.8.0"}
 DUAL_GEMM = "sglang/srt/layers/dual_gemm.py"
 DUAL_GEMM_CHOICE = "        if not is_cuda():\n            return None\n"
 # Kernels that came after ours; none is called with the flags above.
-KERNEL_FALLBACK = '''
+KERNEL_FALLBACK = """
 
 def __getattr__(name):
     if name.startswith("__"):
@@ -69,7 +69,7 @@ def __getattr__(name):
     def missing(*args, **kwargs):
         raise NotImplementedError(f"{__name__}.{name}: not in this release of the kernels")
     return missing
-'''
+"""
 STAND_IN = '''"""Import-only stand-in: whoever calls into it gets an error."""
 import importlib.machinery, sys
 __version__ = "{version}"

@@ -271,7 +271,7 @@ def write_markdown(path: Path, merged: dict[str, Any], figures: Figures) -> None
     machine = merged["runs"][-1]["machine"]
     lines = ["# Time to first token on a GPU", ""]
     lines += [", ".join(f"{name} {value}" for name, value in machine.items()) + ".", ""]
-    versions = merged["runs"][-1].get("versions", {})
+    versions = merged["runs"][0].get("versions", {})
     lines += [", ".join(f"{name} {value}" for name, value in versions.items()) + ".", ""]
     lines += [
         "Model: the shape of Qwen3-8B with random weights, 144 KiB of KV per token (32768 tokens: "

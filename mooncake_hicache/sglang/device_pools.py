@@ -115,9 +115,7 @@ def pool_group_of(kvcache: Any, params: Any, components: Any) -> Any:
         page_size=params.page_size,
         rows_are_pages=False,
     )
-    return assembler.DevicePoolGroup(
-        [entry], len(layers), params.page_size, rank_replicated=is_mla
-    )
+    return assembler.DevicePoolGroup([entry], len(layers), params.page_size, rank_replicated=is_mla)
 
 
 def device_of(pools: dict[Any, Any]) -> int | None:

@@ -278,10 +278,8 @@ def _wait_for(events: list[Any]) -> None:
 def _storage_config(
     params: Any, rank_replicated: bool, extra_config: dict[str, Any]
 ) -> HiCacheStorageConfig:
-    from sglang.srt.runtime_context import get_parallel
-
     group = params.attn_tp_cache_group or params.tp_cache_group
-    rank, size = 0, get_parallel().tp_size
+    rank, size = 0, 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         rank = torch.distributed.get_rank(group=group)
         size = torch.distributed.get_world_size(group=group)

@@ -108,9 +108,7 @@ class Mover:
         for share in pool.shares:
             if not there.any() or self._is_over(budget, "look-up", pool):
                 return np.zeros(len(keys), dtype=bool)
-            codes = share.namespace.lookup(
-                keys, lease=lease, prefix=False, resident=self._resident
-            )
+            codes = share.namespace.lookup(keys, lease=lease, prefix=False, resident=self._resident)
             there &= codes == Code.OK
         return there
 

@@ -192,6 +192,21 @@ TEST(RemoteHits, ALookUpWithIntentBringsTheChainHere) {
   EXPECT_EQ(stat_of(*a->node, "peer_leased_pages"), 30u);
 }
 
+TEST(RemoteHits, ForALookUpOfWhatIsInMemoryPagesCountOnceTheyAreHere) {
+  TestCluster cluster;
+  auto a = cluster.add("a");
+  auto b = cluster.add("b");
+  a->put(0, 8, kPageSize);
+  const auto resident = [&] {
+    std::vector<Code> codes;
+    b->client.client.lookup(b->client.space, keys_of(0, 10), {true, true, true}, codes);
+    return std::count(codes.begin(), codes.end(), Code::kOk);
+  };
+  EXPECT_EQ(resident(), 0);
+  EXPECT_TRUE(eventually(20'000, [&] { return resident() == 8; }));
+  expect_hits(*b, 0, 8, kPageSize);
+}
+
 TEST(RemoteHits, ALookUpWithoutIntentMovesNothing) {
   TestCluster cluster;
   auto a = cluster.add("a");

@@ -318,6 +318,20 @@ TEST_F(SsdTierTest, ALookUpBringsItsPagesUp) {
   EXPECT_EQ(one->client.stats().ssd_hit_pages, 0U);
 }
 
+TEST_F(SsdTierTest, ForALookUpOfWhatIsInMemoryPagesCountOnceTheyHaveComeUp) {
+  start_with_pages_below(12);
+  const auto one = client();
+  const auto resident = [&](bool prefix) {
+    std::vector<Code> codes;
+    one->client.lookup(one->space, testing::keys_of(0, 14), {true, prefix, true}, codes);
+    return std::count(codes.begin(), codes.end(), Code::kOk);
+  };
+  EXPECT_EQ(resident(true), 0) << "the first is on the SSD alone";
+  EXPECT_TRUE(testing::eventually(kPatienceMs, [&] { return resident(true) == 12; }));
+  EXPECT_EQ(resident(false), 12) << "two are nowhere";
+  EXPECT_EQ(found(*one, 0, 12), 12U);
+}
+
 TEST_F(SsdTierTest, PagesComeUpAlsoWhereClientsReadTheDisksAllTheTime) {
   testing::SsdSetup setup;
   setup.size_limit = 256 * kMiB;

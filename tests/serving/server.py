@@ -50,6 +50,11 @@ HICACHE_ARGS = shlex.split(
 )
 """What a user types to get our tier, but predictable: a request waits for its whole prefix."""
 
+LINKER_ARGS = shlex.split(
+    "--enable-unified-cache-external-linker --unified-cache-external-linker-backend mooncake"
+)
+"""The same without host pools."""
+
 
 class ServerError(RuntimeError):
     """The server did not start, stopped, or answered with an error; the message says which."""

@@ -17,7 +17,7 @@ pytest.importorskip("sglang")
 from mooncake_hicache.cli.reach import look
 from mooncake_hicache.config import StoreOptions
 from tests.serving.model import tiny_model
-from tests.serving.server import HICACHE_ARGS, Server
+from tests.serving.server import HICACHE_ARGS, LINKER_ARGS, Server
 
 pytestmark = [pytest.mark.serving, pytest.mark.timeout(900)]
 
@@ -110,6 +110,26 @@ def test_one_rank_restart_faults_and_endpoints(expected, runtime_dir):
         assert_serving_survives_the_node(server, expected, runtime_dir)
 
 
+def test_the_linker_serves_without_host_pools(expected, runtime_dir):
+    with server_with_node("linker", LINKER_ARGS, runtime_dir) as server:
+        cold = server.generate(PROMPT)
+        agree(expected, cold)
+        assert cold.cached_tokens == 0
+        assert cached(server.generate(PROMPT))["device"] == CACHED
+        server.flush()
+        found = server.generate(PROMPT)
+        agree(expected, found)
+        # SGLang counts what its linker loads as the host's.
+        assert cached(found) == {"device": 0, "host": CACHED, "storage": 0}
+        kill_node(runtime_dir)
+        server.flush()
+        agree(expected, server.generate(PROMPT))
+        wait_until_ranks_have_a_node(runtime_dir)
+        push_out(server)
+        server.flush()
+        agree(expected, server.generate(PROMPT))
+
+
 def admin(server, method, path, body=None):
     """Ask what only an administrator may."""
     request = urllib.request.Request(
@@ -161,10 +181,14 @@ def assert_clear_forgets(server, expected):
     assert cold.cached_tokens == 0
 
 
-def assert_serving_survives_the_node(server, expected, runtime_dir):
+def kill_node(runtime_dir):
     state = json.loads((runtime_dir / "node.json").read_text())
-    flush(server)
     os.kill(int(state["pid"]), signal.SIGKILL)
+
+
+def assert_serving_survives_the_node(server, expected, runtime_dir):
+    flush(server)
+    kill_node(runtime_dir)
     begun = time.monotonic()
     agree(expected, server.generate(PROMPT))
     assert time.monotonic() - begun < 20
