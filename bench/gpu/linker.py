@@ -89,6 +89,7 @@ def load(space: Any, keys: list[str], pool: Pool, slots: list[int], layer_of: li
     import threading
 
     import torch
+
     from mooncake_hicache._core import LoadStages
 
     stages = LoadStages(max(layer_of) + 1, 1)
@@ -208,6 +209,7 @@ def sanitized(site: Path) -> dict[str, Any]:
 def measure(out: Path | None, site: Path, wanted: str) -> None:
     """Run everything in this process, which must see what is installed in `site`."""
     import torch
+
     from mooncake_hicache import Store
 
     result: dict[str, Any] = {}

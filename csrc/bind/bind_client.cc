@@ -329,14 +329,15 @@ void bind_client(nb::module_& m) {
            "Pin the node's pool for GPUs in the background, so that the first copies do not wait.")
       .def("open_namespace", &open_namespace, "digest"_a, "description"_a,
            "Return a number for the namespace, valid for this client's life.")
-      .def("lookup", &lookup, "namespace"_a, "keys"_a, nb::kw_only(), "lease"_a, "prefix"_a,
-           "poll_us"_a, "resident"_a = false,
-           "Return OK or NOT_FOUND per key. `lease`: keep what is found for the read to come.\n"
-           "`prefix`: everything after the first miss is NOT_FOUND. `poll_us`: for how long the "
-           "GIL\n"
-           "is kept while a few keys' answer is on its way, in microseconds; 150 at most.\n"
-           "`resident`: only what is in the node's memory counts; what is on SSD or on other nodes\n"
-           "is brought there meanwhile.")
+      .def(
+          "lookup", &lookup, "namespace"_a, "keys"_a, nb::kw_only(), "lease"_a, "prefix"_a,
+          "poll_us"_a, "resident"_a = false,
+          "Return OK or NOT_FOUND per key. `lease`: keep what is found for the read to come.\n"
+          "`prefix`: everything after the first miss is NOT_FOUND. `poll_us`: for how long the "
+          "GIL\n"
+          "is kept while a few keys' answer is on its way, in microseconds; 150 at most.\n"
+          "`resident`: only what is in the node's memory counts; what is on SSD or on other nodes\n"
+          "is brought there meanwhile.")
       .def("get", &get, "namespace"_a, "keys"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
            "device"_a = Client::kCpu, "stages"_a.none() = nb::none(), "part"_a = 0,
            "stage_of_segment"_a.none() = nb::none(),

@@ -15,20 +15,20 @@ constexpr const char* kLibraryName = "libcuda.so.1";
 
 // Of cuda.h (CUDA 13.0; unchanged since they were introduced). Types: CUresult is an int, CUdevice
 // an int, CUdeviceptr a uint64_t, CUcontext, CUstream and CUevent are pointers.
-constexpr int kSuccess = 0;            // CUDA_SUCCESS
-constexpr int kNotInitialized = 3;     // CUDA_ERROR_NOT_INITIALIZED
-constexpr int kDeinitialized = 4;      // CUDA_ERROR_DEINITIALIZED
-constexpr int kInvalidValue = 1;       // CUDA_ERROR_INVALID_VALUE
-constexpr int kInvalidContext = 201;   // CUDA_ERROR_INVALID_CONTEXT
-constexpr int kMemoryType = 2;         // CU_POINTER_ATTRIBUTE_MEMORY_TYPE
-constexpr int kIsManaged = 8;          // CU_POINTER_ATTRIBUTE_IS_MANAGED
-constexpr int kDeviceOrdinal = 9;      // CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-constexpr unsigned kTypeHost = 1;      // CU_MEMORYTYPE_HOST
-constexpr unsigned kTypeDevice = 2;    // CU_MEMORYTYPE_DEVICE
-constexpr unsigned kNonBlocking = 1;   // CU_STREAM_NON_BLOCKING
-constexpr unsigned kBlockingSync = 1;  // CU_EVENT_BLOCKING_SYNC
-constexpr unsigned kNoTiming = 2;      // CU_EVENT_DISABLE_TIMING
-constexpr unsigned kPortable = 1;      // CU_MEMHOSTALLOC_PORTABLE, CU_MEMHOSTREGISTER_PORTABLE
+constexpr int kSuccess = 0;              // CUDA_SUCCESS
+constexpr int kNotInitialized = 3;       // CUDA_ERROR_NOT_INITIALIZED
+constexpr int kDeinitialized = 4;        // CUDA_ERROR_DEINITIALIZED
+constexpr int kInvalidValue = 1;         // CUDA_ERROR_INVALID_VALUE
+constexpr int kInvalidContext = 201;     // CUDA_ERROR_INVALID_CONTEXT
+constexpr int kMemoryType = 2;           // CU_POINTER_ATTRIBUTE_MEMORY_TYPE
+constexpr int kIsManaged = 8;            // CU_POINTER_ATTRIBUTE_IS_MANAGED
+constexpr int kDeviceOrdinal = 9;        // CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+constexpr unsigned kTypeHost = 1;        // CU_MEMORYTYPE_HOST
+constexpr unsigned kTypeDevice = 2;      // CU_MEMORYTYPE_DEVICE
+constexpr unsigned kNonBlocking = 1;     // CU_STREAM_NON_BLOCKING
+constexpr unsigned kBlockingSync = 1;    // CU_EVENT_BLOCKING_SYNC
+constexpr unsigned kNoTiming = 2;        // CU_EVENT_DISABLE_TIMING
+constexpr unsigned kPortable = 1;        // CU_MEMHOSTALLOC_PORTABLE, CU_MEMHOSTREGISTER_PORTABLE
 constexpr int kSourceInStreamOrder = 1;  // CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
 
 /// CUmemcpyAttributes.

@@ -75,8 +75,8 @@ class GpuDriver {
   virtual int stream_wait_event(GpuStream stream, GpuEvent event) const = 0;
   /// Between any two addresses that the driver knows.
   virtual int copy_async(uint64_t target, uint64_t source, size_t size, GpuStream stream) const = 0;
-  /// Many copies at once, which is an order of magnitude cheaper than one by one. They may run in any
-  /// order among themselves.
+  /// Many copies at once, which is an order of magnitude cheaper than one by one. They may run in
+  /// any order among themselves.
   virtual int copy_all_async(std::span<const GpuCopy> copies, GpuStream stream) const = 0;
   /// Pinned for all devices.
   virtual int host_alloc(void** address, size_t size) const = 0;

@@ -100,7 +100,8 @@ class Client {
     /// Told as the stages of a load arrive on the GPU, and when this call, its `part`, has ended.
     LoadStages* stages = nullptr;
     size_t part = 0;
-    /// Of each segment of a page, in the order in which TargetOf gives them, the same for all pages.
+    /// Of each segment of a page, in the order in which TargetOf gives them, the same for all
+    /// pages.
     std::span<const uint32_t> stage_of_segment = {};
   };
 
@@ -122,8 +123,8 @@ class Client {
   /// are running have returned: they stop within one stripe of their copies.
   void disconnect();
 
-  /// Has the pool of this node, and of each one to come, pinned for GPUs ahead of the first copy, in
-  /// the background: see PoolPinner. kUnsupported: this process does not use CUDA.
+  /// Has the pool of this node, and of each one to come, pinned for GPUs ahead of the first copy,
+  /// in the background: see PoolPinner. kUnsupported: this process does not use CUDA.
   Status pin_pool(int device);
 
   /// A number for the namespace, valid for the client's life whatever node it is connected to.

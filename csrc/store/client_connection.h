@@ -78,8 +78,9 @@ class ClientConnection {
   bool back(uint64_t offset, uint64_t size, SharedMemory::Access access);
   /// Has the pool pinned for GPUs, from now on and ahead of its use. `lane`: of any of them.
   void pin_for(const std::shared_ptr<GpuLane>& lane);
-  /// Whether GPUs reach the pinner's unit at an offset of the pool, which is pinned if need be. False:
-  /// there is no memory for all of it, or the driver refuses. Requires: pin_for() was called.
+  /// Whether GPUs reach the pinner's unit at an offset of the pool, which is pinned if need be.
+  /// False: there is no memory for all of it, or the driver refuses. Requires: pin_for() was
+  /// called.
   bool pin_unit(uint64_t offset);
   /// Whether that unit has not been pinned nor refused yet. Requires: pin_for() was called.
   bool is_unit_open(uint64_t offset) const {

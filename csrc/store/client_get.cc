@@ -72,8 +72,7 @@ Status Client::get_range(const GetRange& range, const TargetOf& target_of, Deadl
   RefsRequest leased;
   std::vector<size_t> wanted;
   std::vector<std::vector<MemorySegment>> targets(range.keys.size());
-  CopyPlan plan(range.connection, CopyDirection::kPoolToMemory, options_.verify,
-                range.device);
+  CopyPlan plan(range.connection, CopyDirection::kPoolToMemory, options_.verify, range.device);
   for (size_t i = 0; i < range.keys.size(); ++i) {
     const Place& place = places.places[i];
     Code& code = range.codes[range.numbers[i]];
@@ -156,8 +155,8 @@ void Client::get_all(size_t name_space, std::span<const Key> keys, const TargetO
   // A stage that has come has come for all pages: they are one range, and none comes later.
   const bool is_staged = options.stages != nullptr;
   if (is_staged && keys.size() > kAskedCountMax) {
-    return fail(Status(Code::kInvalidArgument, "a load in stages has at most " +
-                                                   std::to_string(kAskedCountMax) + " pages"),
+    return fail(Status(Code::kInvalidArgument,
+                       "a load in stages has at most " + std::to_string(kAskedCountMax) + " pages"),
                 codes, keys.size());
   }
   for (size_t first = 0; first < keys.size(); first += kAskedCountMax) {

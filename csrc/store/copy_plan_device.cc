@@ -57,8 +57,8 @@ void CopyPlan::run_on_device(CopyThreads& threads, unsigned threads_max) {
   if (!is_checked && connection_.is_broken()) end_in_pool(CopyOutcome::kStopped);
 }
 
-/// Has memory stand behind the units that are about to be pinned: much new memory at once, for which
-/// one thread would take a second per two GiB.
+/// Has memory stand behind the units that are about to be pinned: much new memory at once, for
+/// which one thread would take a second per two GiB.
 void CopyPlan::back_units(CopyThreads& threads, unsigned threads_max) {
   std::vector<uint64_t> pieces;  // Offsets in the pool.
   std::set<uint64_t> units;
@@ -77,8 +77,7 @@ void CopyPlan::back_units(CopyThreads& threads, unsigned threads_max) {
   threads.run(
       pieces.size(),
       [&](size_t i) {
-        const uint64_t size =
-            std::min(kBackedAtOnce, connection_.pool_size_bytes() - pieces[i]);
+        const uint64_t size = std::min(kBackedAtOnce, connection_.pool_size_bytes() - pieces[i]);
         // If there is none, whoever pins finds out.
         (void)connection_.back(pieces[i], size, SharedMemory::Access::kWrite);
       },
@@ -100,9 +99,9 @@ bool CopyPlan::add_copies(const Page& page, std::span<DeviceCopies> stages) {
     const uint32_t stage =
         device_->stage_of_segment.empty() ? 0 : device_->stage_of_segment[number];
     const bool is_pinned = connection_.pin_unit(offset);
-    if (!is_pinned && !connection_.back(offset, size,
-                                        is_read ? SharedMemory::Access::kRead
-                                                : SharedMemory::Access::kWrite)) {
+    if (!is_pinned &&
+        !connection_.back(offset, size,
+                          is_read ? SharedMemory::Access::kRead : SharedMemory::Access::kWrite)) {
       return false;
     }
     const auto pool = reinterpret_cast<uint64_t>(connection_.pool() + offset);

@@ -80,15 +80,15 @@ inline constexpr uint32_t kPatient = 0;
 /// Of Lookup, Lease, Remove, Clear (no keys) and SetPin.
 struct KeysRequest {
   NamespaceIndex index = 0;
-  uint8_t flags =
-      0;  // Lookup: kLookupLease | kLookupPrefix | kLookupResident. Lease: kLeaseReadNow. SetPin: the Pin.
+  uint8_t flags = 0;  // Lookup: kLookupLease | kLookupPrefix | kLookupResident. Lease:
+                      // kLeaseReadNow. SetPin: the Pin.
   std::vector<Key> keys;
   uint32_t patience_ms = kPatient;
 };
 inline constexpr uint8_t kLookupLease = 1;
 inline constexpr uint8_t kLookupPrefix = 2;
-/// Only what is in the pool counts, answered without waiting for anybody; what is on SSD or on other
-/// nodes is brought there meanwhile.
+/// Only what is in the pool counts, answered without waiting for anybody; what is on SSD or on
+/// other nodes is brought there meanwhile.
 inline constexpr uint8_t kLookupResident = 4;
 /// A page that is on its way from an SSD file to the pool is answered with its place in the file,
 /// not with kBusy.

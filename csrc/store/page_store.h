@@ -61,8 +61,8 @@ class PageStore {
   };
 
   struct LookupFlags {
-    bool lease;   // Grant look-up leases for what is found.
-    bool prefix;  // Stop at the first miss; the rest is answered kNotFound.
+    bool lease;             // Grant look-up leases for what is found.
+    bool prefix;            // Stop at the first miss; the rest is answered kNotFound.
     bool resident = false;  // What is below is asked for, and counts as a miss.
   };
 

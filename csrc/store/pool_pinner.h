@@ -44,7 +44,6 @@ class PoolPinner {
   }
 
  private:
-
   uint64_t unit_size(uint64_t unit) const;
   void run();
 

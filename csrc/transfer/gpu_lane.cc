@@ -42,8 +42,8 @@ Status GpuLane::Mark::hold(GpuStream stream) const {
 Result<std::shared_ptr<GpuLane>> GpuLane::open(int device) {
   const GpuDriver* driver = GpuDriver::of_process();
   if (driver == nullptr) {
-    return Status(Code::kUnsupported, "cuda:" + std::to_string(device) +
-                                          ": this process does not use the CUDA driver");
+    return Status(Code::kUnsupported,
+                  "cuda:" + std::to_string(device) + ": this process does not use the CUDA driver");
   }
   std::shared_ptr<GpuLane> lane(new GpuLane(*driver, device));
   HICACHE_RETURN_IF_ERROR(lane->start());

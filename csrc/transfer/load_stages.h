@@ -5,8 +5,8 @@
 // queued, or that it has ended; the user waits for a stage, on a stream of a GPU or asleep, and has
 // it when all parts have.
 //
-// Having a stage is no proof that it is right: checksums are of whole pages. Whether a load was, its
-// gets say when they return; until then nothing that was made of it may be shown to anybody.
+// Having a stage is no proof that it is right: checksums are of whole pages. Whether a load was,
+// its gets say when they return; until then nothing that was made of it may be shown to anybody.
 //
 // Threads: any.
 #pragma once

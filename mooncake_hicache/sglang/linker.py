@@ -170,7 +170,8 @@ class HiCacheLinker(UnifiedCacheLinker):
                 self._readers.submit(self._load_pool, load, part, name, transfers)
                 for part, (name, transfers) in enumerate(by_pool.items())
             ]
-            landed = all([part.result() for part in parts])
+            results = [part.result() for part in parts]  # All of them, whatever the first says.
+            landed = all(results)
         except Exception:
             logger.exception("loading pages failed")
         finally:

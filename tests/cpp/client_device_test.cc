@@ -60,8 +60,7 @@ class DevicePages {
     append(page, segments);
     std::vector<uint8_t> bytes;
     for (const MemorySegment& segment : segments) {
-      const auto piece =
-          gpu_.bytes_at(reinterpret_cast<uint64_t>(segment.address), segment.size);
+      const auto piece = gpu_.bytes_at(reinterpret_cast<uint64_t>(segment.address), segment.size);
       bytes.insert(bytes.end(), piece.begin(), piece.end());
     }
     return bytes;
@@ -267,9 +266,8 @@ TEST(ClientDevice, AKernelWaitsForItsStageAndNotForTheLoad) {
   std::thread releaser([&] { gpu.let_go(); });
   for (size_t layer = 0; layer < kLayers; ++layer) {
     for (const size_t segment : {layer, kLayers + layer}) {
-      const auto seen =
-          seen_by_a_kernel(gpu, stages, layer,
-                           reinterpret_cast<uint64_t>(last[segment].address), kPiece);
+      const auto seen = seen_by_a_kernel(gpu, stages, layer,
+                                         reinterpret_cast<uint64_t>(last[segment].address), kPiece);
       const std::vector<uint8_t> page = bytes_of(5, sources.size_of(5));
       EXPECT_TRUE(std::equal(seen.begin(), seen.end(),
                              page.begin() + static_cast<ptrdiff_t>(segment * kPiece)))

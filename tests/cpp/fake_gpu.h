@@ -289,8 +289,8 @@ class FakeGpu : public GpuDriver {
     uint64_t source;
     uint64_t size;
     Way way;
-    std::shared_ptr<Event> event;     // That is recorded; null: a copy, or
-    std::shared_ptr<Event> awaited;   // the stream waits for that one.
+    std::shared_ptr<Event> event;    // That is recorded; null: a copy, or
+    std::shared_ptr<Event> awaited;  // the stream waits for that one.
     bool is_copy() const { return event == nullptr && awaited == nullptr; }
   };
   struct Stream {
