@@ -135,7 +135,7 @@ class LoadStages:
     def end(self, part: int) -> None:
         """Have nobody wait for a part; a `get` does so itself when it returns."""
 
-    def wait(self, stage: int, stream: int = 0, timeout_ms: int) -> bool:
+    def wait(self, stage: int, stream: int, timeout_ms: int) -> bool:
         """
         Wait until every part has queued the stage on its GPU or ended, and have the CUDA
         stream `stream` (a handle) wait for what is queued. False: the time-out came first.

@@ -1,7 +1,7 @@
 """Pages between the node's memory and the GPU: `python3 -m bench.gpu.linker [--out FILE]`.
 
 What the external linker does, without SGLang: pages of a pool of the shape of Qwen3-8B (36 layers,
-K and V, 128 KiB each for 64 tokens) are stored from the GPU and loaded into other slots of it, layer
+K and V, 128 KiB each for 64 tokens) are stored from the GPU and loaded into other slots, layer
 by layer. Every byte is compared, also of pages of other shapes. Bandwidths stand beside one plain
 copy of as many bytes from pinned memory, taken in turns.
 

@@ -406,9 +406,9 @@ void bind_stages(nb::module_& m) {
             return self.wait(stage, reinterpret_cast<GpuStream>(stream),
                              Deadline::after_ms(timeout_ms));
           },
-          "stage"_a, "stream"_a = 0, "timeout_ms"_a,
+          "stage"_a, "stream"_a, "timeout_ms"_a,
           "Wait until every part has queued the stage on its GPU or ended, and have the CUDA\n"
-          "stream `stream` (a handle) wait for what is queued. False: the time-out came first.");
+          "stream `stream` (its address) wait for what is queued. False: the time-out came first.");
 }
 
 }  // namespace hicache

@@ -45,7 +45,7 @@ Result<std::shared_ptr<GpuLane>> GpuLane::open(int device) {
     return Status(Code::kUnsupported,
                   "cuda:" + std::to_string(device) + ": this process does not use the CUDA driver");
   }
-  std::shared_ptr<GpuLane> lane(new GpuLane(*driver, device));
+  std::shared_ptr<GpuLane> lane = std::unique_ptr<GpuLane>(new GpuLane(*driver, device));
   HICACHE_RETURN_IF_ERROR(lane->start());
   return lane;
 }
@@ -94,7 +94,7 @@ Result<std::shared_ptr<const GpuLane::Mark>> GpuLane::mark() {
   int error = current.error();
   if (error == 0) error = driver_.event_create(&event);
   if (error != 0) return failed("making an event", error);
-  std::shared_ptr<const Mark> mark(new Mark(shared_from_this(), event));
+  std::shared_ptr<const Mark> mark = std::unique_ptr<Mark>(new Mark(shared_from_this(), event));
   error = driver_.event_record(event, stream_);
   if (error != 0) return failed("recording an event", error);
   return mark;

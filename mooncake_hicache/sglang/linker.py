@@ -46,7 +46,7 @@ class _Offload(NamedTuple):
     epoch: int
 
 
-class HiCacheLinker(UnifiedCacheLinker):
+class HiCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]
     """Moves pages of the engine's GPU pools. Made by SGLang, one for each rank.
 
     Args:

@@ -51,7 +51,7 @@ class LoadCounter:
 
     Args:
         layer_count: layers of a load.
-        current_stream: gives the handle of the engine's stream; None for host memory.
+        current_stream: gives the address of the engine's stream; None for host memory.
     """
 
     def __init__(self, layer_count: int, current_stream: Callable[[], int] | None) -> None:

@@ -292,7 +292,7 @@ def test_all_ranks_give_the_weights_the_same_name(tmp_path):
 import sys, types
 import torch.distributed as dist
 from mooncake_hicache.sglang import weights
-weights.server_option = {"enable_hierarchical_cache": True}.get
+weights.server_option, weights.keeps_pages = {}.get, lambda: True
 rank, path = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
 updater = types.SimpleNamespace(tp_cpu_group=dist.new_group([0, 1], backend="gloo"))
