@@ -138,7 +138,7 @@ class LoadStages:
     def wait(self, stage: int, stream: int, timeout_ms: int) -> bool:
         """
         Wait until every part has queued the stage on its GPU or ended, and have the CUDA
-        stream `stream` (a handle) wait for what is queued. False: the time-out came first.
+        stream `stream` (its address) wait for what is queued. False: the time-out came first.
         """
 
 class Client:
