@@ -153,7 +153,7 @@ class HiCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]
             for transfer in transfers:
                 by_pool.setdefault(transfer.name, []).append(transfer)
         index, load = self.layer_done_counter.begin(len(by_pool))
-        ready = self._now()
+        ready = [] if self._device is None else [_event()]
         self._loader.submit(self._load, load, by_pool, ready)
         return index
 
@@ -202,8 +202,7 @@ class HiCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]
             return True
         with self._idle:
             self._in_flight += 1
-        events = [] if self._device is None else self.record_offload_ready()
-        self._offloads.put(_Offload(expanded, events, self._epoch))
+        self._offloads.put(_Offload(expanded, self.record_offload_ready(), self._epoch))
         return True
 
     def num_completed_offloads(self) -> int:
@@ -262,13 +261,19 @@ class HiCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]
         self._readers.shutdown()
         self.storage.close()
 
-    def _now(self) -> list[Any]:
-        """Return what comes when all that is queued on the engine's stream is done."""
+    def record_offload_ready(self) -> list[Any]:
+        """Return what an offload waits for: the pages are chosen, and written."""
         if self._device is None:
             return []
-        event = torch.cuda.Event()
-        event.record()
-        return [event]
+        return [_event()] + ([] if self.forward_stream is None else [_event(self.forward_stream)])
+
+
+def _event(stream: Any = None) -> Any:
+    """Return what comes when all that is queued on a stream, by default the current, is done."""
+    # Waiting for it sleeps: a forward pass may take a second, and the engine needs its CPUs.
+    event = torch.cuda.Event(blocking=True)
+    event.record(*([] if stream is None else [stream]))
+    return event
 
 
 def _wait_for(events: list[Any]) -> None:
