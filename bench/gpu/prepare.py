@@ -28,14 +28,30 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-# The first is the newest that pins the machine's torch, 2.11; then what others want in place of
-# what is in wheels.txt.
-RELEASES: dict[str, tuple[str, ...]] = {
-    "0.5.17": (),
-    "0.5.23": (
-        *("transformers==5.19.0", "tokenizers==0.23.2"),
-        *("openai==2.8.0", "compressed_tensors==0.18.0"),
+
+class Release(NamedTuple):
+    """What a release of SGLang wants that others do not."""
+
+    wheels: tuple[str, ...]
+    """In place of what is in wheels.txt."""
+    stand_ins: dict[str, str]
+    """Packages that its CUDA branch imports names of at module level, all of them large, and calls
+    none of with `--attention-backend triton --sampling-backend pytorch --grammar-backend none`."""
+    is_adapted: bool
+    """It pins another torch than the machine's: what was compiled for that one stays behind."""
+
+
+RELEASES = {
+    "0.5.17": Release((), {"flashinfer": "0.6.15.post1", "xgrammar": "0.2.1"}, False),
+    "0.5.23": Release(
+        (
+            *("transformers==5.19.0", "tokenizers==0.23.2"),
+            *("openai==2.8.0", "compressed_tensors==0.18.0"),
+        ),
+        {"flashinfer": "0.7.2", "xgrammar": "0.2.7", "cutlass": "4.8.0"},
+        True,
     ),
 }
 KERNEL = "sglang-kernel==0.4.5"
@@ -54,9 +70,6 @@ PLATFORMS = [
     "--platform=manylinux1_x86_64",
 ]
 
-# SGLang's CUDA branch imports names of these at module level and calls none of them with
-# `--attention-backend triton --sampling-backend pytorch --grammar-backend none`. Both are large.
-STAND_INS = {"flashinfer": "0.7.2", "xgrammar": "0.2.7", "cutlass": "4.8.0"}
 # A kernel for Blackwell alone, which asks more of its package than a stand-in can give.
 DUAL_GEMM = "sglang/srt/layers/dual_gemm.py"
 DUAL_GEMM_CHOICE = "        if not is_cuda():\n            return None\n"
@@ -156,7 +169,7 @@ def copy_libraries(out: Path) -> None:
 def wheels_of(release: str) -> list[str]:
     """Return what is downloaded for a release of SGLang."""
     names = [line for line in WHEELS.read_text(encoding="utf-8").split() if line]
-    own = {re.split("[=<>]", name)[0]: name for name in RELEASES[release]}
+    own = {re.split("[=<>]", name)[0]: name for name in RELEASES[release].wheels}
     return [own.get(re.split("[=<>]", name)[0], name) for name in names]
 
 
@@ -173,6 +186,7 @@ def adapt(sglang: Path, kernel: Path) -> None:
 def prepare(out: Path, release: str) -> None:
     """Fill the folder `out`."""
     sglang = f"sglang=={release}"
+    _, stand_ins, is_adapted = RELEASES[release]
     (out / "whl").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -185,9 +199,11 @@ def prepare(out: Path, release: str) -> None:
         extract(
             next(work.glob("sglang-*.whl")),
             work / "sglang",
-            lambda file: not file.startswith("sglang/multimodal_gen/") and ".so" not in file,
+            lambda file: (
+                not (file.startswith("sglang/multimodal_gen/") or (is_adapted and ".so" in file))
+            ),
         )
-        for package, version in STAND_INS.items():
+        for package, version in stand_ins.items():
             folder = work / "sglang" / package
             folder.mkdir()
             text = STAND_IN.format(name=package, version=version)
@@ -199,7 +215,8 @@ def prepare(out: Path, release: str) -> None:
             path = work / "kernel" / "sgl_kernel" / file
             text = path.read_text(encoding="utf-8")
             path.write_text(text.replace("_has_flashinfer = True", "_has_flashinfer = False"))
-        adapt(work / "sglang", work / "kernel")
+        if is_adapted:
+            adapt(work / "sglang", work / "kernel")
         pack(out / "sglang.tar.xz", work / "sglang")
         pack(out / "kernel.tar.xz", work / "kernel")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
