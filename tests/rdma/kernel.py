@@ -3,7 +3,7 @@
     python -m tests.rdma.kernel            prints where it is, building it when it is missing
     python -m tests.rdma.kernel --cached   prints where it is, or would be; status 1: it is missing
 
-MOONCAKE_HICACHE_UML names one that exists already. Otherwise it lies in the user's cache folder,
+HICACHE_UML names one that exists already. Otherwise it lies in the user's cache folder,
 under a name that changes with the configuration below. Building takes about 12 minutes of CPU time
 and 1.5 GB of disk, and needs apt-get (for the package linux-source) and packages.txt.
 """
@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-OVERRIDE = "MOONCAKE_HICACHE_UML"
+OVERRIDE = "HICACHE_UML"
 
 # What must be in it, beside what these select themselves. InfiniBand wants a PCI bus, even an
 # empty one.
