@@ -133,7 +133,7 @@ class Limits:
 
     def stream(self, seconds: float) -> tuple[float, float]:
         """Bytes per second and CPU seconds per GB of the best bare stream."""
-        found = [self._run("stream", lanes, MiB, AREA_SIZE, seconds / 3) for lanes in (1, 2, 4)]
+        found = [self._run("stream", lanes, MiB, AREA_SIZE, seconds / 4) for lanes in (1, 2, 4, 8)]
         best = max(found, key=lambda one: one[0])
         return best[0], best[1]
 
@@ -181,7 +181,7 @@ def run(options: argparse.Namespace) -> tuple[list[Cell], dict[str, Any]]:
         ]
         for number in range(options.rounds):
             console.print(f"round {number + 1} of {options.rounds}")
-            rate, cpu = bare.stream(3 * options.seconds)
+            rate, cpu = bare.stream(4 * options.seconds)
             seen["stream"].append(rate)
             seen["stream_cpu"].append(cpu)
             seen["ping_pong_us"].append(bare.ping_pong_us(4 * KiB, options.seconds))

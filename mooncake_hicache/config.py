@@ -454,11 +454,12 @@ class TransferOptions(OptionsBase):
     slices_max: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
     """Pieces on their way to one peer at a time; the rest waits."""
 
-    tcp_lanes: Annotated[int, Field(ge=1, le=64)] = 4
-    """TCP connections to each peer. Large requests are striped over them."""
+    tcp_lanes: Annotated[int, Field(ge=0, le=64)] = 0
+    """TCP connections to each peer. Large requests are striped over them. 0: one per two CPUs, at
+    least 4 and at most 8."""
 
     tcp_io_threads: Annotated[int, Field(ge=0, le=64)] = 0
-    """Threads that move bytes over TCP. 0: one per two CPUs, at most 4."""
+    """Threads that move bytes over TCP. 0: one per two CPUs, at most 8."""
 
     tcp_checksum: bool = True
     """Check every piece that is moved over TCP against a checksum."""
@@ -487,9 +488,13 @@ class TransferOptions(OptionsBase):
         """Return the size of slices in bytes; 0: as each path likes best."""
         return size_bytes(self.slice_size)
 
+    def tcp_lane_count(self) -> int:
+        """Return how many TCP connections a peer gets, with 0 resolved for this machine."""
+        return self.tcp_lanes or max(4, min(8, cpu_count() // 2))
+
     def tcp_io_thread_count(self) -> int:
         """Return how many threads move bytes over TCP, with 0 resolved for this machine."""
-        return self.tcp_io_threads or max(1, min(4, cpu_count() // 2))
+        return self.tcp_io_threads or max(1, min(8, cpu_count() // 2))
 
     def local_copy_thread_count(self) -> int:
         """Return how many threads copy locally, with 0 resolved for this machine."""

@@ -61,7 +61,7 @@ def core_options(options: TransferOptions) -> dict[str, Any]:
         "batches_max": options.batches_max,
         "requests_max": options.requests_max,
         "slices_max": options.slices_max,
-        "tcp_lanes": options.tcp_lanes,
+        "tcp_lanes": options.tcp_lane_count(),
         "tcp_io_threads": options.tcp_io_thread_count(),
         "tcp_checksum": options.tcp_checksum,
         "local_copy_threads": options.local_copy_thread_count(),

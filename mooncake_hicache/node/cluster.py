@@ -88,7 +88,7 @@ def cluster_options(options: NodeOptions) -> dict[str, Any] | None:
         "back_off_max_ms": BACK_OFF_MAX_MS,
         "call_timeout_ms": CALL_TIMEOUT_MS,
         "transports": transfer.transports.split(","),
-        "tcp_lanes": transfer.tcp_lanes,
+        "tcp_lanes": transfer.tcp_lane_count(),
         "tcp_io_threads": transfer.tcp_io_thread_count(),
         "tcp_checksum": transfer.tcp_checksum,
         "local_copy_threads": transfer.local_copy_thread_count(),

@@ -77,6 +77,7 @@ def test_values_are_resolved() -> None:
     assert TransferOptions(ports="80").port_range() == (80, 80)
     assert options.transports == "local,tcp"
     assert options.slice_size_bytes() == 1 << 20
-    assert 1 <= options.tcp_io_thread_count() <= 4
+    assert 1 <= options.tcp_io_thread_count() <= 8
+    assert 4 <= options.tcp_lane_count() <= 8
     assert TransferOptions(local_copy_threads=9).local_copy_thread_count() == 9
     assert options.replaced(name="other").ports == "12000-13000"
