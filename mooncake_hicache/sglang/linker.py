@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -166,12 +166,13 @@ class HiCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]
         landed = False
         try:
             _wait_for(ready)  # The slots are free from here on.
-            parts = [
-                self._readers.submit(self._load_pool, load, part, name, transfers)
-                for part, (name, transfers) in enumerate(by_pool.items())
-            ]
-            results = [part.result() for part in parts]  # All of them, whatever the first says.
-            landed = all(results)
+            if load.may_begin():
+                parts = [
+                    self._readers.submit(self._load_pool, load, part, name, transfers)
+                    for part, (name, transfers) in enumerate(by_pool.items())
+                ]
+                wait(parts)  # For all of them, whatever the first says.
+                landed = all(part.result() for part in parts)
         except Exception:
             logger.exception("loading pages failed")
         finally:
@@ -218,14 +219,17 @@ class HiCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]
         while (task := self._offloads.get()) is not None:
             stored = False
             try:
+                _wait_for(task.events)
                 if task.epoch == self._epoch:
-                    _wait_for(task.events)
                     results = self.storage.batch_set_v2(task.transfers)
                     stored = all(all(flags) for flags in results.values())
             except Exception:
                 logger.exception("storing pages failed")
-            self._results.put(stored)
             with self._idle:
+                # A result that nobody waits for any more would be taken for the next one's, whose
+                # slots would be given away while they are read.
+                if task.epoch == self._epoch:
+                    self._results.put(stored)
                 self._in_flight -= 1
                 self._idle.notify_all()
 
@@ -241,8 +245,7 @@ class HiCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]
             self._idle.wait_for(lambda: self._in_flight == 0, _QUIESCE_S)
             if self._in_flight:
                 logger.warning("dropped %d offloads that were still queued", self._in_flight)
-        self._epoch += 1  # What is queued now does nothing.
-        with self._idle:
+            self._epoch += 1  # What is queued now does nothing, and has no result.
             # One at most is being written, and ends within its budget.
             left_s = max(0.0, end_s + _QUIESCE_S - time.monotonic())
             self._idle.wait_for(lambda: self._in_flight == 0, left_s)
@@ -256,9 +259,9 @@ class HiCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]
         """Let what is under way end, and give everything back."""
         self.reset()
         self._offloads.put(None)
-        self._offloader.join()
-        self._loader.shutdown()
-        self._readers.shutdown()
+        self._offloader.join(_QUIESCE_S)
+        self._loader.shutdown(wait=False)
+        self._readers.shutdown(wait=False)
         self.storage.close()
 
     def record_offload_ready(self) -> list[Any]:

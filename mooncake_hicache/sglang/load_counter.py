@@ -5,11 +5,16 @@ is told to wait for the copies of that layer, and the CPU goes on launching. In 
 blocks until the load has ended.
 
 A load that fails does not stop the forward pass, which runs on whatever the slots hold: `finish`
-says so, and SGLang drops what came of it.
+says so, and SGLang drops what came of it. The same holds for a forward pass that could not wait any
+longer: what it read may have come only after it.
+
+When `finish` returns, SGLang may give the slots to other requests. So a load that has not begun by
+then never begins, and one that has is waited for, however late it is.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,8 +24,10 @@ from mooncake_hicache._core import LoadStages
 
 __all__ = ["Load", "LoadCounter"]
 
+logger = logging.getLogger(__name__)
+
 _WAIT_MAX_MS = 30_000
-"""Longer than any load can take; see `transfer.Budget`."""
+"""Longer than any load takes: the node answers within the call's time, the rest is copying."""
 
 
 class Load:
@@ -31,19 +38,43 @@ class Load:
         self.landed: Future[bool] = Future()
         """Whether every byte came and was verified."""
         self._waited: dict[int, int] = {}  # Stream to the last layer that it waits for.
+        self._was_read_early = False
+        self._lock = threading.Lock()
+        self._has_begun = False
+        self._is_given_up = False
+
+    def may_begin(self) -> bool:
+        """Whether the slots may be written: from now until `landed`. Asked once, before the first
+        byte."""
+        with self._lock:
+            self._has_begun = not self._is_given_up
+            return self._has_begun
 
     def wait(self, layer: int, stream: int) -> None:
         """Have a stream wait for a layer, and so for those before it."""
         if self._waited.get(stream, -1) < layer:
-            self.stages.wait(layer, stream, _WAIT_MAX_MS)
+            self._was_read_early |= not self.stages.wait(layer, stream, _WAIT_MAX_MS)
             self._waited[stream] = layer
 
     def finish(self) -> bool:
-        """Wait until nothing is written any more. Returns whether all of it is right."""
-        try:
-            return self.landed.result(_WAIT_MAX_MS / 1000)
-        except FutureTimeoutError:
-            return False
+        """Wait until nothing is written any more. Returns whether all of it is right, and was so
+        when it was read."""
+        while True:
+            try:
+                return self.landed.result(_WAIT_MAX_MS / 1000) and not self._was_read_early
+            except FutureTimeoutError:
+                if self._give_up():
+                    logger.error("a load has not begun for %d s: given up", _WAIT_MAX_MS // 1000)
+                    return False
+                # To go on would give slots away that are still written to. What writes them is
+                # bounded by the driver alone; if the GPU hangs, the engine's watchdog ends us.
+                logger.error("a load is still copying after %d s", _WAIT_MAX_MS // 1000)
+
+    def _give_up(self) -> bool:
+        """Keep a load from beginning. Returns False if it has begun."""
+        with self._lock:
+            self._is_given_up = not self._has_begun
+            return self._is_given_up
 
 
 class LoadCounter:

@@ -7,6 +7,9 @@ GPU memory is tested in C++ over a fake driver, and by `bench.gpu.linker` on a r
 from __future__ import annotations
 
 import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_futures
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +21,8 @@ from sglang.srt.mem_cache.hybrid_cache.linker_pool_assembler import DevicePoolEn
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
-from mooncake_hicache.sglang import linker_plugin
+from mooncake_hicache.sglang import linker as linker_module
+from mooncake_hicache.sglang import linker_plugin, load_counter
 from mooncake_hicache.sglang.device_pools import DevicePool, device_of
 from mooncake_hicache.sglang.linker import HiCacheLinker
 from mooncake_hicache.sglang.load_counter import LoadCounter
@@ -307,3 +311,81 @@ def test_only_our_name_is_taken_over(make):
     )
     assert type(linker) is type(made)
     linker.close()
+
+
+def test_a_load_that_comes_after_the_forward_pass_has_not_landed(monkeypatch):
+    monkeypatch.setattr(load_counter, "_WAIT_MAX_MS", 10)
+    counter = LoadCounter(LAYERS, None)
+    index, load = counter.begin(1)
+    counter.set_consumer(index)
+    counter.wait_until(0)  # In vain: the forward pass goes on with what the slots hold.
+    load.stages.end(0)
+    load.landed.set_result(True)
+    assert not counter.finish(index)
+
+
+def test_a_load_that_is_given_up_writes_nothing_afterwards(make, monkeypatch):
+    pool = pool_of(False)
+    linker = make(pool)
+    fill(pool, 1)
+    names = keys(2)
+    assert offload(linker, names, [0, 1])
+    go_on, begun = threading.Event(), threading.Event()
+    monkeypatch.setattr(linker_module, "_wait_for", lambda _: begun.set() or go_on.wait(30))
+    monkeypatch.setattr(load_counter, "_WAIT_MAX_MS", 10)
+    assert linker.load("r", transfer(names, [5, 6]))
+    before = contents(pool, range(PAGES))
+    index = linker.start_layer_wise_loading()
+    assert begun.wait(30)
+    assert not linker.finish_layer_wise_loading(index)
+    go_on.set()  # The slots are another request's by now.
+    linker._loader.submit(lambda: None).result(30)
+    assert same(contents(pool, range(PAGES)), before)
+
+
+def test_a_load_that_writes_is_waited_for(make, monkeypatch):
+    linker = make(pool_of(False))
+    go_on, begun = threading.Event(), threading.Event()
+
+    def load_pool(load, part, *_):
+        if part == 0:
+            raise OSError("a part that fails does not end the others")
+        begun.set()
+        return go_on.wait(30)
+
+    monkeypatch.setattr(linker, "_load_pool", load_pool)
+    monkeypatch.setattr(load_counter, "_WAIT_MAX_MS", 10)
+    other = PoolTransfer(name=PoolName.SWA, keys=keys(1), device_indices=slots([5]))
+    linker._queued_loads["r"] = [*transfer(keys(1), [5]), other]
+    index = linker.start_layer_wise_loading()
+    assert begun.wait(30)
+    with ThreadPoolExecutor(1) as scheduler:
+        finished = scheduler.submit(linker.finish_layer_wise_loading, index)
+        assert not wait_for_futures([finished], 0.1).done
+        go_on.set()
+        assert not finished.result(30)
+
+
+def test_an_offload_that_outlives_a_reset_has_no_result(make, monkeypatch):
+    pool = pool_of(False)
+    linker = make(pool)
+    go_on, begun = threading.Event(), threading.Event()
+    batch_set = linker.storage.batch_set_v2
+
+    def slow(transfers):
+        begun.set()
+        go_on.wait(30)
+        return batch_set(transfers)
+
+    monkeypatch.setattr(linker.storage, "batch_set_v2", slow)
+    monkeypatch.setattr(linker_module, "_QUIESCE_S", 0.05)
+    assert linker.offload(transfer(keys(1), [0]))
+    assert linker.offload(transfer(keys(1, "queued"), [1]))
+    assert begun.wait(30)
+    linker.reset()
+    assert linker.offload(transfer(keys(1, "next"), [2]))
+    go_on.set()
+    until(lambda: linker._in_flight == 0, 30)
+    assert linker.num_completed_offloads() == 1, "that of the next"
+    assert linker.pop_completed_offload()
+    assert linker.lookup("r", transfer(keys(1, "queued"))) == []
