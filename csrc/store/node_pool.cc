@@ -7,9 +7,15 @@
 namespace hicache {
 namespace {
 
-constexpr uint64_t kGrowthSize = 512 * kMiB;  // Backed ahead of the writers.
+constexpr uint64_t kGrowthSize = 512 * kMiB;  // A step.
+constexpr uint64_t kAheadSizeMax = 4 * kGiB;
 constexpr uint64_t kMemoryLeftMin = 256 * kMiB;
 constexpr uint64_t kGrowthRetryMs = 30'000;  // After the machine had no memory left.
+
+/// Given to the store, and backed, before it is needed: as much as a long prompt writes at once.
+uint64_t ahead_size(uint64_t capacity_bytes) {
+  return std::clamp(capacity_bytes / 16, kGrowthSize, kAheadSizeMax);
+}
 
 }  // namespace
 
@@ -58,7 +64,7 @@ void Node::extend_pool() {
 }
 
 void Node::grow_ahead() {
-  while (store_.free_bytes() < kGrowthSize && grow_store()) {
+  while (store_.free_bytes() < ahead_size(store_.capacity_bytes()) && grow_store()) {
   }
 }
 

@@ -1,9 +1,18 @@
 #include "store/pool_pinner.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 namespace hicache {
+namespace {
+
+// The node backs memory after a put has used some: where a copy has come to a new unit, more will
+// have memory soon.
+constexpr std::chrono::milliseconds kLookEvery{100};
+constexpr int kLooksInVainMax = 20;  // Then the thread waits for a copy to come to a new unit.
+
+}  // namespace
 
 PoolPinner::PoolPinner(SharedMemory& memory, std::shared_ptr<GpuLane> lane)
     : memory_(memory),
@@ -19,7 +28,11 @@ PoolPinner::PoolPinner(SharedMemory& memory, std::shared_ptr<GpuLane> lane)
 }
 
 PoolPinner::~PoolPinner() {
-  closing_ = true;
+  {
+    const std::lock_guard lock(wake_mutex_);
+    closing_ = true;
+  }
+  wake_.notify_one();
   if (has_thread_) pthread_join(thread_, nullptr);
   for (uint64_t unit = 0; unit < unit_count_; ++unit) {
     if (units_[unit] == State::kPinned) lane_->unpin(memory_.address() + unit * kUnitSize);
@@ -34,25 +47,56 @@ bool PoolPinner::pin_unit(uint64_t offset) {
   const uint64_t unit = offset / kUnitSize;
   State state = units_[unit].load(std::memory_order_acquire);
   if (state == State::kOpen) {
-    const std::lock_guard lock(mutex_);
-    state = units_[unit].load(std::memory_order_relaxed);
-    if (state == State::kOpen) {
-      const Status pinned = lane_->pin(memory_.address() + unit * kUnitSize, unit_size(unit));
-      state = pinned.ok() ? State::kPinned : State::kRefused;
-      units_[unit].store(state, std::memory_order_release);
+    {
+      const std::lock_guard lock(mutex_);
+      state = units_[unit].load(std::memory_order_relaxed);
+      if (state == State::kOpen) {
+        const Status pinned = lane_->pin(memory_.address() + unit * kUnitSize, unit_size(unit));
+        state = pinned.ok() ? State::kPinned : State::kRefused;
+        units_[unit].store(state, std::memory_order_release);
+      }
     }
+    wake_thread();
   }
   return state == State::kPinned;
 }
 
+void PoolPinner::wake_thread() {
+  {
+    const std::lock_guard lock(wake_mutex_);
+    is_awake_ = true;
+  }
+  wake_.notify_one();
+}
+
 void PoolPinner::run() {
+  for (int in_vain = 0;;) {
+    in_vain = pin_backed() ? 0 : in_vain + 1;
+    std::unique_lock lock(wake_mutex_);
+    if (in_vain < kLooksInVainMax) {
+      wake_.wait_for(lock, kLookEvery, [this] { return closing_.load(); });
+    } else {
+      is_awake_ = false;
+      wake_.wait(lock, [this] { return closing_ || is_awake_; });
+      in_vain = 0;
+    }
+    if (closing_) return;
+  }
+}
+
+/// Pins every unit that has memory. False: there was none.
+bool PoolPinner::pin_backed() {
+  bool is_any = false;
   for (uint64_t unit = 0; unit < unit_count_ && !closing_; ++unit) {
+    if (units_[unit] != State::kOpen) continue;
     const uint64_t begin = unit * kUnitSize;
     const auto backed = memory_.backed_range(begin, unit_size(unit));
-    if (!backed) return;
+    if (!backed) return is_any;
     if (backed->offset != begin || backed->size_bytes < unit_size(unit)) continue;
-    if (!pin_unit(begin)) return;
+    if (!pin_unit(begin)) return is_any;
+    is_any = true;
   }
+  return is_any;
 }
 
 }  // namespace hicache

@@ -1,8 +1,9 @@
 // Pins the pool for GPUs, so that they read and write pages without the CPU.
 //
 // Pinning takes some 60 ms per GiB, and the driver wants memory behind all of it. So it is done a
-// unit at a time: for what has memory already ahead, by a thread; for the rest when a copy first
-// touches it. Whatever the driver refuses is copied all the same, through its own staging.
+// unit at a time: by a thread, for what has memory, which the node sees to ahead of the writers;
+// for the rest when a copy first touches it. Whatever the driver refuses is copied all the same,
+// through its own staging.
 //
 // Threads: any.
 #pragma once
@@ -10,6 +11,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -42,16 +44,26 @@ class PoolPinner {
   State state(uint64_t offset) const {
     return units_[offset / kUnitSize].load(std::memory_order_acquire);
   }
+  /// Whether the thread waits for a copy that comes to a new unit.
+  bool is_asleep() {
+    const std::lock_guard lock(wake_mutex_);
+    return !is_awake_;
+  }
 
  private:
   uint64_t unit_size(uint64_t unit) const;
+  void wake_thread();
   void run();
+  bool pin_backed();
 
   SharedMemory& memory_;
   const std::shared_ptr<GpuLane> lane_;
   const uint64_t unit_count_;
   const std::unique_ptr<std::atomic<State>[]> units_;
   std::mutex mutex_;  // Of the driver's calls.
+  std::mutex wake_mutex_;
+  std::condition_variable wake_;
+  bool is_awake_ = true;  // Guarded by wake_mutex_.
   std::atomic<bool> closing_{false};
   bool has_thread_ = false;
   pthread_t thread_{};
