@@ -276,9 +276,13 @@ Status Client::stop_node() {
 
 void Client::notify_refs(ClientConnection& connection, NodeOp op, const RefsRequest& refs,
                          Deadline deadline) {
-  if (refs.refs.empty()) return;
-  // If it fails the leases end with the connection, or by their time.
-  (void)connection.tell(op, deadline, [&](WireWriter& writer) { encode(writer, refs); });
+  for (size_t first = 0; first < refs.refs.size(); first += kAskedCountMax) {
+    const auto begin = refs.refs.begin() + static_cast<ptrdiff_t>(first);
+    const auto count = std::min(kAskedCountMax, refs.refs.size() - first);
+    const RefsRequest part{{begin, begin + static_cast<ptrdiff_t>(count)}};
+    // If it fails the leases end with the connection, or by their time.
+    (void)connection.tell(op, deadline, [&](WireWriter& writer) { encode(writer, part); });
+  }
 }
 
 // ---------------------------------------------------------------- put

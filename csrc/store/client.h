@@ -193,7 +193,8 @@ class Client {
   void look_at(size_t name_space, std::span<const Key> keys, const Look& look,
                std::vector<Code>& codes);
   struct GetRange;
-  Status lease(const GetRange& range, Deadline deadline, Places& places);
+  /// Appends the node's answers, each for as many keys, also those before one that fails.
+  Status lease(const GetRange& range, Deadline deadline, std::vector<Places>& leased);
   /// Leases, reads and releases. `until` moves on by the time that was not spent waiting.
   Status get_range(const GetRange& range, const TargetOf& target_of, Deadline* until);
   /// Asks once more for pages of the range that were on their way to the pool.

@@ -13,6 +13,11 @@ namespace {
 // that it is somebody else's turn.
 constexpr int kBusyRoundsMax = 2;
 
+// Pages that one message asks for: its answer has room for 256 extents of each, so that even a pool
+// in small pieces leaves none of them out.
+constexpr size_t kLeasedAtOnce = 4096;
+static_assert(kLeasedAtOnce <= kAskedCountMax);
+
 /// How long the node may wait for pages that come from other nodes: the rest is for its answer.
 uint32_t patience_of(Deadline deadline) {
   return static_cast<uint32_t>(std::max(1, deadline.remaining_ms() * 3 / 4));
@@ -31,16 +36,22 @@ struct Client::GetRange {
   const DeviceSegments* device;     // Where targets are in memory of a GPU.
 };
 
-Status Client::lease(const GetRange& range, Deadline deadline, Places& places) {
-  return range.connection.ask(
-      NodeOp::kLease, deadline,
-      [&](WireWriter& writer) {
-        encode_keys(writer, range.index, range.flags, range.keys, patience_of(deadline));
-      },
-      [&](WireReader reader) {
-        return decode(reader, places, range.connection.place_bounds()) &&
-               places.places.size() == range.keys.size();
-      });
+Status Client::lease(const GetRange& range, Deadline deadline, std::vector<Places>& leased) {
+  for (size_t first = 0; first < range.keys.size(); first += kLeasedAtOnce) {
+    const auto keys = range.keys.subspan(first, std::min(kLeasedAtOnce, range.keys.size() - first));
+    Places places;
+    HICACHE_RETURN_IF_ERROR(range.connection.ask(
+        NodeOp::kLease, deadline,
+        [&](WireWriter& writer) {
+          encode_keys(writer, range.index, range.flags, keys, patience_of(deadline));
+        },
+        [&](WireReader reader) {
+          return decode(reader, places, range.connection.place_bounds()) &&
+                 places.places.size() == keys.size();
+        }));
+    leased.push_back(std::move(places));
+  }
+  return Status();
 }
 
 Code Client::settle(const CopyPlan& plan, size_t page, const Place& place) {
@@ -67,24 +78,36 @@ Code Client::settle(const CopyPlan& plan, size_t page, const Place& place) {
 }
 
 Status Client::get_range(const GetRange& range, const TargetOf& target_of, Deadline* until) {
-  Places places;
-  HICACHE_RETURN_IF_ERROR(lease(range, *until, places));
+  std::vector<Places> answers;
+  const Status asked = lease(range, *until, answers);
   RefsRequest leased;
+  for (const Places& answer : answers) {
+    for (const Place& place : answer.places) {
+      if (place.code == Code::kOk) leased.refs.push_back(place.ref);
+    }
+  }
+  if (!asked.ok()) {
+    notify_refs(range.connection, NodeOp::kRelease, leased, *until);
+    return asked;
+  }
+  const auto answer_of = [&](size_t i) -> const Places& { return answers[i / kLeasedAtOnce]; };
+  const auto place_of = [&](size_t i) -> const Place& {
+    return answer_of(i).places[i % kLeasedAtOnce];
+  };
   std::vector<size_t> wanted;
   std::vector<std::vector<MemorySegment>> targets(range.keys.size());
   CopyPlan plan(range.connection, CopyDirection::kPoolToMemory, options_.verify, range.device);
   for (size_t i = 0; i < range.keys.size(); ++i) {
-    const Place& place = places.places[i];
+    const Place& place = place_of(i);
     Code& code = range.codes[range.numbers[i]];
     code = place.code;
     if (place.code != Code::kOk) continue;
-    leased.refs.push_back(place.ref);
     if (!target_of(range.numbers[i], place.size, targets[i])) {
       ++stats_.foreign_size_pages;
       code = Code::kNotFound;
       continue;
     }
-    plan.add(place.size, place.device, places.extents_of(place), targets[i]);
+    plan.add(place.size, place.device, answer_of(i).extents_of(place), targets[i]);
     wanted.push_back(i);
   }
   const uint64_t begun_ns = monotonic_ns();
@@ -94,7 +117,7 @@ Status Client::get_range(const GetRange& range, const TargetOf& target_of, Deadl
 
   RefsRequest corrupt;
   for (size_t n = 0; n < wanted.size(); ++n) {
-    const Place& place = places.places[wanted[n]];
+    const Place& place = place_of(wanted[n]);
     const Code code = settle(plan, n, place);
     range.codes[range.numbers[wanted[n]]] = code;
     if (code == Code::kCorrupt) corrupt.refs.push_back(place.ref);
@@ -154,17 +177,13 @@ void Client::get_all(size_t name_space, std::span<const Key> keys, const TargetO
   std::iota(numbers.begin(), numbers.end(), size_t{0});
   // A stage that has come has come for all pages: they are one range, and none comes later.
   const bool is_staged = options.stages != nullptr;
-  if (is_staged && keys.size() > kAskedCountMax) {
-    return fail(Status(Code::kInvalidArgument,
-                       "a load in stages has at most " + std::to_string(kAskedCountMax) + " pages"),
-                codes, keys.size());
-  }
-  for (size_t first = 0; first < keys.size(); first += kAskedCountMax) {
+  const size_t count_max = is_staged ? std::max<size_t>(1, keys.size()) : kAskedCountMax;
+  for (size_t first = 0; first < keys.size(); first += count_max) {
     if (first != 0 && until.expired()) {
       return fail_from(first, Status(Code::kTimeout, "an SSD file gave nothing until the deadline"),
                        codes);
     }
-    const size_t count = std::min(kAskedCountMax, keys.size() - first);
+    const size_t count = std::min(count_max, keys.size() - first);
     const GetRange range{*connection,
                          index,
                          is_staged ? kLeaseReadNow : uint8_t{0},

@@ -314,6 +314,54 @@ TEST(ClientDevice, StagesAreCheckedWhateverTheyCut) {
   }
 }
 
+TEST(ClientDevice, AStagedLoadMayHaveMorePagesThanAMessage) {
+  constexpr size_t kPages = 20'000;
+  constexpr uint64_t kPiece = 40;
+  FakeGpu gpu;
+  auto node = start_node(512 * kMiB);
+  SimpleClient client(node->socket_path());
+  auto raw = RawClient::greeted(node->socket_path());
+  const NamespaceIndex index = raw->open_namespace(kTestNamespace);
+  const uint64_t sources = gpu.allocate(kPages * kPiece);
+  const uint64_t targets = gpu.allocate(kPages * kPiece);
+  const std::vector<uint8_t> bytes = bytes_of(1, kPages * kPiece);
+  gpu.put(sources, bytes);
+  const auto piece_of = [](uint64_t memory, size_t page) {
+    return MemorySegment{reinterpret_cast<uint8_t*>(memory + page * kPiece), kPiece};
+  };
+  std::vector<Code> codes;
+  client.client.put(
+      client.space, keys_of(0, kPages),
+      [&](size_t page, auto& segments) { segments.push_back(piece_of(sources, page)); },
+      {.device = 0}, codes);
+  ASSERT_EQ(codes, all_ok(kPages));
+  const std::vector<uint32_t> stage_of{0};
+  const auto load = [&] {
+    LoadStages stages(1, 1);
+    client.client.get(
+        client.space, keys_of(0, kPages),
+        [&](size_t page, uint64_t, auto& segments) {
+          segments.push_back(piece_of(targets, page));
+          return true;
+        },
+        {.device = 0, .stages = &stages, .stage_of_segment = stage_of}, codes);
+  };
+  load();
+  EXPECT_EQ(codes, all_ok(kPages));
+  EXPECT_EQ(gpu.bytes_at(targets, kPages * kPiece), bytes);
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*node, "leases") == 0; }));
+  // The last page is damaged: it alone is named.
+  const std::vector<Key> last{key_of(kPages - 1)};
+  const Places places = raw->places(RawClient::keys_frame(NodeOp::kLease, index, 0, last));
+  raw->pool->address()[places.extents.at(0).offset] ^= 1;
+  load();
+  std::vector<Code> expected = all_ok(kPages);
+  expected.back() = Code::kCorrupt;
+  EXPECT_EQ(codes, expected);
+  gpu.free(sources);
+  gpu.free(targets);
+}
+
 TEST(ClientDevice, AStagedLoadThatLacksAPageSaysSoAndEnds) {
   FakeGpu gpu;
   auto node = start_node(64 * kMiB);

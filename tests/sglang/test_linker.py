@@ -33,10 +33,10 @@ LAYERS = 3
 PAGES = 12
 
 
-def pool_of(is_mla, pages=PAGES):
+def pool_of(is_mla, pages=PAGES, page_size=PAGE):
     shared = {
-        "size": (pages - 1) * PAGE,  # SGLang adds a page for padding.
-        "page_size": PAGE,
+        "size": (pages - 1) * page_size,  # SGLang adds a page for padding.
+        "page_size": page_size,
         "dtype": torch.bfloat16,
         "layer_num": LAYERS,
         "device": "cpu",
@@ -143,6 +143,27 @@ def test_pages_come_back_to_other_slots(make, is_mla):
     assert run(linker)
     assert same(contents(pool, [9, 5, 6, 8, 7]), kept)
     assert same(contents(pool, [0, 1, 2, 3, 4, 10, 11]), elsewhere), "nothing else was touched"
+
+
+def test_a_load_may_have_more_pages_than_a_message(make):
+    # Unless told otherwise SGLang has pages of one token.
+    count = 20_000
+    pool = pool_of(False, pages=2 * count, page_size=1)
+    linker = make(pool, page_size=1)
+    fill(pool, 1)
+    names, kept = keys(count), [buffer[:count].clone() for buffer in buffers(pool)]
+    for start in range(0, count, 4000):  # What an offload may take is bounded.
+        few = [PoolTransfer(name=PoolName.KV, keys=names[start : start + 4000])]
+        few[0].device_indices = torch.arange(start, start + 4000)
+        assert linker.offload(few)
+        until(lambda: linker.num_completed_offloads() > 0, 30)
+        assert linker.pop_completed_offload()
+    transfers = [PoolTransfer(name=PoolName.KV, keys=names)]
+    assert linker.lookup("r", transfers)[-1] == count
+    transfers[0].device_indices = torch.arange(count, 2 * count)
+    assert linker.load("r", transfers)
+    assert run(linker)
+    assert same([buffer[count : 2 * count] for buffer in buffers(pool)], kept)
 
 
 def test_an_engine_with_another_pool_size_finds_them(make):
