@@ -1,5 +1,8 @@
 #include "store/pool_pinner.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <utility>
@@ -11,6 +14,10 @@ namespace {
 // have memory soon.
 constexpr std::chrono::milliseconds kLookEvery{100};
 constexpr int kLooksInVainMax = 20;  // Then the thread waits for a copy to come to a new unit.
+// The driver keeps who launches kernels waiting while it pins, and pins what is mapped in half the
+// time. Whoever wants to map or unmap memory waits for a step of mapping.
+constexpr uint64_t kMapStepSize = 8 * kMiB;
+constexpr int kNiceBy = 5;  // As copies: the engine's own threads come first.
 
 }  // namespace
 
@@ -70,6 +77,8 @@ void PoolPinner::wake_thread() {
 }
 
 void PoolPinner::run() {
+  const auto self = static_cast<id_t>(gettid());
+  setpriority(PRIO_PROCESS, self, getpriority(PRIO_PROCESS, self) + kNiceBy);
   for (int in_vain = 0;;) {
     in_vain = pin_backed() ? 0 : in_vain + 1;
     std::unique_lock lock(wake_mutex_);
@@ -93,10 +102,19 @@ bool PoolPinner::pin_backed() {
     const auto backed = memory_.backed_range(begin, unit_size(unit));
     if (!backed) return is_any;
     if (backed->offset != begin || backed->size_bytes < unit_size(unit)) continue;
-    if (!pin_unit(begin)) return is_any;
+    if (!map_unit(begin, backed->size_bytes) || !pin_unit(begin)) return is_any;
     is_any = true;
   }
   return is_any;
+}
+
+/// Maps a unit that has memory into this process.
+bool PoolPinner::map_unit(uint64_t begin, uint64_t size) {
+  for (uint64_t done = 0; done < size; done += kMapStepSize) {
+    const uint64_t step = std::min(kMapStepSize, size - done);
+    if (!memory_.populate(begin + done, step, SharedMemory::Access::kWrite).ok()) return false;
+  }
+  return true;
 }
 
 }  // namespace hicache

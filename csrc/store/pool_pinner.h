@@ -55,6 +55,7 @@ class PoolPinner {
   void wake_thread();
   void run();
   bool pin_backed();
+  bool map_unit(uint64_t begin, uint64_t size);
 
   SharedMemory& memory_;
   const std::shared_ptr<GpuLane> lane_;
