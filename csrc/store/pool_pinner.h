@@ -1,6 +1,6 @@
 // Pins the pool for GPUs, so that they read and write pages without the CPU.
 //
-// Pinning takes some 60 ms per GiB, and the driver wants memory behind all of it. So it is done a
+// Pinning takes some 50 ms per GiB, and the driver wants memory behind all of it. So it is done a
 // unit at a time: by a thread, for what has memory, which the node sees to ahead of the writers;
 // for the rest when a copy first touches it. Whatever the driver refuses is copied all the same,
 // through its own staging.
