@@ -199,6 +199,8 @@ class Client {
   Status get_range(const GetRange& range, const TargetOf& target_of, Deadline* until);
   /// Asks once more for pages of the range that were on their way to the pool.
   void get_busy(const GetRange& range, const TargetOf& target_of, Deadline* until);
+  void get_all_busy(const GetRange& range, const TargetOf& target_of, Deadline* until);
+  static size_t count_busy(const GetRange& range);
   void get_all(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
                const GetOptions& options, std::vector<Code>& codes);
   /// The lane of a GPU for one direction, made when it is first wanted.

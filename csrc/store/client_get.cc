@@ -9,8 +9,8 @@
 namespace hicache {
 namespace {
 
-// What a page that is busy is asked for again: its way from the SSD to the pool is short, and after
-// that it is somebody else's turn.
+// That pages which are busy are asked for again when none of them had come: the way from the SSD to
+// the pool is short, and after that it is somebody else's turn.
 constexpr int kBusyRoundsMax = 2;
 
 // Pages that one message asks for: its answer has room for 256 extents of each, so that even a pool
@@ -127,6 +127,11 @@ Status Client::get_range(const GetRange& range, const TargetOf& target_of, Deadl
   return Status();
 }
 
+size_t Client::count_busy(const GetRange& range) {
+  const auto is_busy = [&](size_t number) { return range.codes[number] == Code::kBusy; };
+  return static_cast<size_t>(std::ranges::count_if(range.numbers, is_busy));
+}
+
 void Client::get_busy(const GetRange& range, const TargetOf& target_of, Deadline* until) {
   std::vector<Key> keys;
   std::vector<size_t> numbers;
@@ -137,13 +142,25 @@ void Client::get_busy(const GetRange& range, const TargetOf& target_of, Deadline
   }
   // A connection that is asked without time to wait for the answer would have to be broken.
   if (keys.empty() || until->expired()) return;
-  const Status status = get_range(
-      {range.connection, range.index, kLeaseReadNow, keys, numbers, range.codes, range.device},
-      target_of, until);
+  constexpr uint8_t kFlags = kLeaseReadNow | kLeaseParts;
+  const Status status =
+      get_range({range.connection, range.index, kFlags, keys, numbers, range.codes, range.device},
+                target_of, until);
   if (status.ok()) return;
   std::vector<Code> failed;
   fail(status, failed, numbers.size());
   for (const size_t number : numbers) range.codes[number] = status.code();
+}
+
+/// Pages from other nodes come in parts, each of which is copied while the next one comes.
+void Client::get_all_busy(const GetRange& range, const TargetOf& target_of, Deadline* until) {
+  size_t busy = count_busy(range);
+  for (int in_vain = 0; in_vain < kBusyRoundsMax && busy != 0;) {
+    get_busy(range, target_of, until);
+    const size_t still_busy = count_busy(range);
+    if (still_busy == busy) ++in_vain;
+    busy = still_busy;
+  }
 }
 
 void Client::get(size_t name_space, std::span<const Key> keys, const TargetOf& target_of,
@@ -186,16 +203,14 @@ void Client::get_all(size_t name_space, std::span<const Key> keys, const TargetO
     const size_t count = std::min(count_max, keys.size() - first);
     const GetRange range{*connection,
                          index,
-                         is_staged ? kLeaseReadNow : uint8_t{0},
+                         is_staged ? kLeaseReadNow : kLeaseParts,
                          keys.subspan(first, count),
                          std::span(numbers).subspan(first, count),
                          codes,
                          device.lane == nullptr ? nullptr : &device};
     const Status status = get_range(range, target_of, &until);
     if (!status.ok()) return fail_from(first, status, codes);
-    for (int round = 0; round < kBusyRoundsMax && !is_staged; ++round) {
-      get_busy(range, target_of, &until);
-    }
+    if (!is_staged) get_all_busy(range, target_of, &until);
   }
 }
 

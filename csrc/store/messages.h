@@ -81,7 +81,7 @@ inline constexpr uint32_t kPatient = 0;
 struct KeysRequest {
   NamespaceIndex index = 0;
   uint8_t flags = 0;  // Lookup: kLookupLease | kLookupPrefix | kLookupResident. Lease:
-                      // kLeaseReadNow. SetPin: the Pin.
+                      // kLeaseReadNow | kLeaseParts. SetPin: the Pin.
   std::vector<Key> keys;
   uint32_t patience_ms = kPatient;
 };
@@ -93,6 +93,9 @@ inline constexpr uint8_t kLookupResident = 4;
 /// A page that is on its way from an SSD file to the pool is answered with its place in the file,
 /// not with kBusy.
 inline constexpr uint8_t kLeaseReadNow = 1;
+/// Many bytes from other nodes are answered in parts: those that are here, and kBusy for the rest,
+/// which goes on coming while the client copies and then asks for it again.
+inline constexpr uint8_t kLeaseParts = 2;
 
 /// Of Release and ReportCorrupt.
 struct RefsRequest {

@@ -134,7 +134,8 @@ class Node : private PeerPages {
   bool handle_hello(Connection& connection, uint64_t request_id, Payload payload);
   bool handle_open_namespace(Payload payload);
   bool handle_lookup(Connection& connection, Payload payload);
-  bool handle_lease(Connection& connection, Payload payload);
+  /// `more_comes`: what is not here yet is on its way from other nodes, or may be.
+  bool handle_lease(Connection& connection, Payload payload, bool more_comes);
   /// Of look-ups and leases (node_peers.cc).
   bool ask_peers(Connection& connection, NodeOp op, uint64_t request_id, Payload payload);
   uint64_t advance_network(uint64_t now_ms);

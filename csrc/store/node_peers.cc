@@ -24,6 +24,7 @@ bool Node::ask_peers(Connection& connection, NodeOp op, uint64_t request_id, Pay
       pages_.question_of(connection.session, request.index, request.keys,
                          is_get ? uint8_t{0} : request.flags, now_ms, missing);
   if (missing.empty()) return false;
+  question.in_parts = is_get && (request.flags & kLeaseParts) != 0;
   RemoteTier& remote = network_->remote();
   if (!is_get && (request.flags & kLookupResident) != 0) {
     // Nobody waits for what others have, but it may be here the next time.
@@ -75,7 +76,7 @@ bool Node::answer_remote(Connection& connection) {
     WireWriter writer(reply_);
     encode(writer, answer.listed);
   } else if (connection.remote_op == NodeOp::kLease) {
-    if (!handle_lease(connection, payload)) return false;
+    if (!handle_lease(connection, payload, answer.is_part)) return false;
     pages_.release(connection.session, answer.held, monotonic_ms());
   } else if (!answer_lookup(connection, payload, answer.found)) {
     return false;

@@ -60,7 +60,7 @@ bool Node::handle(Connection& connection, NodeOp op, uint64_t request_id, Payloa
       valid = handle_lookup(connection, payload);
       break;
     case NodeOp::kLease:
-      valid = handle_lease(connection, payload);
+      valid = handle_lease(connection, payload, false);
       break;
     case NodeOp::kRelease:
     case NodeOp::kReportCorrupt:
@@ -231,12 +231,15 @@ bool Node::handle_lookup(Connection& connection, Payload payload) {
   return true;
 }
 
-bool Node::handle_lease(Connection& connection, Payload payload) {
+bool Node::handle_lease(Connection& connection, Payload payload, bool more_comes) {
   KeysRequest& request = keys_request_;
   if (!decode(WireReader(payload), request) || !store_.has_namespace(request.index)) return false;
   const uint64_t now_ms = monotonic_ms();
   const bool read_now = (request.flags & kLeaseReadNow) != 0;
   store_.lease(connection.session, request.index, request.keys, read_now, now_ms, locations_);
+  for (PageStore::Location& location : locations_) {
+    if (more_comes && location.code == Code::kNotFound) location.code = Code::kBusy;
+  }
   const std::vector<PageRef> cut = cut_to_frame(locations_, kPayloadSizeMax);
   WireWriter writer(reply_);
   encode_locations(writer, locations_);

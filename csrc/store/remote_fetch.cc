@@ -314,6 +314,14 @@ void RemoteTier::on_moved(PeerId id, const std::vector<PeerReader::Outcome>& out
   peer.link->tell(NodeOp::kRelease, message_of(leased));
 }
 
+void RemoteTier::note_arrival(Wait& wait, uint64_t size) {
+  wait.arrived_bytes += size;
+  // This one is still counted as left.
+  if (!wait.question.in_parts || wait.arrived_bytes < kPartSize || wait.left_count < 2) return;
+  wait.is_part = true;
+  settle(wait);
+}
+
 void RemoteTier::arrived(uint64_t hash, Wanted& wanted) {
   const PageRef ref{wanted.page, store_.record(wanted.page).generation};
   store_.commit_from_below(wanted.page, wanted.checksum, now_ms_);
@@ -327,6 +335,7 @@ void RemoteTier::arrived(uint64_t hash, Wanted& wanted) {
       store_.hold(found->second.question.session, ref.page, now_ms_);
       found->second.held.push_back(ref);
       found->second.progress_ms = now_ms_;
+      note_arrival(found->second, wanted.size);
     }
   }
   end(hash);

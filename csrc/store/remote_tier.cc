@@ -111,6 +111,7 @@ RemoteTier::Answer RemoteTier::finish(RemoteWaitId id) {
     if (wait.question.leases) stage(wait);
   }
   Answer answer{std::move(wait.found), std::move(wait.held), {}, std::move(wait.listed)};
+  answer.is_part = wait.is_part;
   for (const uint32_t count : wait.lacking) answer.in_doubt.push_back(count != 0);
   return answer;
 }

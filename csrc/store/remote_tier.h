@@ -73,7 +73,10 @@ class RemoteTier {
     bool leases;     // Of a look-up: with intent.
     std::vector<Key> keys;
     std::vector<uint64_t> parents;  // Hashes; 0: not known. As many as keys.
+    /// A get is settled when kPartSize has come, too; the rest goes on coming.
+    bool in_parts = false;
   };
+  static constexpr uint64_t kPartSize = 32 * kMiB;
   RemoteWaitId begin_lookup(Question question, uint64_t now_ms);
   /// `patience_ms`: how long its client waits.
   RemoteWaitId begin_get(Question question, uint64_t patience_ms, uint64_t now_ms);
@@ -101,6 +104,7 @@ class RemoteTier {
     std::vector<PageRef> held;      // Of a get: read leases of its session, to be released.
     std::vector<uint8_t> in_doubt;  // Of a removal: which of its keys some peer may keep.
     ListReply listed{};             // Of a list.
+    bool is_part = false;           // Of a get: more is to come.
   };
   /// Ends the wait, settled or not, and stages what a look-up with intent has found.
   Answer finish(RemoteWaitId wait);
@@ -168,7 +172,9 @@ class RemoteTier {
     WaitKind kind = WaitKind::kLookup;
     bool is_settled = false;
     bool has_asked = false;  // The directory; else only what it said earlier is known.
-    size_t left_count = 0;   // Of a get: pages; of a look-up or removal: calls.
+    bool is_part = false;
+    uint64_t arrived_bytes = 0;
+    size_t left_count = 0;  // Of a get: pages; of a look-up or removal: calls.
     uint64_t until_ms = 0;
     uint64_t progress_ms = 0;  // When something came for it last.
     uint64_t started_ns = 0;
@@ -257,6 +263,7 @@ class RemoteTier {
             std::vector<PeerReader::Page> pages, Priority priority);
   void on_moved(PeerId id, const std::vector<PeerReader::Outcome>& outcomes);
   void arrived(uint64_t hash, Wanted& wanted);
+  void note_arrival(Wait& wait, uint64_t size);
   void busy(uint64_t hash, Wanted& wanted);
   void fail_over(uint64_t hash);
   /// The page is here, or cannot be had: whoever waits for it waits no longer.

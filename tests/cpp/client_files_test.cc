@@ -208,9 +208,9 @@ TEST_F(ClientFiles, BusyPagesAreAskedForAgainTwiceAtMost) {
       EXPECT_EQ(codes[i], stays_busy ? Code::kBusy : Code::kOk) << i;
       EXPECT_TRUE(stays_busy || reader.is_right(i)) << i;
     }
-    std::vector<std::pair<uint8_t, size_t>> expected{{0, kSizes.size()}};
+    std::vector<std::pair<uint8_t, size_t>> expected{{kLeaseParts, kSizes.size()}};
     for (size_t i = 0; i < std::min<size_t>(busy_rounds, 2); ++i) {
-      expected.emplace_back(kLeaseReadNow, kSizes.size() / 5);
+      expected.emplace_back(kLeaseReadNow | kLeaseParts, kSizes.size() / 5);
     }
     EXPECT_EQ(asked, expected);
   }

@@ -53,11 +53,12 @@ class RawClient {
     return frame;
   }
   static std::vector<uint8_t> keys_frame(NodeOp op, NamespaceIndex index, uint8_t flags,
-                                         std::span<const Key> keys) {
+                                         std::span<const Key> keys,
+                                         uint32_t patience_ms = kPatient) {
     std::vector<uint8_t> frame;
     begin_frame(frame);
     WireWriter writer(frame);
-    encode_keys(writer, index, flags, keys);
+    encode_keys(writer, index, flags, keys, patience_ms);
     end_frame(frame, static_cast<uint16_t>(op), 1);
     return frame;
   }
@@ -90,8 +91,8 @@ class RawClient {
     return reply.index;
   }
 
-  Places places(std::span<const uint8_t> frame) {
-    const auto payload = call(frame);
+  Places places(std::span<const uint8_t> frame, uint64_t timeout_ms = 2000) {
+    const auto payload = send(frame) ? receive(timeout_ms) : std::nullopt;
     Places read;
     EXPECT_TRUE(payload && decode(WireReader(*payload), read, {pool->size_bytes(), 0}));
     return read;

@@ -160,6 +160,54 @@ TEST(RemoteHits, PagesOfAllSizesArriveWhole) {
   }
 }
 
+TEST(RemoteHits, ManyBytesComeInParts) {
+  constexpr uint64_t kCount = 160;  // More than may be on its way at a time, and a part.
+  TestCluster cluster;
+  auto a = cluster.add("a", 256 * kMiB);
+  auto b = cluster.add("b", 256 * kMiB);
+  a->put(0, kCount, kMiB);
+  auto raw = testing::RawClient::greeted(b->node->socket_path());
+  ASSERT_TRUE(raw);
+  const NamespaceIndex index = raw->open_namespace(testing::kTestNamespace);
+  const std::vector<Key> keys = keys_of(0, kCount + 1);  // Nobody has the last one.
+  const auto codes_of = [&](uint8_t flags) {
+    std::vector<Code> codes;
+    const auto frame = testing::RawClient::keys_frame(NodeOp::kLease, index, flags, keys, 20'000);
+    for (const Place& place : raw->places(frame, 20'000).places) codes.push_back(place.code);
+    return codes;
+  };
+  const std::vector<Code> part = codes_of(kLeaseParts);
+  ASSERT_EQ(part.size(), kCount + 1);
+  const auto come = static_cast<uint64_t>(std::ranges::count(part, Code::kOk));
+  EXPECT_GE(come, 32U);
+  EXPECT_LT(come, kCount);
+  EXPECT_EQ(std::ranges::count(part, Code::kBusy), static_cast<ptrdiff_t>(kCount + 1 - come));
+  std::vector<Code> all(kCount, Code::kOk);
+  all.push_back(Code::kNotFound);
+  EXPECT_EQ(codes_of(0), all) << "whoever does not ask for parts waits for all";
+  EXPECT_EQ(stat_of(*b->node, "remote_fetched_pages"), kCount) << "each came once";
+}
+
+TEST(RemoteHits, AClientPutsThePartsTogether) {
+  TestCluster cluster;
+  auto a = cluster.add("a", 256 * kMiB);
+  auto b = cluster.add("b", 256 * kMiB);
+  a->put(0, 100, kMiB);
+  b->client.put(key_of(1000), bytes_of(1000, kMiB));
+  a->put(1001, 60, kMiB + 4321);
+  expect_hits(*b, 0, 100, kMiB);
+  expect_hits(*b, 1000, 1, kMiB);
+  std::vector<std::vector<uint8_t>> pages;
+  const std::vector<Code> codes = get_many(*b, 1001, 61, pages);
+  for (uint64_t i = 0; i < 60; ++i) {
+    ASSERT_EQ(codes[i], Code::kOk) << i;
+    EXPECT_TRUE(pages[i] == bytes_of(1001 + i, kMiB + 4321)) << i;
+  }
+  EXPECT_EQ(codes[60], Code::kNotFound);
+  EXPECT_EQ(stat_of(*b->node, "remote_fetched_pages"), 160U);
+  EXPECT_TRUE(eventually(20'000, [&] { return stat_of(*b->node, "leases") == 0; }));
+}
+
 TEST(RemoteHits, ScatteredPagesArriveWhole) {
   TestCluster cluster;
   auto a = cluster.add("a", 16 * kMiB);
