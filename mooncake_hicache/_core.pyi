@@ -434,6 +434,12 @@ class Directory:
     def members(self) -> list:
         """Return what is known of each node. Waits likewise."""
 
+    def notices_since(self, known: int) -> tuple:
+        """
+        Return how many notices there ever were, and the newest of them without the first
+        `known`: who was refused for speaking another version.
+        """
+
     def stop(self) -> None:
         """Close every connection and end the threads. May be called again."""
 

@@ -285,6 +285,15 @@ void bind_server(nb::module_& m) {
       .def("stats", &stats_of, "Return counters and gauges. Waits for the directory's thread.")
       .def("members", &members_of, "Return what is known of each node. Waits likewise.")
       .def(
+          "notices_since",
+          [](const PythonDirectory& self, uint64_t known) {
+            const std::vector<std::string> found = self.server->notices_since(known);
+            return nb::make_tuple(known, found);
+          },
+          nb::arg("known"),
+          "Return how many notices there ever were, and the newest of them without the first\n"
+          "`known`: who was refused for speaking another version.")
+      .def(
           "stop",
           [](PythonDirectory& self) {
             nb::gil_scoped_release no_gil;

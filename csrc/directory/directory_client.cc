@@ -137,8 +137,9 @@ void DirectoryClient::run() {
       if (stream.ok()) {
         const uint64_t known = epoch();
         ended = serve(FramePipe(std::move(stream.value()), kDirectoryReplySizeMax));
-        // It led, so the next one is worth a quick try.
-        if (epoch() > known || ended.code() != Code::kNotLeader) {
+        // It led, so the next one is worth a quick try. Of another version it stays.
+        const bool led = ended.code() != Code::kNotLeader && ended.code() != Code::kUnsupported;
+        if (epoch() > known || led) {
           back_off_ms = options_.back_off_min_ms;
         }
       }

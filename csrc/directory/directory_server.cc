@@ -40,8 +40,9 @@ DirectoryServer::DirectoryServer(const Options& options, Listening listening, Fd
       epoll_(std::move(epoll)),
       wake_(std::move(wake)),
       directory_(options.directory),
-      reception_({options.secret, 0, options.tls, options.connections_max}, std::move(listening),
-                 epoll_.get()) {}
+      reception_({options.secret, 0, options.tls, options.connections_max,
+                  [this](const std::string& notice) { note(notice); }},
+                 std::move(listening), epoll_.get()) {}
 
 DirectoryServer::~DirectoryServer() {
   stop();
@@ -123,6 +124,12 @@ std::vector<std::pair<std::string, uint64_t>> DirectoryServer::stats() {
 std::vector<MemberView> DirectoryServer::members() {
   return ask<std::vector<MemberView>>(
       [this] { return directory_.apply(MembersRequest{}).members; });
+}
+
+std::vector<std::string> DirectoryServer::notices_since(uint64_t& known) const {
+  const std::lock_guard lock(notices_mutex_);
+  const uint64_t before = std::exchange(known, notices_.count());
+  return notices_.since(before);
 }
 
 // ---------------------------------------------------------------- the thread
@@ -281,6 +288,7 @@ bool DirectoryServer::answer_some(Connection& connection, Turn& turn) {
         frame.ok() && answer(connection, frame.value().header, frame.value().payload);
     if (!is_sound) {
       ++malformed_count_;
+      refuse(connection, frame.status());
       return false;
     }
     connection.pipe.append(frame_);
@@ -307,6 +315,18 @@ bool DirectoryServer::send(Connection& connection) {
   if (event.events == connection.events) return true;
   connection.events = event.events;
   return epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, event.data.fd, &event) == 0;
+}
+
+void DirectoryServer::refuse(Connection& connection, const Status& why) {
+  if (why.code() != Code::kUnsupported) return;
+  connection.pipe.say_version();
+  note("a node or client at " + peer_host(connection.pipe.socket()) +
+       " was refused: " + why.message());
+}
+
+void DirectoryServer::note(const std::string& notice) {
+  const std::lock_guard lock(notices_mutex_);
+  notices_.add(notice, monotonic_ms());
 }
 
 void DirectoryServer::forget(int fd) {

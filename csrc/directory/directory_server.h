@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/notice_list.h"
 #include "directory/directory_desk.h"
 #include "directory/directory_messages.h"
 #include "directory/frame_pipe.h"
@@ -56,6 +57,9 @@ class DirectoryServer {
   /// cut_turns.
   std::vector<std::pair<std::string, uint64_t>> stats();
   std::vector<MemberView> members();
+  /// Who was refused for speaking another version; the newest, oldest first. Without the first
+  /// `known` that there ever were; `known` becomes how many that is now.
+  std::vector<std::string> notices_since(uint64_t& known) const;
   /// Closes all connections and ends the threads. May be called again.
   void stop();
 
@@ -90,6 +94,8 @@ class DirectoryServer {
   /// Fills in frame_; false: the request is malformed.
   bool answer(Connection& connection, const FrameHeader& header, Payload payload);
   bool send(Connection& connection);
+  void refuse(Connection& connection, const Status& why);
+  void note(const std::string& notice);
   void forget(int fd);
   /// Calls what others posted, lets the core do what is due, carries out its effects.
   void advance_core();
@@ -112,6 +118,8 @@ class DirectoryServer {
   std::mutex tasks_mutex_;
   std::vector<std::function<void()>> tasks_;
   bool is_deaf_ = false;  // No task will be called any more; guarded by tasks_mutex_.
+  mutable std::mutex notices_mutex_;
+  NoticeList notices_;
   // Of the thread alone.
   Directory directory_;
   DirectoryDesk desk_{directory_};

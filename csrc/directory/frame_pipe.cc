@@ -56,11 +56,27 @@ Result<FramePipe::Frame> FramePipe::next() {
   return Frame{header.value(), payload, true};
 }
 
+void FramePipe::say_version() {
+  std::vector<uint8_t> frame;
+  begin_frame(frame);
+  seal_frame(frame, kVersionOp, 0);
+  append(frame);
+  (void)flush();
+}
+
+/// Who closes because of the version has said so before, as the first that it ever said.
+Status FramePipe::why_unsent(Status failed) {
+  const Result<size_t> got = receive();
+  if (!got.ok() || got.value() == 0) return failed;
+  const Result<Frame> frame = next();
+  return frame.status().code() == Code::kUnsupported ? frame.status() : failed;
+}
+
 Result<size_t> FramePipe::flush() {
   size_t sent_now = 0;
   while (sent_ < out_.size()) {
     Result<size_t> sent = stream_.write_some(std::span(out_).subspan(sent_));
-    if (!sent.ok()) return sent.status();
+    if (!sent.ok()) return why_unsent(sent.status());
     if (sent.value() == 0) return sent_now;
     sent_ += sent.value();
     sent_now += sent.value();

@@ -28,6 +28,7 @@ class FramePipe {
       : stream_(std::move(stream)), payload_size_max_(payload_size_max) {}
 
   int fd() const { return stream_.socket().get(); }
+  const Fd& socket() const { return stream_.socket(); }
 
   /// Receives some of what is there, at most kReceiveMax. 0: nothing for now. kUnavailable: gone.
   Result<size_t> receive();
@@ -37,19 +38,26 @@ class FramePipe {
     std::span<const uint8_t> payload;  // Until the next call of receive() or next().
     bool is_whole;                     // False: wait for more.
   };
-  /// The next whole frame. kCorrupt: what came is no frame, too large, or was changed on its way.
+  /// The next whole frame. kCorrupt: what came is no frame, too large, or was changed on its way;
+  /// kUnsupported: it is of another version.
   Result<Frame> next();
 
   void append(std::span<const uint8_t> frame) {
     out_.insert(out_.end(), frame.begin(), frame.end());
   }
-  /// Sends what the socket takes. Returns how much that was.
+  /// Sends what the socket takes. Returns how much that was. kUnsupported: nothing, because the
+  /// other end has said that it is of another version.
   Result<size_t> flush();
+  /// Tells the other end, which is of another version, this one's, if the socket takes it. Close
+  /// it after that.
+  void say_version();
   size_t unsent_size() const { return out_.size() - sent_; }
 
   static constexpr size_t kReceiveMax = 64 * kKiB;
 
  private:
+  Status why_unsent(Status failed);
+
   Stream stream_;
   size_t payload_size_max_;
   std::vector<uint8_t> in_;

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -143,6 +144,8 @@ bool is_loopback(const Place& place) {
   if (IN6_IS_ADDR_V4MAPPED(&place.address)) return place.address.s6_addr[12] == 127;
   return IN6_IS_ADDR_LOOPBACK(&place.address);
 }
+
+constexpr char kGonePeer[] = "a peer that is gone";
 
 uint16_t port_of(const sockaddr_storage& bytes) {
   return ntohs(bytes.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6&>(bytes).sin6_port
@@ -284,16 +287,30 @@ Result<Fd> tcp_accept(const Fd& listener) {
   }
 }
 
-std::string peer_name(const Fd& socket) {
+namespace {
+
+std::optional<HostPort> peer_of(const Fd& socket) {
   sockaddr_storage bytes{};
   socklen_t size = sizeof(bytes);
   char host[NI_MAXHOST];
   if (getpeername(socket.get(), reinterpret_cast<sockaddr*>(&bytes), &size) != 0 ||
       getnameinfo(reinterpret_cast<sockaddr*>(&bytes), size, host, sizeof(host), nullptr, 0,
                   NI_NUMERICHOST) != 0) {
-    return "a peer that is gone";
+    return std::nullopt;
   }
-  return to_string(HostPort{host, port_of(bytes)});
+  return HostPort{host, port_of(bytes)};
+}
+
+}  // namespace
+
+std::string peer_name(const Fd& socket) {
+  const std::optional<HostPort> peer = peer_of(socket);
+  return peer ? to_string(*peer) : kGonePeer;
+}
+
+std::string peer_host(const Fd& socket) {
+  const std::optional<HostPort> peer = peer_of(socket);
+  return peer ? peer->host : kGonePeer;
 }
 
 bool is_same_machine(const Fd& socket) {

@@ -39,8 +39,9 @@ Result<Listening> tcp_listen(const std::string& host, uint16_t port_min, uint16_
 /// Accepts a waiting connection; an invalid Fd if there is none.
 Result<Fd> tcp_accept(const Fd& listener);
 
-/// The other end's address, for messages.
+/// The other end's address, for messages; its host alone, which stays the same when it comes again.
 std::string peer_name(const Fd& socket);
+std::string peer_host(const Fd& socket);
 /// Whether the other end is on this machine (both ends have the same address, or loopback).
 bool is_same_machine(const Fd& socket);
 

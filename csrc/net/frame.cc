@@ -28,6 +28,13 @@ uint32_t check_of(RawHeader header) {
 
 }  // namespace
 
+Status other_version(uint16_t version, uint16_t own_version, const char* what) {
+  return Status(Code::kUnsupported, "the other end speaks version " + std::to_string(version) +
+                                        " of " + what + ", this one version " +
+                                        std::to_string(own_version) +
+                                        ": install the same release of mooncake-hicache on both");
+}
+
 Result<FrameHeader> decode_frame_header(std::span<const uint8_t, kFrameHeaderSize> bytes) {
   RawHeader raw;
   std::memcpy(&raw, bytes.data(), sizeof(raw));
@@ -35,9 +42,7 @@ Result<FrameHeader> decode_frame_header(std::span<const uint8_t, kFrameHeaderSiz
     return Status(Code::kCorrupt, "a frame does not start as mooncake-hicache frames do");
   }
   if (raw.version != kProtocolVersion) {
-    return Status(Code::kUnsupported,
-                  "the peer speaks protocol version " + std::to_string(raw.version) + ", not " +
-                      std::to_string(kProtocolVersion) + "; run the same release on both sides");
+    return other_version(raw.version, kProtocolVersion, "the protocol");
   }
   if (raw.payload_size > kPayloadSizeMax) {
     return Status(Code::kCorrupt,

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <string_view>
 
+#include "net/frame.h"
 #include "net/wire.h"
 
 namespace hicache {
@@ -54,15 +55,15 @@ Status unavailable(std::string message) {
   return Status(Code::kUnavailable, std::move(message));
 }
 
+Status of_other_version(uint16_t version) {
+  return other_version(version, kVersion, "the greeting");
+}
+
 constexpr char kNotOurs[] =
     "what answers there is not a mooncake-hicache process; check host and port";
 
 Status refusal(uint16_t code) {
   switch (code) {
-    case kOtherVersion:
-      return unavailable(
-          "the peer speaks another version of the protocol; run the same release "
-          "of mooncake-hicache on both sides");
     case kOtherEpoch:
       return unavailable("another process has taken the peer's place since; open it again");
     default:
@@ -123,7 +124,7 @@ Status ClientGreeting::take_hello(std::span<const uint8_t> bytes, std::vector<ui
   const auto version = reader.get<uint16_t>();
   const auto code = reader.get<uint16_t>();
   if (magic != kMagic) return unavailable(kNotOurs);
-  if (version != kVersion || code == kOtherVersion) return refusal(kOtherVersion);
+  if (version != kVersion || code == kOtherVersion) return of_other_version(version);
   append(transcript_, bytes.first(kServerHelloSize));
   const std::span<const uint8_t> proof = bytes.subspan(kServerHelloSize);
   if (!same(prove(secret_, kServerLabel, transcript_), proof)) {
@@ -185,7 +186,7 @@ Status ServerGreeting::take_hello(std::span<const uint8_t> bytes, std::vector<ui
   append(transcript_, own);
   append(reply, own);
   wanted_ = is_ours ? kProofSize : 0;
-  return is_ours ? Status() : refusal(kOtherVersion);
+  return is_ours ? Status() : of_other_version(version);
 }
 
 Status ServerGreeting::take_proof(std::span<const uint8_t> bytes, std::vector<uint8_t>& reply) {

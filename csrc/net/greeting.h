@@ -66,7 +66,8 @@ class ClientGreeting {
   /// What to send first.
   std::span<const uint8_t> opening() const { return transcript_; }
   size_t wanted() const { return wanted_; }
-  /// Appends what to send to `reply`. kUnavailable: no such peer, with the reason and the remedy.
+  /// Appends what to send to `reply`. kUnavailable: no such peer, kUnsupported: of another version
+  /// of the greeting; with the reason and the remedy.
   Status take(std::span<const uint8_t> bytes, std::vector<uint8_t>& reply);
   /// The server's, once the greeting is over.
   uint64_t server_epoch() const { return server_epoch_; }
@@ -87,7 +88,7 @@ class ServerGreeting {
 
   size_t wanted() const { return wanted_; }
   /// Appends what to send to `reply`, which must be sent even when the client is refused: it tells
-  /// why. kUnavailable: close the connection after that.
+  /// why. An error: close the connection after that. kUnsupported: the client's version is another.
   Status take(std::span<const uint8_t> bytes, std::vector<uint8_t>& reply);
   /// What the client asked for, once the greeting is over.
   const Greeting& greeting() const { return greeting_; }

@@ -12,6 +12,7 @@ namespace {
 
 constexpr uint64_t kGreetingTimeoutNs = 5'000'000'000;
 constexpr uint64_t kAcceptPauseNs = 1'000'000'000;  // While there are no descriptors left.
+constexpr uint64_t kNotePauseNs = 60'000'000'000;
 constexpr size_t kVisitorsMax = 256;
 constexpr int kAcceptsMax = 64;          // In one turn of the owner's loop.
 constexpr uint8_t kTlsHandshake = 0x16;  // The first byte of a TLS client, RFC 8446 section 5.1.
@@ -128,11 +129,22 @@ Reception::Next Reception::greet(Visitor& visitor) {
     if (visitor.is_refused) return Next::kClose;
     if (visitor.greeting.wanted() == 0) return Next::kDone;
     if (!receive(visitor, is_gone)) break;
-    visitor.is_refused = !visitor.greeting.take(visitor.in, visitor.out).ok();
+    const Status taken = visitor.greeting.take(visitor.in, visitor.out);
+    visitor.is_refused = !taken.ok();
+    if (visitor.is_refused) note_refusal(visitor, taken);
     visitor.in.resize(visitor.greeting.wanted());
     visitor.in_size = 0;
   }
   return is_gone ? Next::kClose : Next::kWait;
+}
+
+void Reception::note_refusal(const Visitor& visitor, const Status& why) {
+  if (why.code() != Code::kUnsupported || !options_.on_other_version) return;
+  const uint64_t now_ns = monotonic_ns();
+  if (now_ns < note_again_ns_) return;
+  note_again_ns_ = now_ns + kNotePauseNs;
+  options_.on_other_version("a process at " + peer_host(visitor.stream.socket()) +
+                            " was refused: " + why.message());
 }
 
 void Reception::refuse(int fd) {

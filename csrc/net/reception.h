@@ -10,8 +10,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -29,6 +31,9 @@ class Reception {
     uint64_t epoch;                   // 0: whoever asks for a certain one is refused.
     std::shared_ptr<TlsContext> tls;  // Null: who speaks TLS is refused.
     size_t guests_max;                // More are closed at once.
+    /// Who greets in another version was refused: who, and which. A stranger can have it called
+    /// once a minute. May be empty.
+    std::function<void(const std::string&)> on_other_version{};
   };
   /// Greeted. Its descriptor is in the epoll already, and bytes may have been received with the
   /// greeting's: read first, then wait.
@@ -72,6 +77,7 @@ class Reception {
 
   void accept_some(size_t guest_count);
   Next greet(Visitor& visitor);
+  void note_refusal(const Visitor& visitor, const Status& why);
   static bool receive(Visitor& visitor, bool& is_gone);
   static bool send(Visitor& visitor, bool& is_gone);
   void refuse(int fd);
@@ -84,6 +90,7 @@ class Reception {
   std::unordered_map<int, Visitor> visitors_;
   bool is_accepting_ = true;
   uint64_t accept_again_ns_ = 0;  // If not: when to try.
+  uint64_t note_again_ns_ = 0;    // Of another version; not before.
   uint64_t refused_count_ = 0;
 };
 

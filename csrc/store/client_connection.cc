@@ -74,11 +74,13 @@ Status ClientConnection::say_hello(HelloRequest greeting, Deadline deadline) {
   end_frame(frame, static_cast<uint16_t>(NodeOp::kHello), 0);
   HICACHE_RETURN_IF_ERROR(send_all(socket_, frame, deadline));
   frame.resize(kFrameHeaderSize + kHelloReplySize);
+  const std::span<uint8_t> bytes(frame);
   std::array<Fd, 1 + kSsdFilesMax> passed;  // The pool, then the files.
-  HICACHE_RETURN_IF_ERROR(receive_all(socket_, frame, deadline, passed));
-  const Result<FrameHeader> header =
-      decode_frame_header(std::span(frame).first<kFrameHeaderSize>());
+  HICACHE_RETURN_IF_ERROR(receive_all(socket_, bytes.first(kFrameHeaderSize), deadline, passed));
+  // Before more is waited for: a node of another version sends no more.
+  const Result<FrameHeader> header = decode_frame_header(bytes.first<kFrameHeaderSize>());
   if (!header.ok()) return header.status();
+  HICACHE_RETURN_IF_ERROR(receive_all(socket_, bytes.subspan(kFrameHeaderSize), deadline));
   HelloReply reply{};
   if (header.value().op != (static_cast<uint16_t>(NodeOp::kHello) | kReplyBit) ||
       header.value().payload_size != kHelloReplySize ||

@@ -50,7 +50,7 @@ Status Cluster::connect() {
                                          post([this, orders] { membership_->take_orders(orders); });
                                        },
                                    .on_connection = surroundings_.wake,
-                                   .on_trouble = surroundings_.on_notice};
+                                   .on_trouble = [this](const std::string& why) { note(why); }};
   for (std::unique_ptr<DirectoryClient>* client : {&life_, &bulk_}) {
     Result<std::unique_ptr<DirectoryClient>> started = DirectoryClient::start(options);
     if (!started.ok()) return started.status();
@@ -88,7 +88,7 @@ void Cluster::enter() {
               [ssd](uint64_t ticket) {
                 return ticket == 0 || ssd == nullptr || ssd->is_done(ticket);
               },
-          .on_notice = surroundings_.on_notice,
+          .on_notice = [this](const std::string& why) { note(why); },
           .on_heard =
               [this](const HeartbeatReply& reply) {
                 quotas_->heard(reply, membership_->seat(), membership_->counts().joins);
@@ -145,6 +145,20 @@ void Cluster::add_stats(NodeStats& stats, uint64_t now_ms) const {
   stats.cluster_announcements = told.announcements;
   stats.cluster_overflows = told.overflows;
   stats.cluster_refused_batches = counts.refused_batches;
+}
+
+void Cluster::note(const std::string& trouble) {
+  {
+    const std::lock_guard lock(trouble_mutex_);
+    trouble_ = trouble;
+  }
+  surroundings_.on_notice(trouble);
+}
+
+std::string Cluster::trouble() const {
+  if (membership_->is_joined()) return "";
+  const std::lock_guard lock(trouble_mutex_);
+  return trouble_;
 }
 
 void Cluster::post(std::function<void()> task) {

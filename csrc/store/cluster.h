@@ -104,6 +104,8 @@ class Cluster {
                        std::function<void(Code)> done);
 
   void add_stats(NodeStats& stats, uint64_t now_ms) const;
+  /// Why it does not belong to its cluster, as far as known; "" while it does.
+  std::string trouble() const;
 
   /// For look-ups. Its answers come on its own thread: post() what to do with them.
   DirectoryLine& directory() { return *bulk_; }
@@ -113,12 +115,15 @@ class Cluster {
   Status connect();
   void enter();
   Member member() const;
+  void note(const std::string& trouble);
 
   const ClusterOptions options_;
   const Surroundings surroundings_;
   std::mutex posted_mutex_;
   std::vector<std::function<void()>> posted_;
   std::atomic<bool> is_posted_{false};
+  mutable std::mutex trouble_mutex_;
+  std::string trouble_;  // The last that was noticed.
   std::shared_ptr<TlsContext> tls_;
   Announcer announcer_;
   // The clients are stopped before this ends, which they call back.

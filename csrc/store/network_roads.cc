@@ -28,7 +28,8 @@ Result<std::unique_ptr<PeerLine>> NetworkRoads::link_to(const HostPort& address,
                        .call_timeout_ms = options_.call_timeout_ms,
                        .back_off_min_ms = kBackOffMinMs,
                        .back_off_max_ms = kBackOffMaxMs,
-                       .calls_max = kCallsMax});
+                       .calls_max = kCallsMax,
+                       .on_other_version = options_.on_notice});
   if (!link.ok()) return link.status();
   return std::unique_ptr<PeerLine>(std::move(link.value()));
 }

@@ -3,6 +3,7 @@
 // Threads: one owner; what it makes says its own.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -20,6 +21,8 @@ class NetworkRoads : public PeerRoads {
     std::shared_ptr<TlsContext> tls;
     uint64_t call_timeout_ms;  // Of one question to a peer, and of connecting to it.
     uint8_t* pool;             // Where pages arrive.
+    /// From any thread. May be empty.
+    std::function<void(const std::string&)> on_notice{};
   };
 
   /// `engine` has the pool registered, and outlives the readers.

@@ -153,7 +153,8 @@ Status Node::join_cluster() {
                           .pool = memory_->address(),
                           .pool_size_bytes = memory_->size_bytes(),
                           .epoll = epoll_.get(),
-                          .wake = [this] { wake(); }},
+                          .wake = [this] { wake(); },
+                          .on_notice = [this](const std::string& notice) { note(notice); }},
                          notices);
   if (!network.ok()) return network.status();
   for (const std::string& notice : notices) note(notice);
@@ -498,6 +499,7 @@ bool Node::handle_frames(Connection& connection) {
     const Result<FrameHeader> header = decode_frame_header(bytes.first<kFrameHeaderSize>());
     if (!header.ok()) {
       ++bad_frames_;
+      refuse_version(connection, header.status());
       return false;
     }
     const size_t frame_size = kFrameHeaderSize + header.value().payload_size;
@@ -511,6 +513,14 @@ bool Node::handle_frames(Connection& connection) {
   }
   connection.has_more = true;
   return true;
+}
+
+void Node::refuse_version(Connection& connection, const Status& why) {
+  if (why.code() != Code::kUnsupported) return;
+  begin_frame(reply_);
+  end_frame(reply_, kVersionOp, 0);
+  (void)send(connection, reply_);
+  note("a client on this machine was refused: " + why.message());
 }
 
 bool Node::send(Connection& connection, std::span<const uint8_t> bytes) {

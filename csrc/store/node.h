@@ -16,12 +16,12 @@
 #include <vector>
 
 #include "base/histogram.h"
+#include "base/notice_list.h"
 #include "base/status.h"
 #include "io/memory.h"
 #include "store/cluster.h"
 #include "store/messages.h"
 #include "store/node_pages.h"
-#include "store/notice_list.h"
 #include "store/page_store.h"
 #include "store/peer_network.h"
 #include "store/pool_backer.h"
@@ -187,6 +187,8 @@ class Node : private PeerPages {
   /// What is said in its place, and why: done, but a restart may undo it.
   std::vector<uint8_t> doubtful_reply(NodeOp op, uint64_t request_id, Code why) const;
   bool send(Connection& connection, std::span<const uint8_t> bytes);
+  /// Tells a client of another version so, before it is closed.
+  void refuse_version(Connection& connection, const Status& why);
   bool flush(Connection& connection);
   void close_connection(int fd);
   /// A client or a peer has left.

@@ -136,6 +136,10 @@ void NodeLink::run() {
     if (ended.ok()) continue;
     // Before the calls fail: who tries again at once is to hear that there is no use.
     if (!stopping_) open_breaker();
+    if (ended.code() == Code::kUnsupported && options_.on_other_version) {
+      options_.on_other_version("the node at " + to_string(options_.address) +
+                                " cannot be read from: " + ended.message());
+    }
     fail_calls(ended);
   }
   fail_calls(Status(Code::kClosed, "the link was stopped"));

@@ -44,6 +44,8 @@ class NodeLink : public PeerLine {
     uint64_t back_off_min_ms;
     uint64_t back_off_max_ms;
     size_t calls_max;  // Under way at the same time. More are kBusy.
+    /// The peer speaks another version. From the link's thread. May be empty.
+    std::function<void(const std::string&)> on_other_version{};
   };
 
   static Result<std::unique_ptr<NodeLink>> start(Options options);

@@ -375,6 +375,7 @@ std::string Node::make_stats_json() const {
     json.open_member("cluster", '{');
     json.member("name", options_.cluster->name);
     json.member("masters", masters);
+    json.member("trouble", cluster_ ? cluster_->trouble() : "");
     json.close('}');
   }
   json.open_member("requests_seconds", '{');

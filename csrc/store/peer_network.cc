@@ -88,7 +88,8 @@ Status PeerNetwork::open(std::vector<std::string>& notices) {
           .tls = tls_,
           .peers_max = options_.peers.peers_max,
           .stall_timeout_ms = kStallTimeoutMs,
-          .hello = {incarnation(), pool_address, surroundings_.pool_size_bytes, addresses_[1]}},
+          .hello = {incarnation(), pool_address, surroundings_.pool_size_bytes, addresses_[1]},
+          .on_notice = surroundings_.on_notice},
       std::move(listening.value()), surroundings_.epoll, surroundings_.pages);
   return service_->start();
 }
@@ -99,7 +100,8 @@ void PeerNetwork::attach(DirectoryLine& directory) {
                             .secret = options_.secret,
                             .tls = tls_,
                             .call_timeout_ms = options_.peers.call_timeout_ms,
-                            .pool = surroundings_.pool},
+                            .pool = surroundings_.pool,
+                            .on_notice = surroundings_.on_notice},
       *engine_);
   remote_ = std::make_unique<RemoteTier>(
       RemoteTier::Options{.own_name = options_.name,

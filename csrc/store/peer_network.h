@@ -27,6 +27,7 @@ class PeerNetwork {
     uint64_t pool_size_bytes;
     int epoll;
     std::function<void()> wake;
+    std::function<void(const std::string&)> on_notice;  // From any thread.
   };
 
   /// Whether registering the pool makes memory stand behind all of it: RDMA devices do so.

@@ -20,7 +20,8 @@ PeerService::PeerService(Options options, Listening listening, int epoll, PeerPa
     : options_(std::move(options)),
       epoll_(epoll),
       desk_(options_.hello, pages),
-      reception_({options_.secret, options_.hello.incarnation, options_.tls, options_.peers_max},
+      reception_({options_.secret, options_.hello.incarnation, options_.tls, options_.peers_max,
+                  options_.on_notice},
                  std::move(listening), epoll) {}
 
 void PeerService::close() {
@@ -117,6 +118,7 @@ bool PeerService::answer_some(Peer& peer, uint64_t now_ms) {
         frame.ok() && answer(peer, frame.value().header, frame.value().payload, now_ms);
     if (!is_sound) {
       ++refused_count_;
+      refuse(peer, frame.status());
       return false;
     }
     if (!frame_.empty()) peer.pipe.append(frame_);
@@ -147,6 +149,14 @@ bool PeerService::send(Peer& peer, uint64_t now_ms) {
   if (event.events == peer.events) return true;
   peer.events = event.events;
   return epoll_ctl(epoll_, EPOLL_CTL_MOD, event.data.fd, &event) == 0;
+}
+
+void PeerService::refuse(Peer& peer, const Status& why) {
+  if (why.code() != Code::kUnsupported) return;
+  peer.pipe.say_version();
+  if (!options_.on_notice) return;
+  options_.on_notice("a node at " + peer_host(peer.pipe.socket()) +
+                     " was refused: " + why.message());
 }
 
 void PeerService::forget(int fd) {

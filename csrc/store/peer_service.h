@@ -10,7 +10,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -28,6 +30,8 @@ class PeerService {
     size_t peers_max;
     uint64_t stall_timeout_ms;  // Of peers that do not read their replies, or say no hello.
     PeerHelloReply hello;       // Its incarnation is what the greeting asks for.
+    /// Somebody was refused for speaking another version. May be empty.
+    std::function<void(const std::string&)> on_notice{};
   };
 
   /// `epoll` and `pages` outlive it.
@@ -67,6 +71,7 @@ class PeerService {
   /// Fills in frame_, where there is a reply; false: the request is hostile.
   bool answer(Peer& peer, const FrameHeader& header, Payload payload, uint64_t now_ms);
   bool send(Peer& peer, uint64_t now_ms);
+  void refuse(Peer& peer, const Status& why);
   void close_stalled(uint64_t now_ms);
   void forget(int fd);
 

@@ -54,6 +54,11 @@ ControlConnection::Next ControlConnection::step(const Answer& answer) {
     Result<FrameHeader> header = decode_frame_header(std::span(in_).first<kFrameHeaderSize>());
     if (!header.ok() || header.value().payload_size > kControlRequestSizeMax) {
       was_malformed_ = true;
+      if (header.status().code() == Code::kUnsupported) {
+        begin_frame(out_);
+        end_frame(out_, kVersionOp, 0);
+        (void)send();
+      }
       return Next::kClose;
     }
     header_ = header.value();

@@ -218,6 +218,10 @@ def _node(options: StoreOptions) -> Iterator[Check]:
             "ok",
             f"pid {view.stats['pid']} answered at {view.paths.socket} in {view.answer_ms:.1f} ms",
         )
+        trouble = view.stats.get("cluster", {}).get("trouble", "")
+        if trouble:
+            finding = f"it is no member of its cluster: {trouble}"
+            yield Check("node", "warning", finding, "see what is said of the cluster below")
     elif view.is_held:
         pid = view.state.pid if view.state else "unknown"
         yield Check(

@@ -9,7 +9,7 @@ from typing import Any
 from mooncake_hicache.cli.checks_network import network_checks
 from mooncake_hicache.cli.finding import Check
 from mooncake_hicache.config import NodeOptions, StoreOptions, TransferOptions, environment_name
-from mooncake_hicache.errors import InvalidArgumentError, TransientError
+from mooncake_hicache.errors import InvalidArgumentError, TransientError, UnsupportedError
 from mooncake_hicache.master.ask import directory_client, parse_masters
 from mooncake_hicache.metadata.names import is_loopback, parse_address
 from mooncake_hicache.node.cluster import listening_host, node_name
@@ -53,6 +53,14 @@ def cluster_checks(options: StoreOptions) -> Iterator[Check]:
     client = directory_client(options.master, options.config)
     try:
         members = client.members(ANSWER_TIMEOUT_MS)
+    except UnsupportedError as error:
+        yield Check(
+            "cluster",
+            "error",
+            str(error),
+            "the same release of mooncake-hicache on this machine and on the master's",
+        )
+        return
     except TransientError as error:
         yield Check(
             "cluster",

@@ -89,7 +89,9 @@ def _cluster(stats: dict[str, Any]) -> str:
         return "none"
     name = f"{stats['cluster']['name']} at {stats['cluster']['masters']}"
     if not stats["cluster_joined"]:
-        return f"{name}: no master counts it as a member, so others do not find its pages"
+        lost = f"{name}: no master counts it as a member, so others do not find its pages"
+        trouble = stats["cluster"].get("trouble", "")
+        return f"{lost}: {trouble}" if trouble else lost
     words = ["member"]
     if stats["cluster_draining"]:
         words = [f"draining, {format_size(stats['drain_left_bytes'])} left"]

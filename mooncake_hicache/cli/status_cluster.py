@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mooncake_hicache import _core
 from mooncake_hicache.cli.common import EXIT_NOT_RUNNING, console, print_json
-from mooncake_hicache.errors import Error, TransientError
+from mooncake_hicache.errors import Error, TransientError, UnsupportedError
 from mooncake_hicache.master.ask import directory_client
 from mooncake_hicache.units import format_size
 
@@ -35,7 +35,7 @@ def show_cluster(masters: str, *, config: str, as_json: bool, watch: bool) -> in
             return _watch(client, masters)
         try:
             members = client.members(TIMEOUT_MS)
-        except TransientError as error:
+        except (TransientError, UnsupportedError) as error:
             if as_json:
                 print_json({"masters": masters, "failure": str(error)})
             else:

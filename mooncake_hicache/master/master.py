@@ -31,6 +31,7 @@ __all__ = ["Master", "run_master"]
 _log = logging.getLogger("mooncake_hicache.master")
 
 ASK_TIMEOUT_MS = 5000
+NOTICES_INTERVAL_S = 1.0
 
 
 class Master:
@@ -43,6 +44,7 @@ class Master:
     def __init__(self, options: MasterOptions) -> None:
         transfer = TransferOptions(config=options.config)
         self._config = options.config
+        self._known_notices = 0
         self._directory = start_directory(
             host=options.host,
             port=options.port,
@@ -85,6 +87,12 @@ class Master:
         if self.epoch():
             return self.address
         return self._election.leader if self._election else ""
+
+    def log_notices(self) -> None:
+        """Log what the directory has noticed since the last time, such as who was refused."""
+        self._known_notices, notices = self._directory.notices_since(self._known_notices)
+        for notice in notices:
+            _log.warning("%s", notice)
 
     def drain(self, node: str, *, is_on: bool) -> None:
         """Have a node give its pages away, or end that.
@@ -175,7 +183,10 @@ async def _run(
         if options.etcd:
             say(f"etcd at {options.etcd} decides whether it leads cluster {options.cluster}")
         _warn(options, say)
-        await stopped.wait()
+        while not stopped.is_set():
+            master.log_notices()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stopped.wait(), NOTICES_INTERVAL_S)
     say("master stopped")
     return 0
 

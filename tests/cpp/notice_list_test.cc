@@ -1,4 +1,4 @@
-#include "store/notice_list.h"
+#include "base/notice_list.h"
 
 #include <gtest/gtest.h>
 

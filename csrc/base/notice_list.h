@@ -1,4 +1,5 @@
-// What a node's owner should know: what could not be had, and what fails. The newest are kept.
+// What the owner of a node or a master should know: what could not be had, and what fails. The
+// newest are kept.
 //
 // Pure. Threads: one at a time.
 #pragma once
