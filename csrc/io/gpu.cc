@@ -20,6 +20,7 @@ constexpr int kNotInitialized = 3;       // CUDA_ERROR_NOT_INITIALIZED
 constexpr int kDeinitialized = 4;        // CUDA_ERROR_DEINITIALIZED
 constexpr int kInvalidValue = 1;         // CUDA_ERROR_INVALID_VALUE
 constexpr int kInvalidContext = 201;     // CUDA_ERROR_INVALID_CONTEXT
+constexpr int kNotSupported = 801;       // CUDA_ERROR_NOT_SUPPORTED
 constexpr int kMemoryType = 2;           // CU_POINTER_ATTRIBUTE_MEMORY_TYPE
 constexpr int kIsManaged = 8;            // CU_POINTER_ATTRIBUTE_IS_MANAGED
 constexpr int kDeviceOrdinal = 9;        // CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
@@ -29,6 +30,7 @@ constexpr unsigned kNonBlocking = 1;     // CU_STREAM_NON_BLOCKING
 constexpr unsigned kBlockingSync = 1;    // CU_EVENT_BLOCKING_SYNC
 constexpr unsigned kNoTiming = 2;        // CU_EVENT_DISABLE_TIMING
 constexpr unsigned kPortable = 1;        // CU_MEMHOSTALLOC_PORTABLE, CU_MEMHOSTREGISTER_PORTABLE
+constexpr int kRangeDmabufFd = 1;        // CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD
 constexpr int kSourceInStreamOrder = 1;  // CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
 
 /// CUmemcpyAttributes.
@@ -61,6 +63,8 @@ struct Functions {
   int (*host_free)(void*);
   int (*host_register)(void*, size_t, unsigned);
   int (*host_unregister)(void*);
+  /// Of CUDA 11.7 on; nullptr in older drivers.
+  int (*get_range_handle)(void*, uint64_t, size_t, int, unsigned long long);
   /// Of CUDA 13 on; nullptr in older drivers.
   int (*memcpy_batch_async)(uint64_t*, uint64_t*, size_t*, size_t, CopyAttributes*, size_t*, size_t,
                             GpuStream);
@@ -74,6 +78,7 @@ bool find(void* library, const char* name, Function& function) {
 
 bool find_functions(void* library, Functions& functions) {
   find(library, "cuMemcpyBatchAsync_v2", functions.memcpy_batch_async);
+  find(library, "cuMemGetHandleForAddressRange", functions.get_range_handle);
   // A device's number is its CUdevice: cuDeviceGet() has never given another.
   return find(library, "cuGetErrorName", functions.get_error_name) &&
          find(library, "cuPointerGetAttributes", functions.pointer_get_attributes) &&
@@ -187,6 +192,10 @@ class Library final : public GpuDriver {
     return calls_.host_register(address, size, kPortable);
   }
   int host_unregister(void* address) const override { return calls_.host_unregister(address); }
+  int export_dmabuf(uint64_t address, size_t size, int* dmabuf) const override {
+    if (calls_.get_range_handle == nullptr) return kNotSupported;
+    return calls_.get_range_handle(dmabuf, address, size, kRangeDmabufFd, 0);
+  }
 
   std::string error_name(int error) const override {
     const char* name = nullptr;

@@ -85,8 +85,28 @@ class GpuDriver {
   /// without the CPU. A copy must not cross the border of two registered ranges.
   virtual int host_register(void* address, size_t size) const = 0;
   virtual int host_unregister(void* address) const = 0;
+  /// A dma-buf of memory of a GPU, through which other devices reach it; to be closed. The range
+  /// begins and ends where OS pages of the CPU do.
+  virtual int export_dmabuf(uint64_t address, size_t size, int* dmabuf) const = 0;
 
   virtual std::string error_name(int error) const = 0;
+};
+
+/// Makes a context the calling thread's, for as long as it lives.
+class CurrentGpuContext {
+ public:
+  CurrentGpuContext(const GpuDriver& driver, GpuContext context)
+      : driver_(driver), error_(driver.context_push(context)) {}
+  ~CurrentGpuContext() {
+    if (error_ == 0) (void)driver_.context_pop();
+  }
+  CurrentGpuContext(const CurrentGpuContext&) = delete;
+  CurrentGpuContext& operator=(const CurrentGpuContext&) = delete;
+  int error() const { return error_; }
+
+ private:
+  const GpuDriver& driver_;
+  const int error_;
 };
 
 }  // namespace hicache

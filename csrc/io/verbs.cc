@@ -37,6 +37,7 @@ struct Functions {
   decltype(&::ibv_dealloc_pd) dealloc_pd;
   RegisterMemory* reg_mr;
   RegisterMemoryIova* reg_mr_iova2;
+  decltype(&::ibv_reg_dmabuf_mr) reg_dmabuf_mr;  // nullptr: a library before rdma-core 34.
   decltype(&::ibv_dereg_mr) dereg_mr;
   decltype(&::ibv_create_comp_channel) create_channel;
   decltype(&::ibv_destroy_comp_channel) destroy_channel;
@@ -56,9 +57,12 @@ class Symbols {
 
   template <typename Function>
   void find(Function*& function, const char* name, const char* version) {
-    void* address = dlvsym(library_, name, version);
-    if (address == nullptr) missing_ += (missing_.empty() ? "" : ", ") + std::string(name);
-    function = reinterpret_cast<Function*>(address);
+    find_if_there(function, name, version);
+    if (function == nullptr) missing_ += (missing_.empty() ? "" : ", ") + std::string(name);
+  }
+  template <typename Function>
+  void find_if_there(Function*& function, const char* name, const char* version) {
+    function = reinterpret_cast<Function*>(dlvsym(library_, name, version));
   }
   const std::string& missing() const { return missing_; }
 
@@ -84,6 +88,7 @@ std::string find_functions(void* library, Functions& functions) {
   symbols.find(functions.dealloc_pd, "ibv_dealloc_pd", "IBVERBS_1.1");
   symbols.find(functions.reg_mr, "ibv_reg_mr", "IBVERBS_1.1");
   symbols.find(functions.reg_mr_iova2, "ibv_reg_mr_iova2", "IBVERBS_1.8");
+  symbols.find_if_there(functions.reg_dmabuf_mr, "ibv_reg_dmabuf_mr", "IBVERBS_1.12");
   symbols.find(functions.dereg_mr, "ibv_dereg_mr", "IBVERBS_1.1");
   symbols.find(functions.create_channel, "ibv_create_comp_channel", "IBVERBS_1.0");
   symbols.find(functions.destroy_channel, "ibv_destroy_comp_channel", "IBVERBS_1.0");
@@ -147,6 +152,14 @@ class Library final : public Verbs {
       return calls_.reg_mr(domain, address, size, static_cast<int>(access));
     }
     return calls_.reg_mr_iova2(domain, address, size, reinterpret_cast<uintptr_t>(address), access);
+  }
+  ibv_mr* register_dmabuf(ibv_pd* domain, int dmabuf, uint64_t offset, size_t size,
+                          uint64_t address, unsigned access) const override {
+    if (calls_.reg_dmabuf_mr == nullptr) {
+      errno = EOPNOTSUPP;
+      return nullptr;
+    }
+    return calls_.reg_dmabuf_mr(domain, offset, size, address, dmabuf, static_cast<int>(access));
   }
   int deregister_memory(ibv_mr* region) const override { return calls_.dereg_mr(region); }
 

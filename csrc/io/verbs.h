@@ -48,6 +48,10 @@ class Verbs {
   /// Optional access flags (relaxed ordering) that the device does not know are left out.
   virtual ibv_mr* register_memory(ibv_pd* domain, void* address, size_t size,
                                   unsigned access) const = 0;
+  /// Memory behind a dma-buf, from `offset` on, which is then addressed from `address` on. Fails
+  /// with EOPNOTSUPP where the library or the device has none of it.
+  virtual ibv_mr* register_dmabuf(ibv_pd* domain, int dmabuf, uint64_t offset, size_t size,
+                                  uint64_t address, unsigned access) const = 0;
   virtual int deregister_memory(ibv_mr* region) const = 0;
 
   virtual ibv_comp_channel* create_channel(ibv_context* context) const = 0;

@@ -20,39 +20,22 @@ Status stopped() {
 
 }  // namespace
 
-/// Makes a context the calling thread's, for as long as it lives.
-class DeviceStaging::Current {
- public:
-  Current(const GpuDriver& driver, GpuContext context)
-      : driver_(driver), error_(driver.context_push(context)) {}
-  ~Current() {
-    if (error_ == 0) (void)driver_.context_pop();
-  }
-  Current(const Current&) = delete;
-  Current& operator=(const Current&) = delete;
-  int error() const { return error_; }
-
- private:
-  const GpuDriver& driver_;
-  const int error_;
-};
-
 DeviceStaging::~DeviceStaging() {
   stop();
   // In a forked child nothing of CUDA may be touched; the parent frees it.
   if (driver_ == nullptr || GpuDriver::of_process() != driver_) return;
   for (const auto& [context, event] : events_) {
-    const Current current(*driver_, context);
+    const CurrentGpuContext current(*driver_, context);
     (void)driver_->event_destroy(event);
   }
   for (const auto& [context, arena] : arenas_) {
-    const Current current(*driver_, context);
+    const CurrentGpuContext current(*driver_, context);
     (void)driver_->host_free(arena);
   }
   for (const auto& [ordinal, device] : devices_) {
     if (device.context == nullptr) continue;
     for (const GpuStream stream : device.streams) {
-      const Current current(*driver_, device.context);
+      const CurrentGpuContext current(*driver_, device.context);
       if (stream != nullptr) (void)driver_->stream_destroy(stream);
     }
     (void)driver_->context_release(ordinal);
@@ -91,7 +74,7 @@ Status DeviceStaging::open(int ordinal, Device& device) {
     device.context = nullptr;
     return failed("taking the primary context of " + name, error);
   }
-  const Current current(*driver_, device.context);
+  const CurrentGpuContext current(*driver_, device.context);
   int error = current.error();
   for (GpuStream& stream : device.streams) {
     if (error == 0) error = driver_->stream_create(&stream);
@@ -100,7 +83,7 @@ Status DeviceStaging::open(int ordinal, Device& device) {
 }
 
 Status DeviceStaging::add_slots(Device& device) {
-  const Current current(*driver_, device.context);
+  const CurrentGpuContext current(*driver_, device.context);
   void* arena = nullptr;
   int error = current.error();
   if (error == 0) error = driver_->host_alloc(&arena, kSlotsAtOnce * kSlotSize);
@@ -218,7 +201,7 @@ DeviceStaging::Copy DeviceStaging::begin(uint64_t target, uint64_t source, uint6
   copy.failure = device.failure;
   if (!copy.failure.ok()) return copy;
   copy.context = device.context;
-  const Current current(*driver_, device.context);
+  const CurrentGpuContext current(*driver_, device.context);
   if (current.error() != 0) {
     copy.failure = failed("using cuda:" + std::to_string(ordinal), current.error());
     return copy;
@@ -247,7 +230,7 @@ Status DeviceStaging::end(Copy& copy) {
   Status status = std::move(copy.failure);
   if (status.ok()) {
     // What fails here is the device or its context: nothing runs there any more.
-    const Current current(*driver_, copy.context);
+    const CurrentGpuContext current(*driver_, copy.context);
     const int error = driver_->event_wait(copy.event);
     if (error != 0) status = failed("waiting for a copy of GPU memory", error);
   }

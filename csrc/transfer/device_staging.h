@@ -127,7 +127,6 @@ class DeviceStaging {
     Status failure;  // It has not begun.
     Done done;
   };
-  class Current;
 
   // All of these: locked.
   Device& device_of(int device);

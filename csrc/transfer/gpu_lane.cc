@@ -2,38 +2,21 @@
 
 namespace hicache {
 
-/// Makes the context the calling thread's, for as long as it lives.
-class GpuLane::Current {
- public:
-  explicit Current(const GpuLane& lane)
-      : driver_(lane.driver_), error_(driver_.context_push(lane.context_)) {}
-  ~Current() {
-    if (error_ == 0) (void)driver_.context_pop();
-  }
-  Current(const Current&) = delete;
-  Current& operator=(const Current&) = delete;
-  int error() const { return error_; }
-
- private:
-  const GpuDriver& driver_;
-  const int error_;
-};
-
 GpuLane::Mark::~Mark() {
   if (!lane_->is_of_this_process()) return;
-  const Current current(*lane_);
+  const CurrentGpuContext current(lane_->driver_, lane_->context_);
   (void)lane_->driver_.event_destroy(event_);
 }
 
 Status GpuLane::Mark::wait() const {
-  const Current current(*lane_);
+  const CurrentGpuContext current(lane_->driver_, lane_->context_);
   int error = current.error();
   if (error == 0) error = lane_->driver_.event_wait(event_);
   return error == 0 ? Status() : lane_->failed("copying", error);
 }
 
 Status GpuLane::Mark::hold(GpuStream stream) const {
-  const Current current(*lane_);
+  const CurrentGpuContext current(lane_->driver_, lane_->context_);
   int error = current.error();
   if (error == 0) error = lane_->driver_.stream_wait_event(stream, event_);
   return error == 0 ? Status() : lane_->failed("having a stream wait for copies", error);
@@ -55,7 +38,7 @@ Status GpuLane::start() {
     context_ = nullptr;
     return failed("taking the primary context", error);
   }
-  const Current current(*this);
+  const CurrentGpuContext current(driver_, context_);
   int error = current.error();
   if (error == 0) error = driver_.stream_create(&stream_);
   return error == 0 ? Status() : failed("making a stream for copies", error);
@@ -64,7 +47,7 @@ Status GpuLane::start() {
 GpuLane::~GpuLane() {
   if (!is_of_this_process() || context_ == nullptr) return;
   {
-    const Current current(*this);
+    const CurrentGpuContext current(driver_, context_);
     if (stream_ != nullptr) (void)driver_.stream_destroy(stream_);
   }
   (void)driver_.context_release(device_);
@@ -72,7 +55,7 @@ GpuLane::~GpuLane() {
 
 Status GpuLane::copy(std::span<const GpuCopy> copies) {
   if (copies.empty()) return Status();
-  const Current current(*this);
+  const CurrentGpuContext current(driver_, context_);
   int error = current.error();
   if (error == 0) error = driver_.copy_all_async(copies, stream_);
   return error == 0 ? Status() : failed("queueing copies", error);
@@ -80,7 +63,7 @@ Status GpuLane::copy(std::span<const GpuCopy> copies) {
 
 Status GpuLane::copy_pageable(std::span<const GpuCopy> copies) {
   if (copies.empty()) return Status();
-  const Current current(*this);
+  const CurrentGpuContext current(driver_, context_);
   int error = current.error();
   for (const GpuCopy& copy : copies) {
     if (error == 0) error = driver_.copy_async(copy.target, copy.source, copy.size, stream_);
@@ -89,7 +72,7 @@ Status GpuLane::copy_pageable(std::span<const GpuCopy> copies) {
 }
 
 Result<std::shared_ptr<const GpuLane::Mark>> GpuLane::mark() {
-  const Current current(*this);
+  const CurrentGpuContext current(driver_, context_);
   GpuEvent event = nullptr;
   int error = current.error();
   if (error == 0) error = driver_.event_create(&event);
@@ -101,12 +84,12 @@ Result<std::shared_ptr<const GpuLane::Mark>> GpuLane::mark() {
 }
 
 void GpuLane::drain() {
-  const Current current(*this);
+  const CurrentGpuContext current(driver_, context_);
   if (current.error() == 0) (void)driver_.stream_wait(stream_);
 }
 
 Status GpuLane::pin(void* address, size_t size) {
-  const Current current(*this);
+  const CurrentGpuContext current(driver_, context_);
   int error = current.error();
   if (error == 0) error = driver_.host_register(address, size);
   return error == 0 ? Status() : failed("pinning memory of the pool", error);
@@ -114,7 +97,7 @@ Status GpuLane::pin(void* address, size_t size) {
 
 void GpuLane::unpin(void* address) {
   if (!is_of_this_process()) return;
-  const Current current(*this);
+  const CurrentGpuContext current(driver_, context_);
   if (current.error() == 0) (void)driver_.host_unregister(address);
 }
 

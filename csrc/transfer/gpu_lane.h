@@ -56,7 +56,6 @@ class GpuLane : public std::enable_shared_from_this<GpuLane> {
   void unpin(void* address);
 
  private:
-  class Current;
   GpuLane(const GpuDriver& driver, int device) : driver_(driver), device_(device) {}
   Status start();
   Status failed(const char* tried, int error) const;

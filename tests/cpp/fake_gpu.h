@@ -54,6 +54,7 @@ class FakeGpu : public GpuDriver {
     void* inside = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
     EXPECT_TRUE(forbidden != MAP_FAILED && inside != MAP_FAILED);
     range.inside = static_cast<uint8_t*>(inside);
+    range.file = std::make_shared<Fd>(dup(file.get()));
     const auto address = reinterpret_cast<uint64_t>(forbidden);
     const std::lock_guard lock(mutex_);
     ranges_.emplace(address, range);
@@ -90,6 +91,8 @@ class FakeGpu : public GpuDriver {
   }
   /// The n-th copy of that kind from now on fails, 0 being the next.
   void fail_copy(Way way, int n = 0) { set(fail_in_, way, n + 1); }
+  /// Memory of devices can be exported.
+  void set_has_dmabuf(bool has) { has_dmabuf_ = has; }
   /// No pinned memory is to be had.
   void set_no_pinned_memory(bool is_none) { no_pinned_memory_ = is_none; }
 
@@ -251,6 +254,16 @@ class FakeGpu : public GpuDriver {
     const std::lock_guard lock(mutex_);
     return ranges_.erase(reinterpret_cast<uint64_t>(address)) == 1 ? 0 : 713;
   }
+  int export_dmabuf(uint64_t address, size_t size, int* dmabuf) const override {
+    EXPECT_FALSE(stack().empty());
+    const std::lock_guard lock(mutex_);
+    const auto found = ranges_.find(address);  // A memfd has no offset of its own.
+    const bool is_whole = found != ranges_.end() && found->second.file != nullptr &&
+                          size <= round_up(found->second.size, 4 * kKiB);
+    if (!has_dmabuf_ || !is_whole) return 801;  // CUDA_ERROR_NOT_SUPPORTED
+    *dmabuf = dup(found->second.file->get());
+    return 0;
+  }
   int host_alloc(void** address, size_t size) const override {
     if (no_pinned_memory_) return 2;  // CUDA_ERROR_OUT_OF_MEMORY
     void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -279,6 +292,7 @@ class FakeGpu : public GpuDriver {
     uint8_t* inside;  // Of device memory.
     bool is_allocated = false;
     bool is_registered = false;
+    std::shared_ptr<Fd> file{};  // Of device memory.
   };
   struct Event {
     bool is_done = false;
@@ -383,6 +397,7 @@ class FakeGpu : public GpuDriver {
   mutable size_t contexts_ = 0;
   mutable std::atomic<size_t> pageable_copies_{0};
   std::atomic<bool> no_pinned_memory_{false};
+  std::atomic<bool> has_dmabuf_{false};
   bool held_[3] = {};
   int fail_in_[3] = {};
   size_t copies_[3] = {};

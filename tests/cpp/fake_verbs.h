@@ -8,6 +8,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -30,11 +31,15 @@ namespace hicache::testing {
 
 class FakeVerbs final : public Verbs {
  public:
+  static constexpr int kEveryDevice = -2;
+
   struct Faults {
     std::atomic<int> open_errno{0};
-    /// Registering fails on the device of that index.
+    /// Registering by address fails on the device of that index, or kEveryDevice.
     std::atomic<int> register_fails_on{-1};
     std::atomic<int> register_errno{ENOMEM};
+    /// Memory of GPUs can be registered as dma-buf.
+    std::atomic<bool> has_dmabuf{false};
     /// Making a completion queue that tells of completions fails on the device of that index.
     std::atomic<int> create_queue_fails_on{-1};
     std::atomic<int> create_pair_errno{0};
@@ -199,7 +204,8 @@ class FakeVerbs final : public Verbs {
 
   ibv_mr* register_memory(ibv_pd* domain, void* address, size_t size,
                           unsigned access) const override {
-    if (device_of(domain->context).index == faults.register_fails_on) {
+    const int lame = faults.register_fails_on;
+    if (lame == kEveryDevice || lame == device_of(domain->context).index) {
       errno = faults.register_errno;
       return nullptr;
     }
@@ -214,8 +220,31 @@ class FakeVerbs final : public Verbs {
     region->length = size;
     const std::lock_guard lock(mutex_);
     region->lkey = region->rkey = next_key_++;
-    regions_[region->lkey] = {reinterpret_cast<uintptr_t>(address), size, access,
-                              domain->context->device};
+    regions_[region->lkey] = {
+        reinterpret_cast<uintptr_t>(address), size,   access, domain->context->device,
+        static_cast<uint8_t*>(address),       nullptr};
+    ++open_;
+    return region.release();
+  }
+  ibv_mr* register_dmabuf(ibv_pd* domain, int dmabuf, uint64_t offset, size_t size,
+                          uint64_t address, unsigned access) const override {
+    const uint64_t whole = offset + size;
+    void* inside = faults.has_dmabuf
+                       ? mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_SHARED, dmabuf, 0)
+                       : MAP_FAILED;
+    if (inside == MAP_FAILED) {
+      errno = EOPNOTSUPP;
+      return nullptr;
+    }
+    auto region = std::make_unique<ibv_mr>();
+    region->context = domain->context;
+    region->pd = domain;
+    const std::lock_guard lock(mutex_);
+    region->lkey = region->rkey = next_key_++;
+    const std::shared_ptr<void> mapping(inside, [whole](void* it) { munmap(it, whole); });
+    regions_[region->lkey] = {
+        address, size, access, domain->context->device, static_cast<uint8_t*>(inside) + offset,
+        mapping};
     ++open_;
     return region.release();
   }
@@ -420,6 +449,8 @@ class FakeVerbs final : public Verbs {
     uint64_t size;
     unsigned access;
     ibv_device* device;
+    uint8_t* inside;  // Where this process has it: elsewhere, for a dma-buf.
+    std::shared_ptr<void> mapping;
   };
 
   static int fail(int error_number) {
@@ -478,8 +509,13 @@ class FakeVerbs final : public Verbs {
                                   writes ? IBV_ACCESS_REMOTE_WRITE : IBV_ACCESS_REMOTE_READ)) {
       return IBV_WC_REM_ACCESS_ERR;
     }
-    void* local_bytes = reinterpret_cast<void*>(one.range.addr);
-    void* remote_bytes = reinterpret_cast<void*>(remote);
+    const auto inside = [this](uint32_t key, uint64_t address) {
+      const Region& region = regions_.at(key);
+      return region.inside + (address - region.address);
+    };
+    void* local_bytes = is_inline ? reinterpret_cast<uint8_t*>(one.range.addr)
+                                  : inside(one.range.lkey, one.range.addr);
+    void* remote_bytes = inside(one.request.wr.rdma.rkey, remote);
     if (writes) std::memcpy(remote_bytes, local_bytes, size);
     if (!writes) std::memcpy(local_bytes, remote_bytes, size);
     device_of(pair.context).moved_bytes += size;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "engine_peer.h"
+#include "fake_gpu.h"
 #include "fake_verbs.h"
 #include "transfer/engine_start.h"
 #include "transfer/rdma/rdma_transport.h"
@@ -115,6 +116,37 @@ TEST_F(RdmaEngine, APeersBufferThatOneRailLacksGoesOverTheOtherAndTheRailStaysIn
   expect_read(other_);
   EXPECT_GT(fabric_.moved_bytes(0), before);
   expect_no_rail_blamed();
+}
+
+TEST_F(RdmaEngine, MemoryOfAGpuIsReadAndWrittenAsADmabufWhereAddressesAreRefused) {
+  FakeGpu gpu;
+  gpu.set_has_dmabuf(true);
+  fabric_.faults.has_dmabuf = true;
+  fabric_.faults.register_errno = EFAULT;  // As without nvidia-peermem.
+  start();
+  const uint64_t device = gpu.allocate(kSize + 100);
+  fabric_.faults.register_fails_on = FakeVerbs::kEveryDevice;
+  const Status status = server_->register_memory(device + 50, kSize, "*", true);
+  fabric_.faults.register_fails_on = -1;
+  ASSERT_TRUE(status.ok()) << status.message();
+  add(*client_, local_);
+  open();
+  const auto transfer = [&](Direction direction) {
+    const TransferRequest request{direction, address_of(local_), device + 50, kSize};
+    const auto state =
+        client_->transfer(segment_, {&request, 1}, Priority::kUrgent, after_ms(20'000));
+    ASSERT_TRUE(state.ok() && state.value().status.ok());
+  };
+  gpu.put(device + 50, bytes_of(5, kSize));
+  transfer(Direction::kRead);
+  EXPECT_EQ(local_, bytes_of(5, kSize));
+  std::ranges::copy(bytes_of(6, kSize), local_.begin());
+  transfer(Direction::kWrite);
+  EXPECT_EQ(gpu.bytes_at(device + 50, kSize), bytes_of(6, kSize));
+  EXPECT_EQ(figures(R"("transport":"tcp")"), 0U) << "TCP was not needed";
+  EXPECT_GT(fabric_.moved_bytes(0) + fabric_.moved_bytes(1), kSize);
+  ASSERT_TRUE(server_->unregister_memory(device + 50).ok());
+  gpu.free(device);
 }
 
 TEST_F(RdmaEngine, ALocalBufferThatOneRailLacksGoesOverTheOtherAndTheRailStaysInUse) {

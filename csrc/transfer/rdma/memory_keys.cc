@@ -9,6 +9,7 @@
 
 #include "base/bytes.h"
 #include "transfer/copy_threads.h"
+#include "transfer/gpu_dmabuf.h"
 
 namespace hicache {
 namespace {
@@ -148,9 +149,19 @@ void MemoryKeys::carry_out(Registration& registration, const Task& task) const {
   if (rail.limits().odp && buffer.kind == MemoryKind::kHost) access |= IBV_ACCESS_ON_DEMAND;
   if (rail.settings().relaxed_ordering) access |= IBV_ACCESS_RELAXED_ORDERING;
   void* address = reinterpret_cast<void*>(buffer.address + offset);
-  on_rail.regions[task.piece] = rail.verbs().register_memory(rail.domain(), address, size, access);
-  if (on_rail.regions[task.piece] != nullptr) return;
+  ibv_mr*& region = on_rail.regions[task.piece];
+  region = rail.verbs().register_memory(rail.domain(), address, size, access);
+  if (region != nullptr) return;
   const int error_number = errno;
+  if (buffer.kind == MemoryKind::kCuda) {
+    const Result<GpuDmabuf> dmabuf = gpu_dmabuf_of(buffer.address + offset, size);
+    if (dmabuf.ok()) {
+      region = rail.verbs().register_dmabuf(rail.domain(), dmabuf.value().fd.get(),
+                                            dmabuf.value().offset, size, buffer.address + offset,
+                                            access);
+    }
+    if (region != nullptr) return;
+  }
   const std::lock_guard lock(on_rail.mutex);
   if (!on_rail.is_refused.exchange(true)) {
     on_rail.refusal = refusal(rail, buffer, size, error_number);
@@ -202,8 +213,8 @@ Result<std::vector<uint8_t>> MemoryKeys::add(const Buffer& buffer) {
   if (keys.empty() && buffer.kind == MemoryKind::kCuda) {
     return Status(Code::kUnsupported,
                   first_refusal.message() +
-                      "; memory of a GPU needs the kernel module nvidia-peermem. Without it, it is "
-                      "moved over TCP");
+                      "; memory of a GPU needs the kernel module nvidia-peermem, or a driver and a "
+                      "device that know dma-buf. Without them it is moved over TCP");
   }
   if (keys.empty()) return first_refusal;
   const std::lock_guard lock(mutex_);

@@ -6,8 +6,9 @@
 //
 // An op pins the buffer that it uses, so that de-registering waits for it.
 //
-// Memory of a GPU is registered by its address, which works where the kernel has nvidia-peermem;
-// elsewhere all rails refuse it, which is kUnsupported: another transport has to move it.
+// Memory of a GPU is registered by its address, which works where the kernel has nvidia-peermem,
+// else as a dma-buf, which wants a driver and a device that know it. Where all rails refuse it,
+// that is kUnsupported: another transport has to move it.
 //
 // Threads: any.
 #pragma once
