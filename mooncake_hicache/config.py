@@ -183,7 +183,8 @@ class NodeOptions(OptionsBase):
     look-ups take no leases."""
 
     lookup_lease_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.25
-    """The share of the pool that look-ups may lease in all, so that puts always find room."""
+    """The share of the pool that look-ups may lease in all, so that puts always find room. Those of
+    the external linker, which reports nothing that it cannot lease, may have twice as much."""
 
     hard_pin_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.5
     """The share of the pool that hard-pinned pages may take; a hard pin beyond it is refused,

@@ -380,7 +380,8 @@ class Namespace:
             lease: Keep what is reported for the read that follows.
             prefix: The keys are a chain: after the first miss all are `NOT_FOUND`.
             resident: Only what is in the memory of this machine counts; what is on SSD or on
-                other nodes is brought there meanwhile, and counts once it is there.
+                other nodes is brought there meanwhile, and counts once it is there. With `lease`,
+                what cannot be kept does not count either (see `lookup_lease_share`).
         """
         return self._with_keys(
             keys,

@@ -88,7 +88,7 @@ struct KeysRequest {
 inline constexpr uint8_t kLookupLease = 1;
 inline constexpr uint8_t kLookupPrefix = 2;
 /// Only what is in the pool counts, answered without waiting for anybody; what is on SSD or on
-/// other nodes is brought there meanwhile.
+/// other nodes is brought there meanwhile. With kLookupLease, what cannot be leased does not count.
 inline constexpr uint8_t kLookupResident = 4;
 /// A page that is on its way from an SSD file to the pool is answered with its place in the file,
 /// not with kBusy.

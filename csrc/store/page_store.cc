@@ -127,13 +127,15 @@ void PageStore::lookup(SessionIndex session, NamespaceIndex index, std::span<con
       counts_.lookup_miss_pages += keys.size() - i;
       return;
     }
-    if (is_chained || !flags.prefix) {
+    const bool is_promised = flags.lease && promise(session, page, now_ms, flags.resident);
+    const bool counts = is_promised || !flags.lease || !flags.resident;
+    is_chained &= counts;
+    if (flags.prefix ? is_chained : counts) {
       codes[i] = Code::kOk;
       ++counts_.lookup_hit_pages;
     } else {
       ++counts_.lookup_miss_pages;
     }
-    if (flags.lease) promise(session, page, now_ms);
   }
 }
 

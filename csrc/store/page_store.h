@@ -44,8 +44,9 @@ class PageStore {
     uint64_t seed;  // For the eviction policy's sampling.
     uint64_t read_lease_ttl_ms;
     uint64_t lookup_lease_ttl_ms;
-    double lookup_lease_share;  // Of the pool that look-up leases may hold.
-    double hard_pin_share;      // Of the pool that hard pins may hold.
+    /// Of the pool that look-up leases may hold; twice as much for those of resident pages.
+    double lookup_lease_share;
+    double hard_pin_share;  // Of the pool that hard pins may hold.
     uint64_t reservation_ttl_ms;
     /// Called when a put finds no room: adds memory and returns true, or returns false.
     std::function<bool()> grow;
@@ -61,9 +62,11 @@ class PageStore {
   };
 
   struct LookupFlags {
-    bool lease;             // Grant look-up leases for what is found.
-    bool prefix;            // Stop at the first miss; the rest is answered kNotFound.
-    bool resident = false;  // What is below is asked for, and counts as a miss.
+    bool lease;   // Grant look-up leases for what is found.
+    bool prefix;  // Stop at the first miss; the rest is answered kNotFound.
+    /// Only what can be read at once counts: what is below is asked for, and with `lease` what
+    /// cannot be leased is a miss.
+    bool resident = false;
   };
 
   using Location = PageLocation;
@@ -223,8 +226,8 @@ class PageStore {
   /// The same on all of these keys that are present.
   std::vector<PageRef> hold_present(SessionIndex session, NamespaceIndex index,
                                     std::span<const Key> keys, uint64_t now_ms);
-  /// A look-up lease on a present page, if look-ups may hold more of the pool.
-  void promise(SessionIndex session, PageIndex page, uint64_t now_ms);
+  /// A look-up lease on a present page, if look-ups may hold more of the pool. Returns whether.
+  bool promise(SessionIndex session, PageIndex page, uint64_t now_ms, bool is_resident = false);
 
   /// Bytes that no page and no reservation uses.
   uint64_t free_bytes() const { return allocator_.free_bytes(); }

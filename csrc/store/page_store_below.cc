@@ -6,6 +6,13 @@
 #include "store/page_store.h"
 
 namespace hicache {
+namespace {
+
+// Pages whose reader cannot do without them, and reads at once.
+constexpr double kResidentFactor = 2;
+constexpr double kLeasableShareMax = 0.9;
+
+}  // namespace
 
 const NamespaceDigest& PageStore::digest_of(SpaceIndex space) const {
   return namespaces_[namespaces_by_space_.at(space)].digest;
@@ -168,15 +175,17 @@ std::vector<PageRef> PageStore::hold_present(SessionIndex session, NamespaceInde
   return held;
 }
 
-void PageStore::promise(SessionIndex session, PageIndex page, uint64_t now_ms) {
+bool PageStore::promise(SessionIndex session, PageIndex page, uint64_t now_ms, bool is_resident) {
   PageRecord& record = records_[page];
   const bool renews = leases_.holds(LeaseKind::kLookup, session, record.leases);
-  const uint64_t leasable = share_of_pool(options_.lookup_lease_share);
-  if (!renews && lookup_leased_bytes_ + record.size > leasable) return;
+  const double share = options_.lookup_lease_share * (is_resident ? kResidentFactor : 1);
+  const uint64_t leasable = share_of_pool(std::min(share, kLeasableShareMax));
+  if (!renews && lookup_leased_bytes_ + record.size > leasable) return false;
   leases_.grant(LeaseKind::kLookup, session, page, &record.leases, now_ms);
   if (!renews) lookup_leased_bytes_ += record.size;
   recall(page, now_ms);
   update_held(page);
+  return true;
 }
 
 }  // namespace hicache

@@ -328,7 +328,7 @@ void RemoteTier::arrived(uint64_t hash, Wanted& wanted) {
   ++fetched_pages_;
   fetched_bytes_ += wanted.size;
   if (store_.is_present(ref)) {
-    if (wanted.promised_to != kNobody) store_.promise(wanted.promised_to, ref.page, now_ms_);
+    if (wanted.promised_to != kNobody) (void)store_.promise(wanted.promised_to, ref.page, now_ms_);
     for (const RemoteWaitId waiter : wanted.waiters) {
       const auto found = waits_.find(waiter);
       if (found == waits_.end()) continue;

@@ -358,6 +358,26 @@ TEST(PageStore, LookUpLeasesKeepWithinTheirShare) {
   EXPECT_EQ(bench.store.stats().leased_bytes, 0U);
 }
 
+TEST(PageStore, AResidentLookUpReportsNothingThatItCannotKeep) {
+  Bench bench(16 * kMiB, EvictionKind::kLru, 0.25);
+  for (uint64_t i = 0; i < 16; ++i) ASSERT_EQ(bench.put(key_of(i), kMiB), Code::kOk);
+  const std::vector<Key> keys = keys_of(0, 16);
+  std::vector<Code> expected(16, Code::kNotFound);
+  std::fill_n(expected.begin(), 8, Code::kOk);
+  std::vector<Code> codes;
+  for (const bool prefix : {true, false, true}) {
+    const PageStore::LookupFlags flags{.lease = true, .prefix = prefix, .resident = true};
+    bench.store.lookup(bench.session, bench.space, keys, flags, bench.now_ms, codes);
+    EXPECT_EQ(codes, expected) << "twice the share";
+    EXPECT_EQ(bench.store.stats().leased_bytes, 8 * kMiB);
+  }
+  EXPECT_EQ(bench.put(key_of(100), 8 * kMiB), Code::kOk);
+  for (uint64_t i = 0; i < 8; ++i) EXPECT_EQ(bench.lookup(key_of(i)), Code::kOk) << i;
+  const PageStore::LookupFlags asked{.lease = false, .prefix = true, .resident = true};
+  bench.store.lookup(bench.session, bench.space, keys_of(0, 8), asked, bench.now_ms, codes);
+  EXPECT_EQ(codes, std::vector<Code>(8, Code::kOk)) << "who asks for no lease needs none";
+}
+
 TEST(PageStore, PrefixLookUpStopsAtTheFirstMiss) {
   Bench bench(16 * kMiB);
   for (const uint64_t i : {0, 1, 3}) ASSERT_EQ(bench.put(key_of(i), 1000), Code::kOk);
