@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 _QUIESCE_S = 5.0
 """How long `reset` lets queued offloads go on; the engine flushes its caches in this time."""
 
+_PAUSE_MAX_S = 60.0
+"""How long nothing is found, at most, while loads fail one after the other."""
+
 
 class _Offload(NamedTuple):
     transfers: list[PoolTransfer]
@@ -94,6 +97,8 @@ class HiCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]
         if PoolName.MAMBA in self.pools:
             params.req_to_token_pool.register_layer_transfer_counter(self.layer_done_counter)
         self._queued_loads: dict[str, list[PoolTransfer]] = {}
+        self._failed_loads = 0  # In a row.
+        self._paused_until_s = 0.0
         # One load at a time, its pools side by side.
         self._loader = ThreadPoolExecutor(1, "hicache-load")
         self._readers = ThreadPoolExecutor(len(self.pools), "hicache-load-pool")
@@ -123,6 +128,8 @@ class HiCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]
         expanded = self.pool_group.resolve_transfers(transfers)
         kv = next((t for t in transfers if t.name == PoolName.KV), None)
         if not expanded or kv is None or not kv.keys:
+            return []
+        if time.monotonic() < self._paused_until_s:
             return []
         result = self.storage.batch_exists_v2(list(kv.keys), expanded)
         return list(result.restorable_prefix_pages or [])
@@ -159,7 +166,22 @@ class HiCacheLinker(UnifiedCacheLinker):  # type: ignore[misc]
 
     def finish_layer_wise_loading(self, counter_index: int) -> bool:
         """Wait until a load writes nothing any more. Returns whether all of it is right."""
-        return self.layer_done_counter.finish(counter_index)
+        landed = self.layer_done_counter.finish(counter_index)
+        self._note_load(landed)
+        return landed
+
+    def _note_load(self, landed: bool) -> None:
+        """Have the engine compute for a while where loads keep failing: each ends its requests.
+
+        One that fails is no reason: a page was lost, and is not found any more. All ranks miss what
+        one of them does not find.
+        """
+        self._failed_loads = 0 if landed else self._failed_loads + 1
+        if self._failed_loads < 2:
+            return
+        pause_s = min(_PAUSE_MAX_S, 2.0 ** (self._failed_loads - 2))
+        self._paused_until_s = time.monotonic() + pause_s
+        logger.error("%d loads failed in a row: paused for %.0f s", self._failed_loads, pause_s)
 
     def _load(self, load: Load, by_pool: dict[Any, list[PoolTransfer]], ready: list[Any]) -> None:
         """Runs on the loader's thread."""

@@ -410,3 +410,26 @@ def test_an_offload_that_outlives_a_reset_has_no_result(make, monkeypatch):
     assert linker.num_completed_offloads() == 1, "that of the next"
     assert linker.pop_completed_offload()
     assert linker.lookup("r", transfer(keys(1, "queued"))) == []
+
+
+def test_loads_that_keep_failing_are_not_tried_all_the_time(make, monkeypatch):
+    linker = make(pool_of(False))
+    names = keys(2)
+    assert offload(linker, names, [0, 1])
+    working = linker._load_pool
+    monkeypatch.setattr(linker, "_load_pool", lambda *_: False)
+
+    def load():
+        assert linker.load("r", transfer(names, [5, 6]))
+        return run(linker)
+
+    assert not load()
+    assert linker.lookup("r", transfer(names)) == [1, 2], "one may fail"
+    assert not load()
+    assert linker.lookup("r", transfer(names)) == [], "its requests are computed"
+    until(lambda: linker.lookup("r", transfer(names)) == [1, 2], 30)
+    monkeypatch.setattr(linker, "_load_pool", working)
+    assert load()
+    monkeypatch.setattr(linker, "_load_pool", lambda *_: False)
+    assert not load()
+    assert linker.lookup("r", transfer(names)) == [1, 2], "it is the first again"
