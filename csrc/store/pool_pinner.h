@@ -37,8 +37,11 @@ class PoolPinner {
   /// Pins the unit that an offset lies in, with memory behind all of it, as the caller has seen to.
   /// False: the driver refuses. Blocks some milliseconds the first time.
   bool pin_unit(uint64_t offset);
-  /// There is no memory for all of a unit: it is not tried again.
-  void refuse_unit(uint64_t offset) { units_[offset / kUnitSize] = State::kRefused; }
+  /// There is no memory for all of a unit: it is not tried again, unless another has pinned it.
+  void refuse_unit(uint64_t offset) {
+    State open = State::kOpen;
+    units_[offset / kUnitSize].compare_exchange_strong(open, State::kRefused);
+  }
 
   enum class State : uint8_t { kOpen, kPinned, kRefused };
   State state(uint64_t offset) const {

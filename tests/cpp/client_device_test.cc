@@ -154,6 +154,22 @@ TEST(ClientDevice, WorksWhereTheDriverPinsNothing) {
   EXPECT_GT(gpu.pageable_copies(), 0U);
 }
 
+TEST(ClientDevice, AUnitThatIsPinnedStaysSoAndIsUnpinned) {
+  FakeGpu gpu;
+  std::vector<std::string> notices;
+  auto memory = SharedMemory::create({PoolPinner::kUnitSize, HugePages::kNever, -1}, notices);
+  ASSERT_TRUE(memory.ok());
+  auto lane = GpuLane::open(0);
+  ASSERT_TRUE(lane.ok());
+  {
+    PoolPinner pinner(*memory.value(), lane.value());
+    ASSERT_TRUE(pinner.pin_unit(0));
+    pinner.refuse_unit(0);  // Of a call that found no memory for it before another did.
+    EXPECT_EQ(pinner.state(0), PoolPinner::State::kPinned);
+  }
+  EXPECT_EQ(gpu.pinned_units(), 0U);
+}
+
 TEST(ClientDevice, WithoutADriverItSaysSo) {
   auto node = start_node(16 * kMiB);
   SimpleClient client(node->socket_path());
