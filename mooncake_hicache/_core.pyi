@@ -221,9 +221,10 @@ class Client:
     def close(self) -> None:
         """Break the connection. May be called again."""
 
-    def object_put(self, namespace: int, names: object, addresses: object, sizes: object, *, pin: int, ttl_ms: int, replace: bool, replicas: int = 1) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+    def object_put(self, namespace: int, names: object, addresses: object, sizes: object, *, pin: int, ttl_ms: int, replace: bool, replicas: int = 1, ssd_wait_ms: int = 0) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
         """
         Store objects: for each an address and a size, or lists of them that are gathered.
+        `ssd_wait_ms`: for so long it waits for an SSD to take what it would push out.
         OK: stored; ALREADY_EXISTS: nothing to do.
         """
 

@@ -132,6 +132,8 @@ _SSD_METRICS = (
     NodeMetric(
         "ssd_overrun_pages", "counter", "pages", "Pages that left memory before they were on SSD"
     ),
+    NodeMetric("ssd_put_waits", "counter", "", "Times that a put waited for SSDs and found room"),
+    NodeMetric("ssd_put_waits_in_vain", "counter", "", "Times that a put waited for SSDs in vain"),
     NodeMetric(
         "ssd_oversize_pages",
         "counter",

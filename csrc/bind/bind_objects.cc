@@ -167,7 +167,8 @@ class Reading {
 };
 
 CodeArray put(Client& self, size_t name_space, nb::handle list, nb::handle addresses,
-              nb::handle sizes, int pin, uint64_t ttl_ms, bool replace, int replicas) {
+              nb::handle sizes, int pin, uint64_t ttl_ms, bool replace, int replicas,
+              uint64_t ssd_wait_ms) {
   Names names = names_from(list);
   const Pieces pieces = pieces_from(addresses, sizes, names.names.size());
   Client::PutOptions options;
@@ -175,6 +176,7 @@ CodeArray put(Client& self, size_t name_space, nb::handle list, nb::handle addre
   options.pin = pin_from(pin);
   options.ttl_ms = ttl_ms;
   options.replica_count = replica_count_from(replicas);
+  options.ssd_wait_ms = ssd_wait_ms;
   std::vector<Code> codes;
   {
     nb::gil_scoped_release no_gil;
@@ -386,8 +388,9 @@ void bind_objects(nb::module_& m, nb::class_<Client>& client) {
   bind_buffer_handle(m);
   client
       .def("object_put", &put, "namespace"_a, "names"_a, "addresses"_a, "sizes"_a, nb::kw_only(),
-           "pin"_a, "ttl_ms"_a, "replace"_a, "replicas"_a = 1,
+           "pin"_a, "ttl_ms"_a, "replace"_a, "replicas"_a = 1, "ssd_wait_ms"_a = 0,
            "Store objects: for each an address and a size, or lists of them that are gathered.\n"
+           "`ssd_wait_ms`: for so long it waits for an SSD to take what it would push out.\n"
            "OK: stored; ALREADY_EXISTS: nothing to do.")
       .def("object_get_into", &get_into, "namespace"_a, "names"_a, "addresses"_a, "sizes"_a,
            "Read objects into memory at least as large as they are; returns codes and sizes.\n"

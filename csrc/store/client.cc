@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <numeric>
+#include <utility>
 
 #include "net/frame.h"
 #include "store/client_call.h"
@@ -14,6 +15,10 @@ namespace {
 // A put goes out in ranges of this size: the node answers each quickly, even while it makes room or
 // the kernel backs new memory, and pages become visible while later ones are still being written.
 constexpr uint64_t kPutRangeSize = 64 * kMiB;
+/// Where a put may wait for an SSD: what is reserved can neither be written nor leave.
+constexpr uint64_t kWaitingRangeSize = 8 * kMiB;
+constexpr int kRoomPauseMinMs = 1;
+constexpr int kRoomPauseMaxMs = 8;
 
 // 16 MiB in flight: what 28 GB/s need at half a millisecond. Larger reads bring no more, and
 // buffers that outgrow the CPU's cache make the copy out of them slower.
@@ -292,9 +297,10 @@ Status Client::reserve(ClientConnection& connection, NamespaceIndex index,
                        const PutOptions& options, Deadline deadline, Places& places) {
   ReserveRequest request;
   request.index = index;
-  request.flags = static_cast<uint8_t>((options.parent != nullptr ? kReserveParent : 0) |
-                                       (options.chained ? kReserveChained : 0) |
-                                       (options.replace ? kReserveReplace : 0));
+  request.flags = static_cast<uint8_t>(
+      (options.parent != nullptr ? kReserveParent : 0) | (options.chained ? kReserveChained : 0) |
+      (options.replace ? kReserveReplace : 0) | (options.ssd_wait_ms != 0 ? kReserveMayWait : 0) |
+      (options.waited ? kReserveAgain : 0));
   request.pin = options.pin;
   request.space = options.space;
   if (options.parent != nullptr) request.parent = *options.parent;
@@ -380,6 +386,35 @@ Status Client::put_range(const PutRange& range, PutOptions* options, Deadline* u
   return status;
 }
 
+/// How a put waits for room. It asks again and again: an answer that the node held back would hold
+/// up the look-ups and gets of this process, which share the connection.
+class Client::RoomWait {
+ public:
+  RoomWait(uint64_t patience_ms, uint64_t call_timeout_ms)
+      : patience_ms_(patience_ms), all_(Deadline::after_ms(call_timeout_ms / 2)) {}
+
+  /// Some room was found since the last pause.
+  void note_progress() {
+    pause_ms_ = kRoomPauseMinMs;
+    is_waiting_ = false;
+  }
+  /// False: waiting on is of no use. Else it has waited a little.
+  bool pause(const ClientConnection& connection) {
+    if (!std::exchange(is_waiting_, true)) until_ = Deadline::after_ms(patience_ms_);
+    if (until_.expired() || all_.expired()) return false;
+    (void)connection.wait_broken(pause_ms_);  // Then there is nothing to wait for.
+    pause_ms_ = std::min(2 * pause_ms_, kRoomPauseMaxMs);
+    return true;
+  }
+
+ private:
+  const uint64_t patience_ms_;
+  const Deadline all_;
+  Deadline until_ = Deadline::after_ms(0);
+  bool is_waiting_ = false;
+  int pause_ms_ = kRoomPauseMinMs;
+};
+
 void Client::put(size_t name_space, std::span<const Key> keys, const SourceOf& source_of,
                  const PutOptions& options, std::vector<Code>& codes) {
   const RunningCall running(*this);
@@ -402,11 +437,13 @@ void Client::put(size_t name_space, std::span<const Key> keys, const SourceOf& s
 
   codes.assign(keys.size(), Code::kUnavailable);
   PutOptions range_options = options;
+  RoomWait wait(options.ssd_wait_ms, options_.call_timeout_ms);
+  const uint64_t range_size_max = options.ssd_wait_ms == 0 ? kPutRangeSize : kWaitingRangeSize;
   for (size_t first = 0; first < keys.size();) {
     size_t count = 1;
     uint64_t size = sizes[first];
     while (first + count < keys.size() && count < kAskedCountMax &&
-           size + sizes[first + count] <= kPutRangeSize) {
+           size + sizes[first + count] <= range_size_max) {
       size += sizes[first + count++];
     }
     const Status status = put_range(
@@ -415,8 +452,18 @@ void Client::put(size_t name_space, std::span<const Key> keys, const SourceOf& s
         &range_options, &until);
     // Earlier ranges are stored; this one and the rest are not.
     if (!status.ok()) return fail_from(first, status, codes);
-    first += count;
-    range_options.parent = options.chained ? &keys[first - 1] : nullptr;
+    const auto told = std::span(codes).subspan(first, count);
+    const auto busy =
+        range_options.ssd_wait_ms == 0 ? told.end() : std::ranges::find(told, Code::kBusy);
+    const auto done = static_cast<size_t>(busy - told.begin());
+    first += done;
+    if (done != 0) {
+      wait.note_progress();
+      range_options.parent = options.chained ? &keys[first - 1] : nullptr;
+    }
+    range_options.waited = done != count;
+    // In vain: from here on it takes what room there is.
+    if (range_options.waited && !wait.pause(*connection)) range_options.ssd_wait_ms = 0;
   }
 }
 

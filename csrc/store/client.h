@@ -89,7 +89,11 @@ class Client {
     uint64_t ttl_ms = 0;
     uint8_t replica_count = 1;     // That the cluster should have: 1 … kReplicaCountMax.
     SpaceIndex space = kAnySpace;  // Set by put(): a clear() ends the puts that it met.
-    int device = kCpu;             // Whose memory the sources are in, see GetOptions.
+    /// How long it may wait for an SSD to take pages that it would push out, anew after each piece
+    /// of it that found room, and at most half of the call's time in all; 0: not at all.
+    uint64_t ssd_wait_ms = 0;
+    bool waited = false;  // Of put() alone: the first page was told to come again.
+    int device = kCpu;    // Whose memory the sources are in, see GetOptions.
   };
 
   static constexpr int kCpu = -1;
@@ -208,6 +212,7 @@ class Client {
   /// Counts what was read and says so in the range's codes.
   Code settle(const CopyPlan& plan, size_t page, const Place& place);
   struct PutRange;
+  class RoomWait;
   /// `until` moves on by the time that copying took.
   /// `options->space` becomes the namespace's life that the first range found.
   Status put_range(const PutRange& range, PutOptions* options, Deadline* until);

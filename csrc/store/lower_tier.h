@@ -44,6 +44,9 @@ class LowerTier {
                      PageLocation& location) = 0;
   /// The page leaves the pool for want of room.
   virtual void leaving(const PageRecord& page) = 0;
+  /// Whether a put of so many bytes should come again soon rather than push this page out, because
+  /// it will be here by then. Null: nothing can leave; whether something can soon.
+  virtual bool takes_soon(const PageRecord* page, uint64_t wanted_bytes, uint64_t now_ms) = 0;
   /// A tenant is close to its quota, so that pages of its own leave soon.
   virtual void crowded(TenantIndex tenant) = 0;
 };

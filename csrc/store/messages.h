@@ -114,6 +114,9 @@ struct ReserveRequest {
 inline constexpr uint8_t kReserveParent = 1;
 inline constexpr uint8_t kReserveChained = 2;
 inline constexpr uint8_t kReserveReplace = 4;
+inline constexpr uint8_t kReserveMayWait = 8;  // See PageStore::ReserveOptions.
+/// The first page was kBusy before. Without kReserveMayWait: it has waited in vain.
+inline constexpr uint8_t kReserveAgain = 16;
 
 /// Where one page lies or may be written, as a client sees it.
 struct Place {

@@ -267,9 +267,14 @@ bool Node::handle_reserve(Connection& connection, Payload payload) {
       .replace = (request.flags & kReserveReplace) != 0,
       .pin = request.pin,
       .space = request.space,
+      .may_wait = (request.flags & kReserveMayWait) != 0,
   };
-  store_.reserve(connection.session, request.index, request.keys, request.sizes, options,
-                 monotonic_ms(), placements_);
+  const uint64_t now_ms = monotonic_ms();
+  store_.reserve(connection.session, request.index, request.keys, request.sizes, options, now_ms,
+                 placements_);
+  const bool is_again = ssd_ && (request.flags & kReserveAgain) != 0 && !placements_.empty();
+  const bool found_room = is_again && placements_[0].code == Code::kOk;
+  if (is_again && (found_room || !options.may_wait)) ssd_->note_wait_over(options.may_wait, now_ms);
   const std::vector<PageRef> cut = cut_to_frame(placements_, kPayloadSizeMax);
   WireWriter writer(reply_);
   encode_placements(writer, store_.space_of(request.index), placements_);

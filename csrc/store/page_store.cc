@@ -240,10 +240,13 @@ void PageStore::reserve(SessionIndex session, NamespaceIndex index, std::span<co
   found_pages_.clear();
   uint64_t parent_hash = options.parent ? page_hash(space, *options.parent) : 0;
   std::vector<PageIndex> existing;
+  bool is_busy = false;
   for (size_t i = 0; i < keys.size(); ++i) {
     PageIndex page = kNoPage;
-    const Code code =
-        reserve_one(session, space, keys[i], sizes[i], parent_hash, options, now_ms, &page);
+    const Code code = is_busy ? Code::kBusy
+                              : reserve_one(session, space, keys[i], sizes[i], parent_hash, options,
+                                            now_ms, &page);
+    is_busy = code == Code::kBusy;
     if (code == Code::kAlreadyExists && page != kNoPage) existing.push_back(page);
     Placement placement{code, {kNoPage, 0}, {}};
     if (code == Code::kOk) placement.ref = {page, records_[page].generation};
@@ -284,9 +287,11 @@ Code PageStore::reserve_one(SessionIndex session, SpaceIndex space, const Key& k
     ++counts_.put_over_quota_pages;
     return Code::kOverQuota;
   }
-  if (is_refused || !make_room(size, extents, now_ms)) {
-    ++counts_.put_no_space_pages;
-    return Code::kNoSpace;
+  const Code room =
+      is_refused ? Code::kNoSpace : make_room(size, options.may_wait, extents, now_ms);
+  if (room != Code::kOk) {
+    counts_.put_no_space_pages += room == Code::kNoSpace;
+    return room;
   }
   const PageName name{space, key, page_hash(space, key)};
   *page = make_reservation(session, name, size, parent_hash, std::move(extents), now_ms);
@@ -383,19 +388,28 @@ void PageStore::abort(SessionIndex session, PageRef ref, bool backed) {
   free_page(ref.page, backed);
 }
 
-bool PageStore::make_room(uint64_t size, Extents& extents, uint64_t now_ms) {
+Code PageStore::make_room(uint64_t size, bool may_wait, Extents& extents, uint64_t now_ms) {
+  const uint64_t footprint = SlotAllocator::footprint(size);
+  const auto refusal = [&] {
+    const bool waits = may_wait && lower_ != nullptr && footprint <= allocator_.size_bytes() &&
+                       lower_->takes_soon(nullptr, footprint, now_ms);
+    return waits ? Code::kBusy : Code::kNoSpace;
+  };
   while (!allocator_.allocate(size, extents)) {
     if (drop_cleared(kDropPerStep)) continue;
     if (options_.grow && options_.grow()) continue;
     // Evict nothing for a page that would not fit anyway.
-    if (held_bytes_ + SlotAllocator::footprint(size) > allocator_.size_bytes()) return false;
+    if (held_bytes_ + footprint > allocator_.size_bytes()) return refusal();
     const PageIndex spare = spares_.first();
     const PageIndex victim = spare != kNoPage ? spare : next_victim(now_ms);
-    if (victim == kNoPage) return false;
+    if (victim == kNoPage) return refusal();
+    const bool waits = may_wait && spare == kNoPage && lower_ != nullptr &&
+                       lower_->takes_soon(&records_[victim], footprint, now_ms);
+    if (waits) return Code::kBusy;
     if (lower_ != nullptr) lower_->leaving(records_[victim]);
     evict(victim, now_ms);
   }
-  return true;
+  return Code::kOk;
 }
 
 // ---------------------------------------------------------------- leaving

@@ -73,7 +73,7 @@ class PageStore {
 
   struct Placement {
     Code code;  // kOk: write to `extents`, then commit. kAlreadyExists: nothing to do. kNoSpace.
-                // kOverQuota. kCancelled: the namespace was cleared.
+                // kOverQuota. kCancelled: the namespace was cleared. kBusy: see `may_wait`.
     PageRef ref{kNoPage, 0};
     std::span<const Extent> extents;  // Valid until the next call.
   };
@@ -85,6 +85,9 @@ class PageStore {
     Pin pin;
     /// The namespace's life that the pages are meant for; in another one they are kCancelled.
     SpaceIndex space = kAnySpace;
+    /// kBusy rather than push out pages that the tier below will have soon: ask again then. From
+    /// the first such page on all are kBusy.
+    bool may_wait = false;
   };
 
   struct CommitOptions {
@@ -299,11 +302,12 @@ class PageStore {
   void unlink(PageList& list, PageIndex page);
 
   bool is_reservation(SessionIndex session, PageRef ref) const;
-  /// Evicts until there is room; false if there cannot be.
   PageIndex make_reservation(SessionIndex session, const PageName& name, uint64_t size,
                              uint64_t parent_hash, Extents extents, uint64_t now_ms);
   void make_present(PageIndex page, Space& space, uint64_t now_ms);
-  bool make_room(uint64_t size, Extents& extents, uint64_t now_ms);
+  /// Evicts until there is room. kNoSpace: there cannot be any; kBusy, if `may_wait`: there will be
+  /// soon.
+  Code make_room(uint64_t size, bool may_wait, Extents& extents, uint64_t now_ms);
   void evict(PageIndex page, uint64_t now_ms);
   /// A spare page is in the order of eviction again; any other stays as it is.
   void recall(PageIndex page, uint64_t now_ms);

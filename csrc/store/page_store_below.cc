@@ -122,7 +122,7 @@ PageIndex PageStore::reserve_from_below(const PageName& name, uint64_t size, uin
                                         uint64_t now_ms) {
   Extents extents;
   if (size > options_.capacity_bytes || !make_quota(name.space, size, now_ms) ||
-      !make_room(size, extents, now_ms)) {
+      make_room(size, false, extents, now_ms) != Code::kOk) {
     return kNoPage;
   }
   return make_reservation(own_session_, name, size, parent_hash, std::move(extents), now_ms);

@@ -358,6 +358,8 @@ void SsdTier::add_stats(NodeStats& stats, uint64_t now_ms) {
   stats.ssd_rewritten_bytes = counts.rewritten_bytes;
   stats.ssd_refused_pages = refused_pages_;
   stats.ssd_overrun_pages = overrun_pages_;
+  stats.ssd_put_waits = put_waits_;
+  stats.ssd_put_waits_in_vain = put_waits_in_vain_;
   stats.ssd_oversize_pages = oversize_pages_;
   stats.ssd_dropped_pages = counts.dropped_pages;
   stats.ssd_staged_pages = staged_pages_;

@@ -16,6 +16,10 @@
 // Leases. Of places in files, on whole regions: one that a reader's lease points into is not
 // reused, one that look-ups promised only when no other is left.
 //
+// Back-pressure. A put that asks for it is told to come again instead of pushing out a page that is
+// on its way to a disk, or could be: as long as disks get pages written, and none has waited in
+// vain lately. So a disk that fails, hangs or is too slow costs one put its patience, not each.
+//
 // Flush. Before the node stops, everything worth it is written, what was read first.
 //
 // Threads: the node's alone. Nothing blocks. Time is an argument.
@@ -91,6 +95,7 @@ class SsdTier : public LowerTier {
   bool lease(SessionIndex session, const PageName& name, bool read_now, uint64_t now_ms,
              PageLocation& location) override;
   void leaving(const PageRecord& page) override;
+  bool takes_soon(const PageRecord* page, uint64_t wanted_bytes, uint64_t now_ms) override;
   void crowded(TenantIndex tenant) override {
     crowded_.insert(tenant);
     is_due_ = true;
@@ -103,6 +108,10 @@ class SsdTier : public LowerTier {
   /// Of a page in the pool: what lies below it is no better.
   void report_corrupt(const PageRecord& record);
   void close_session(SessionIndex session);
+
+  /// A put that was told to come again has found room, or has given up (and pushed pages out): then
+  /// nobody is told so for a while.
+  void note_wait_over(bool found_room, uint64_t now_ms);
 
   /// A page became visible in the pool. `replaced`: an older one of that name must be forgotten.
   /// Returns a ticket as remove() does.
@@ -231,6 +240,10 @@ class SsdTier : public LowerTier {
   std::unordered_set<uint64_t> writing_hashes_;
   uint64_t next_tag_ = 0;
   uint64_t leaving_bytes_ = 0;
+  uint64_t written_ms_ = 0;  // When a page was written last, or after a rest the first was begun.
+  uint64_t awaited_bytes_ = 0;     // What puts that come again want,
+  uint64_t awaited_until_ms_ = 0;  // if they come by then.
+  uint64_t nobody_waits_until_ms_ = 0;
   std::unordered_map<TenantIndex, uint64_t> leaving_by_tenant_;  // Of these; none: not there.
   std::set<TenantIndex> crowded_;
   std::deque<PageRef> unwritten_;  // Of write-through.
@@ -262,6 +275,8 @@ class SsdTier : public LowerTier {
   uint64_t staged_bytes_ = 0;
   uint64_t refused_pages_ = 0;
   uint64_t overrun_pages_ = 0;
+  uint64_t put_waits_ = 0;
+  uint64_t put_waits_in_vain_ = 0;
   uint64_t oversize_pages_ = 0;
   uint64_t spent_bytes_ = 0;  // Of what the log has written, taken from the budget.
 

@@ -13,6 +13,9 @@ constexpr uint64_t kWritingMax = 128 * kMiB;  // Queued for the disks beyond wha
 constexpr uint64_t kWritingShare = 4;         // One part in that many of the pool at most.
 constexpr int kPagesPerStep = 256;            // Then others have their turn.
 constexpr size_t kUnwrittenMax = 1 << 20;
+constexpr uint64_t kWrittenPatienceMs = 2000;  // A disk that wrote nothing since stands still.
+constexpr uint64_t kAwaitedMs = 100;           // Puts that were told to come again do so by then.
+constexpr uint64_t kNobodyWaitsMs = 2000;      // After one that waited in vain.
 constexpr uint64_t kFlushPatienceMs = 10'000;  // While nothing is written.
 constexpr size_t kPartsMax = 512;              // A page in more extents is gathered first.
 
@@ -25,7 +28,9 @@ uint64_t whole_sectors(uint64_t size) {
 SsdTier::Ahead SsdTier::ahead_of(TenantIndex tenant) const {
   if (tenant == kNoGroup) {
     const uint64_t ready = store_->reachable_free_bytes() + store_->spare_bytes();
-    return {.wanted_bytes = std::min(store_->reachable_bytes() / kFreeShare, kFreeMax),
+    const uint64_t awaited = now_ms_ < awaited_until_ms_ ? awaited_bytes_ : 0;
+    const uint64_t ahead = std::min(store_->reachable_bytes() / kFreeShare, kFreeMax);
+    return {.wanted_bytes = std::max(ahead, awaited),
             .ready_bytes = ready + leaving_bytes_,
             .writing_bytes = log_->writing_bytes(),
             .size_bytes = store_->reachable_bytes()};
@@ -80,6 +85,28 @@ bool SsdTier::write_ahead(TenantIndex tenant, uint64_t now_ms) {
     store_->spare(victim);
   }
   return false;
+}
+
+bool SsdTier::takes_soon(const PageRecord* page, uint64_t wanted_bytes, uint64_t now_ms) {
+  if (is_flushing_ || !log_->can_write() || now_ms < nobody_waits_until_ms_) return false;
+  if (!writing_.empty() && now_ms >= written_ms_ + kWrittenPatienceMs) return false;
+  if (page == nullptr) {
+    if (leaving_bytes_ == 0) return false;
+  } else if (page->has_expiry || page->size > log_->page_size_max() ||
+             !store_->is_current(page->space) || !is_admitted(*page, now_ms) ||
+             is_below(*page, page_hash(page->space, page->key))) {
+    return false;
+  }
+  if (now_ms >= awaited_until_ms_) awaited_bytes_ = 0;
+  awaited_bytes_ = std::max(awaited_bytes_, wanted_bytes);
+  awaited_until_ms_ = now_ms + kAwaitedMs;
+  is_due_ = true;
+  return true;
+}
+
+void SsdTier::note_wait_over(bool found_room, uint64_t now_ms) {
+  ++(found_room ? put_waits_ : put_waits_in_vain_);
+  if (!found_room) nobody_waits_until_ms_ = now_ms + kNobodyWaitsMs;
 }
 
 bool SsdTier::is_admitted(const PageRecord& record, uint64_t now_ms) {
@@ -238,6 +265,7 @@ bool SsdTier::begin_write(PageRef ref, bool is_leaving) {
   }
   const uint64_t footprint = SlotAllocator::footprint(record.size);
   const TenantIndex tenant = store_->tenant_of_space(record.space);
+  if (writing_.empty()) written_ms_ = now_ms_;
   writing_[page.tag] = {ref, hash, record.reads, is_leaving, footprint, tenant};
   if (is_leaving) {
     leaving_bytes_ += footprint;
@@ -254,6 +282,7 @@ void SsdTier::after_write(uint64_t tag, bool ok) {
   const WriteOut done = found->second;
   writing_.erase(found);
   writing_hashes_.erase(done.hash);
+  if (ok) written_ms_ = now_ms_;
   if (done.is_leaving) {
     leaving_bytes_ -= done.footprint_bytes;
     const auto leaving = leaving_by_tenant_.find(done.tenant);

@@ -71,6 +71,8 @@ namespace hicache {
   COUNTER(ssd_rewritten_bytes)             \
   COUNTER(ssd_refused_pages)               \
   COUNTER(ssd_overrun_pages)               \
+  COUNTER(ssd_put_waits)                   \
+  COUNTER(ssd_put_waits_in_vain)           \
   COUNTER(ssd_oversize_pages)              \
   COUNTER(ssd_dropped_pages)               \
   COUNTER(ssd_staged_pages)                \

@@ -25,6 +25,10 @@ from mooncake_hicache.errors import InvalidArgumentError
 
 __all__ = ["StoreWriting", "copy_in"]
 
+SSD_WAIT_MS = 400
+"""A put waits for so long for an SSD to take what it would push out of memory: who stores objects
+expects to find them again, and not that putting takes no time."""
+
 _NO_PIN, _SOFT_PIN, _HARD_PIN = 0, 1, 2
 _DEFAULT = ReplicateConfig()
 _THERE = int(Code.ALREADY_EXISTS)
@@ -193,6 +197,7 @@ class StoreWriting(StoreReading):
                     ttl_ms=0,
                     replace=replace,
                     replicas=copies,
+                    ssd_wait_ms=SSD_WAIT_MS,
                 )
                 return self._after_put(name, keys, codes, config)
             found = [INVALID_PARAMS] * len(keys)
@@ -206,6 +211,7 @@ class StoreWriting(StoreReading):
                 ttl_ms=0,
                 replace=replace,
                 replicas=copies,
+                ssd_wait_ms=SSD_WAIT_MS,
             )
             for i, code in zip(wanted, self._after_put(name, some, codes, config), strict=True):
                 found[i] = code
