@@ -279,20 +279,21 @@ TEST_F(ScriptedReader, AFileThatHangsCostsOneDeadlineAndNotTheOtherFiles) {
 }
 
 TEST_F(ScriptedReader, BytesThatKeepComingMayTakeLongerThanTheSilenceAllowed) {
-  script.pause_ms = 10;
+  script.pause_ms = 40;
   Targets targets(far_apart(1, 60));
-  const uint64_t took_ms = duration_ms(
-      [&] { EXPECT_EQ(targets.read(reader, files, threads, {300'000'000, 60'000'000'000}), 0U); });
-  EXPECT_GE(took_ms, 600U);
+  const uint64_t took_ms = duration_ms([&] {
+    EXPECT_EQ(targets.read(reader, files, threads, {1'500'000'000, 60'000'000'000}), 0U);
+  });
+  EXPECT_GE(took_ms, 2400U);
   EXPECT_EQ(targets.taken_count(), 60U);
 }
 
 TEST_F(ScriptedReader, HoweverSteadilyBytesComeThereIsAnEnd) {
-  script.pause_ms = 10;
+  script.pause_ms = 100;
   Targets targets(far_apart(1, 60));
   const uint64_t took_ms =
-      duration_ms([&] { targets.read(reader, files, threads, {9'000'000'000, 200'000'000}); });
-  EXPECT_LT(took_ms, 500U);
+      duration_ms([&] { targets.read(reader, files, threads, {9'000'000'000, 1'000'000'000}); });
+  EXPECT_LT(took_ms, 5000U) << "all of them take 6 s";
   EXPECT_GT(targets.taken_count(), 0U) << "what came in time counts";
   EXPECT_LT(targets.taken_count(), 40U);
   EXPECT_FALSE(a.health.is_paused(monotonic_ns())) << "slow, not dead";
