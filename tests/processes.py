@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["DEADLINE_S", "end_all_with", "wait_for"]
+__all__ = ["DEADLINE_S", "end_all_with", "freeze", "wait_for"]
 
 DEADLINE_S = 60.0
 """For what takes a moment, on a machine that does much else: passed only by what never comes."""
@@ -22,6 +22,20 @@ def wait_for(what: str, condition: Callable[[], bool], deadline_s: float = DEADL
         assert time.monotonic() - began < deadline_s, f"not within {deadline_s:.0f} s: {what}"
         time.sleep(0.01)
     return time.monotonic() - began
+
+
+def freeze(pid: int) -> None:
+    """Stop a process, and return once each of its threads stands still.
+
+    The signal alone is not enough: on a busy machine its threads go on answering until one of them
+    comes to see it.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    wait_for(
+        f"process {pid} stands still",
+        lambda: all((t / "stat").read_text().rsplit(")", 1)[1].split()[0] == "T" for t in tasks),
+    )
 
 
 def end_all_with(mark: str) -> None:

@@ -77,7 +77,11 @@ def test_the_master_knows_what_the_nodes_have(master: MasterProcess, tmp_path: P
         assert one.namespace(SPACE).remove("one-3")
         wait_for("the removal told", lambda: pages_known(master)["one"] == 4)
         stats = node_stats(one)
-        assert stats["cluster"] == {"name": "one", "masters": f"127.0.0.1:{master.port}"}
+        assert stats["cluster"] == {
+            "name": "one",
+            "masters": f"127.0.0.1:{master.port}",
+            "trouble": "",
+        }
         assert stats["cluster_joins"] == 1
 
 

@@ -14,6 +14,11 @@ from mooncake_hicache.compat.environment import original_distributions
 from mooncake_hicache.compat.missing import MISSING
 from tests.compat.processes import DROPIN, environment
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
 
 def run(
     code: str, *paths: Path | str, arguments: tuple[str, ...] = ()
@@ -63,8 +68,6 @@ def test_pip_installs_modules_and_programs(installed: Path) -> None:
 
 
 def test_the_versions_of_both_distributions_agree() -> None:
-    import tomllib
-
     ours = tomllib.loads((DROPIN.parent / "pyproject.toml").read_text(encoding="utf-8"))
     dropin = tomllib.loads((DROPIN / "pyproject.toml").read_text(encoding="utf-8"))
     version = ours["project"]["version"]

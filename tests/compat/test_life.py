@@ -21,7 +21,7 @@ from mooncake_hicache.compat.settings import engine_settings, split_host, transf
 from mooncake_hicache.errors import InvalidArgumentError
 from tests.compat.processes import Server, content_of, environment
 from tests.metadata.servers import Etcd, OurServer
-from tests.processes import wait_for
+from tests.processes import freeze
 
 MiB = 1 << 20
 TRANSPORTS = "MOONCAKE_HICACHE_TRANSFER_TRANSPORTS"
@@ -38,14 +38,6 @@ def engine() -> Iterator[TransferEngine]:
     engine = started("localhost")
     yield engine
     engine.close()
-
-
-def stands_still(process: int) -> bool:
-    states = [
-        (task / "stat").read_text().rpartition(") ")[2][0]
-        for task in Path(f"/proc/{process}/task").iterdir()
-    ]
-    return set(states) == {"T"}
 
 
 def started(host: str, metadata: str = "P2PHANDSHAKE") -> TransferEngine:
@@ -107,8 +99,7 @@ def test_a_peer_that_hangs_is_given_up_after_the_time_of_the_environment(
     here = np.zeros(100, np.uint8)
     with Server(extra={TRANSPORTS: "tcp"}) as server:
         assert engine.transfer_sync_read(server.session, here.ctypes.data, server.memory, 9) == 0
-        server.process.send_signal(signal.SIGSTOP)
-        wait_for("all of its threads stand still", lambda: stands_still(server.process.pid))
+        freeze(server.process.pid)
         try:
             began = time.monotonic()
             number = engine.transfer_submit_write(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.master.masters import MasterProcess, client_of
 from tests.metadata.servers import Etcd
-from tests.processes import wait_for
+from tests.processes import freeze, wait_for
 
 TTL_S = 2
 
@@ -73,7 +73,7 @@ def test_a_leader_that_was_stopped_leads_no_longer_when_it_goes_on(
 ) -> None:
     first, second = masters
     before = first.epoch()
-    os.kill(first.process.pid, signal.SIGSTOP)
+    freeze(first.process.pid)
     wait_for("the second leads", lambda: second.epoch() > before, 10 * TTL_S)
     os.kill(first.process.pid, signal.SIGCONT)
     wait_for("the first gave up", lambda: first.epoch() == 0)

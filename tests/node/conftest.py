@@ -17,7 +17,7 @@ import pytest
 from mooncake_hicache.config import StoreOptions
 from mooncake_hicache.node.paths import NodePaths, node_paths
 from mooncake_hicache.node.state import NodeState, is_locked, read_state
-from tests.processes import end_all_with, wait_for
+from tests.processes import end_all_with, freeze, wait_for
 
 POOL_SIZE = "64MiB"
 
@@ -60,14 +60,7 @@ class NodeFolder:
 
     def freeze(self) -> None:
         """Stop the node's process, and return once each of its threads stands still."""
-        self.signal(signal.SIGSTOP)
-        tasks = list(Path(f"/proc/{self.pid}/task").iterdir())
-        wait_for(
-            "it stands still",
-            lambda: all(
-                (t / "stat").read_text().rsplit(")", 1)[1].split()[0] == "T" for t in tasks
-            ),
-        )
+        freeze(self.pid)
 
     def run(
         self, *arguments: str, env: dict[str, str] | None = None

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from mooncake_hicache.errors import Error
 from mooncake_hicache.p2p import P2PStore
+from tests.processes import freeze
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -68,7 +69,10 @@ class Peer:
         return answer
 
     def signal(self, number: int) -> None:
-        self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            freeze(self.process.pid)
+        else:
+            self.process.send_signal(number)
         if number == signal.SIGKILL:
             self.process.wait()
 

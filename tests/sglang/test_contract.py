@@ -15,6 +15,7 @@ pytest.importorskip("sglang")
 
 import torch
 
+from tests.processes import freeze
 from tests.sglang import host_pools
 from tests.sglang.backends import (
     HiCacheStorageExtraInfo,
@@ -538,7 +539,7 @@ def test_clear_that_does_not_reach_the_node_is_made_up_for(runtime_dir, opened):
     backend = opened(host, config(model_name=storage.model_name, extra_config=alone))
     assert backend.batch_exists(names) == 4
     node = int(backend._store.stats()["node"]["pid"])
-    os.kill(node, signal.SIGSTOP)
+    freeze(node)
     try:
         begun = time.monotonic()
         backend.clear()

@@ -28,6 +28,7 @@ from mooncake_hicache import (
     UnavailableError,
 )
 from mooncake_hicache.config import TransferOptions
+from tests.processes import freeze
 from tests.transfer.peer import Peer, content_of, digest_of
 
 MiB = 1 << 20
@@ -200,7 +201,7 @@ def test_a_hung_peer_is_given_up_at_the_deadline_and_touches_nothing_later() -> 
     ):
         here = np.full(64 * MiB, 0xEE, np.uint8)
         segment.read(bytearray(10), peer.memory)
-        os.kill(peer.process.pid, signal.SIGSTOP)
+        freeze(peer.process.pid)
         try:
             start = time.monotonic()
             with pytest.raises(TimeoutError_):

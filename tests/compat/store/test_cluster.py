@@ -14,7 +14,7 @@ import pytest
 from mooncake_hicache.compat.store import MooncakeDistributedStore
 from mooncake_hicache.errors import UnavailableError
 from tests.compat.store.stores import machine, opened
-from tests.processes import wait_for
+from tests.processes import freeze, wait_for
 
 ANSWER_S_MAX = 8.0  # Calls return within 1 s; the rest is for a machine with other work.
 
@@ -78,7 +78,7 @@ def test_a_node_that_does_not_answer_is_not_passed_over(
 ) -> None:
     keys = put_all(stores)
     stopped = process_of(stores[1])
-    os.kill(stopped, signal.SIGSTOP)
+    freeze(stopped)
     began = time.monotonic()
     try:
         with pytest.raises(UnavailableError, match="did not answer"):
